@@ -1,0 +1,19 @@
+.PHONY: help install lint test golden pairs
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: ## the package with its development tools
+	pip install -e ".[dev]"
+
+lint: ## ruff and pyright
+	ruff check . && ruff format --check . && pyright
+
+test: ## the test suite on two processes
+	pytest -n 2
+
+golden: ## write the golden losses anew (look at the difference before you commit it)
+	python scripts/golden.py --write
+
+pairs: ## every pair of options: trained or refused (about 20 minutes on two cores)
+	python scripts/pairs.py

@@ -1,0 +1,100 @@
+"""The command `knep`: find, read, copy and train recipes from any project. What does not train never imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from knep.cli_errors import one_line
+from knep.errors import InputError
+from knep.listing import CONF, GROUPS, help_text, options, reason, recipe_choices
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command line; exits with 2 and one line on bad input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"]:
+        # Hydra's overrides are no argparse flags, and worker processes start the module again by its path.
+        from knep import train
+
+        sys.argv = [str(Path(train.__file__)), *arguments[1:]]
+        train.main(arguments[1:])
+        return
+    args = _parser().parse_args(arguments)
+    with one_line():
+        args.run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
+    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | train")
+    ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
+    ls.add_argument("group", nargs="?")
+    ls.set_defaults(run=_ls)
+    show = commands.add_parser("show", help="a recipe or option: its file, and a recipe's values")
+    show.add_argument("group")
+    show.add_argument("option", nargs="?")
+    show.set_defaults(run=_show)
+    cp = commands.add_parser("cp", help="copy an option's YAML for editing, for example: knep cp optimizer/muon ./conf")
+    cp.add_argument("option", metavar="group/option")
+    cp.add_argument("folder", type=Path)
+    cp.set_defaults(run=_cp)
+    commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
+    return parser
+
+
+def _known(word: str, known: Sequence[str], what: str) -> str:
+    if word in known:
+        return word
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    raise InputError(f"there is no {what} {word}: " + (f"did you mean {close[0]}?" if close else ", ".join(known)))
+
+
+def _ls(args: argparse.Namespace) -> None:
+    if args.group is None:
+        print(help_text())
+        return
+    group = _known(args.group, GROUPS, "group")
+    width = max(map(len, options(group)))
+    for option in options(group):
+        print(f"{option:{width}}  {reason(group, option)}")
+
+
+def _split(group: str, option: str | None) -> tuple[str, str]:
+    if option is None:
+        group, _, option = group.partition("/")
+    group = _known(group, GROUPS, "group")
+    return group, _known(option, options(group), f"{group} option")
+
+
+def _show(args: argparse.Namespace) -> None:
+    group, option = _split(args.group, args.option)
+    print((CONF / group / f"{option}.yaml").read_text(encoding="utf-8").rstrip())
+    if group == "recipe":
+        for slot, picked in recipe_choices(option).items():
+            values = CONF / "recipe" / option / f"{slot}-{picked}.yaml"
+            if values.is_file():
+                print(f"\n# values of {slot}={picked}\n{values.read_text(encoding='utf-8').rstrip()}")
+
+
+def _cp(args: argparse.Namespace) -> None:
+    group, option = _split(args.option, None)
+    paths = [CONF / group / f"{option}.yaml", *sorted((CONF / group / option).glob("*.yaml"))]
+    for source in paths:
+        target = args.folder / source.relative_to(CONF)
+        if target.exists():
+            raise InputError(f"{target} exists already: remove it or copy to another folder")
+    for source in paths:
+        target = args.folder / source.relative_to(CONF)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        print(target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Bad input as one line on stderr and exit code 2, for every command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from knep.errors import InputError
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turns InputError into `knep: <line>` and exit code 2, Ctrl-C into exit code 130."""
+    try:
+        yield
+    except InputError as error:
+        print(f"knep: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("knep: stopped", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,217 @@
+"""From override lines to a checked config: every mistake is found here, before a folder is made or a step is run."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from knep.conflicts import refuse_conflicts
+from knep.errors import InputError
+
+# Keys that take words as well as numbers: their reader checks them.
+_FREE = frozenset({"accumulate", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"})
+_AT_LEAST = {"trainer.max_epochs": 1, "trainer.num_nodes": 1, "log_every": 1, "trainer.check_val_every_n_epoch": 1}
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A checked config: plain resolved data, the option chosen in each group, and the overrides that made it."""
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    overrides: list[str]
+
+
+def compose_config(overrides: Sequence[str], search: Sequence[str] = ()) -> Composed:
+    """Composes `train.yaml` with override lines as on the command line.
+
+    search: further config folders, searched after knep's own primary config and before its groups.
+    Raises InputError for whatever is misspelt, of a wrong type or out of range, or contradictory.
+    """
+    parsed = parse(overrides)
+    extra = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+    with initialize_config_module("knep.conf", version_base="1.3"):
+        groups = [o for o in parsed if _is_group(o)]
+        for override in groups:
+            _check_group(override)
+        bare = _compose([*extra, *(_line(o) for o in parsed if o in groups)])
+        for override in parsed:
+            if override not in groups:
+                _check_value(override, bare)
+        cfg = _compose([*extra, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
+        with _one_line():
+            config = plain(cfg)
+    check_ranges(config)
+    refuse_conflicts(choices, config)
+    return Composed(config, choices, list(overrides))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The task's part of a config, resolved, as dicts, lists and scalars."""
+    task = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+    task._set_parent(None)
+    container = OmegaConf.to_container(task, resolve=True)
+    assert isinstance(container, dict)
+    return {str(k): v for k, v in container.items()}
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's override objects. Raises InputError for a line that is none."""
+    parser = OverridesParser.create()
+    parsed = []
+    for line in overrides:
+        try:
+            parsed += parser.parse_overrides([line])
+        except HydraException as error:
+            raise InputError(
+                f"{line!r} is not an override: write key=value, and quote a value with special characters"
+            ) from error
+    return parsed
+
+
+def _line(override: Override) -> str:
+    assert override.input_line is not None
+    return override.input_line
+
+
+def _compose(lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+    with _one_line():
+        return compose("train", list(lines), return_hydra_config=return_hydra_config)
+
+
+class _one_line:
+    """Hydra's and OmegaConf's errors as one line."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            text = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise InputError(" ".join(text[:3])) from error
+
+
+def _loader() -> Any:
+    return GlobalHydra.instance().config_loader()
+
+
+def _groups() -> list[str]:
+    return sorted(_loader().list_groups(""))
+
+
+def _is_group(override: Override) -> bool:
+    name = override.key_or_group
+    if name.startswith("hydra"):
+        return False
+    return name in _groups() or "@" in name or ("." not in name and isinstance(override.value(), str) and "/" in name)
+
+
+def _check_group(override: Override) -> None:
+    name, value = override.key_or_group, override.value()
+    if "@" in name or not isinstance(value, str):
+        if not isinstance(value, str) and not override.is_delete():
+            raise InputError(f"{name}={value} is not an option: choose from {', '.join(_options(name))}")
+        return
+    if value not in _options(name):
+        raise InputError(f"{name}={value} is not an option{nearest(value, _options(name))}")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(_loader().get_group_options(group))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """ ": write X" for the nearest known name, or the list of all."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f": did you mean {close[0]}?" if close else f": choose from {', '.join(known)}"
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            path = f"{prefix}.{key}" if prefix else str(key)
+            yield path
+            yield from _flat(value, path)
+
+
+def _check_value(override: Override, bare: DictConfig) -> None:
+    key = override.key_or_group
+    if key.startswith("hydra") or override.is_add() or override.is_force_add() or override.is_delete():
+        return
+    container = OmegaConf.to_container(bare, resolve=False)
+    known = list(_flat(container))
+    if key not in known:
+        last = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+        words = sorted({*known, *_groups()})
+        hint = difflib.get_close_matches(key, last, n=1, cutoff=0.5) or difflib.get_close_matches(key, words, n=1)
+        choice = f"did you mean {hint[0]}?" if hint else f"choose from {', '.join(sorted(last) or _groups())}"
+        raise InputError(f"there is no key {key}: {choice}")
+    old = OmegaConf.to_container(OmegaConf.create({"v": _at(container, key)}), resolve=False)["v"]  # type: ignore[index]
+    new = override.value()
+    if key not in _FREE and not _fits(old, new):
+        raise InputError(f"{key}={_shown(new)} is {_kind(new)}: write {_kind(old)}, for example {key}={_shown(old)}")
+
+
+def _at(container: Any, key: str) -> Any:
+    for part in key.split("."):
+        container = container[part]
+    return container
+
+
+def _fits(old: Any, new: Any) -> bool:
+    """Whether `new` may stand where the YAML has `old`; None there takes anything, words take numbers as names."""
+    if old is None or (isinstance(old, str) and old.startswith("${")):
+        return True
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    if isinstance(old, float):
+        return isinstance(new, (int, float)) and math.isfinite(new)
+    if isinstance(old, str):
+        return isinstance(new, (str, int, float)) or type(new).__name__ == "QuotedString"
+    return isinstance(new, type(old))
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a group of keys"}
+    if value is None:
+        return "null"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not a finite number"
+    return names.get(type(value), "text")
+
+
+def _shown(value: Any) -> str:
+    text = getattr(value, "text", value)
+    if isinstance(text, bool):
+        return str(text).lower()
+    return "null" if text is None else str(text)
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+    """Ranges of the keys that no constructor checks in time."""
+    for key, least in _AT_LEAST.items():
+        value = _at(config, key)
+        if value is None or value < least:
+            raise InputError(f"{key}={value} must be at least {least}")
+    if not isinstance(config["accumulate"], int) or isinstance(config["accumulate"], bool) or config["accumulate"] < 1:
+        raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
+    if not 0 < config["layer_decay"] <= 1:
+        raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
+    if not 0 <= config["seed"] < 2**32:
+        raise InputError(f"seed={config['seed']} must be in [0, 2**32)")
+    if config["threads"] is not None and (not isinstance(config["threads"], int) or config["threads"] < 1):
+        raise InputError(f"threads={config['threads']} must be a whole number, at least 1, or null for all cores")

@@ -1,0 +1,1 @@
+"""The YAML of every group: `hydra.searchpath: [pkg://knep.conf]`."""

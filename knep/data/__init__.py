@@ -1,0 +1,1 @@
+"""Data modules: images as uint8, whole batches, on the device."""

@@ -1,0 +1,122 @@
+"""Loading what a run saved, and measuring it on a split."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from knep.errors import InputError
+from knep.fit import build_module
+
+
+@dataclass
+class Evaluation:
+    """Measured on one pass over a split: loss and accuracy (of the mean prediction where there are several models)."""
+
+    loss: float
+    acc: float
+    images: int
+    member_acc: list[float]
+    confusion_KK: Tensor  # rows: true class, columns: predicted
+    mistakes: list[Mistake] = field(default_factory=list)  # most confident first
+
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval of the accuracy (Wilson 1927)."""
+        z, n, p = 1.959964, self.images, self.acc
+        centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+@dataclass
+class Mistake:
+    """An image with its true and its predicted class and the probability given to the latter."""
+
+    image_CHW: Tensor
+    true: int
+    predicted: int
+    probability: float
+
+
+@torch.no_grad()
+def evaluate(
+    members: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, keep: int = 16
+) -> Evaluation:
+    """One pass of all members over raw batches (x, y); labels of -1 are padding and are left out.
+
+    keep: how many of the most confident mistakes are returned.
+    """
+    for member in members:
+        member.eval()
+    device = next(members[0].parameters()).device
+    confusion = MulticlassConfusionMatrix(num_classes).to(device)
+    loss, right, each, images, mistakes = 0.0, 0, [0] * len(members), 0, []
+    for x, y in batches:
+        x_NCHW, y_N = x[y >= 0].to(device), y[y >= 0].to(device)
+        p_MNK = torch.stack([m(x_NCHW).float().softmax(1) for m in members])
+        p_NK = p_MNK.mean(0)
+        confidence, predicted = p_NK.max(1)
+        loss += F.nll_loss(p_NK.clamp_min(1e-12).log(), y_N, reduction="sum").item()
+        right += int((predicted == y_N).sum())
+        each = [a + int((p.argmax(1) == y_N).sum()) for a, p in zip(each, p_MNK, strict=True)]
+        images += len(y_N)
+        confusion.update(predicted, y_N)
+        wrong = (predicted != y_N).nonzero().flatten()
+        mistakes += [
+            Mistake(x_NCHW[i].cpu(), int(y_N[i]), int(predicted[i]), float(confidence[i])) for i in wrong.tolist()
+        ]
+        mistakes = sorted(mistakes, key=lambda m: -m.probability)[:keep]
+    if not images:
+        raise InputError("there is not one image to evaluate on")
+    table = confusion.compute().cpu()
+    return Evaluation(loss / images, right / images, images, [a / images for a in each], table, mistakes)
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The file's plain data, never unpickled. Raises InputError where it is missing, damaged or not knep's."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing: give a run folder or a .ckpt file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its many readers raise: zip, pickle, runtime, EOF errors
+        what = "is truncated or damaged" if not zipfile.is_zipfile(path) else "is not a checkpoint that knep wrote"
+        raise InputError(f"{path} {what}: give another checkpoint ({type(error).__name__})") from error
+    if not isinstance(state, dict) or "knep" not in state or "state_dict" not in state:
+        raise InputError(f"{path} was not written by knep: it has no config inside")
+    return state
+
+
+def load_module(path: Path) -> Any:
+    """The Classifier in a checkpoint file, in eval mode on the CPU."""
+    state = read_checkpoint(path)
+    about = state["knep"]
+    module = build_module(about, initialise=False)
+    load_weights(module, state["state_dict"], path)
+    return module.eval()
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """`load_state_dict` that answers in one line. Raises InputError where the weights are of another model."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [" ".join(line.split()) for line in str(error).splitlines()[1:3]]
+        raise InputError(f"{path} holds another model: {' '.join(lines)[:200]}") from error
+
+
+def load_members(run: Path) -> list[Any]:
+    """The tested models of a run folder (or of one file): several for an ensemble."""
+    if run.is_file():
+        return [load_module(run)]
+    if not run.is_dir():
+        raise InputError(f"{run} is missing: give a run folder such as outputs/<date>/<time>_<name>")
+    folders = sorted(run.glob("member_*")) or [run]
+    return [load_module(folder / "checkpoints" / "final.ckpt") for folder in folders]

@@ -1,0 +1,89 @@
+"""What TensorBoard shows at the end of a run, from one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from knep.evaluate import Evaluation, Mistake
+
+
+def _figure(width: float, height: float) -> Any:
+    # The object-oriented interface: no global state, no display, safe beside a user's own pyplot.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def confusion_figure(confusion_KK: Tensor, names: Sequence[str]) -> Any:
+    """Counts per true class (rows) and predicted class (columns), coloured by share of the row."""
+    k = len(names)
+    figure = _figure(2.5 + 0.45 * k, 2 + 0.45 * k)
+    axes = figure.add_subplot()
+    share = confusion_KK / confusion_KK.sum(1, keepdim=True).clamp_min(1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", xticks=range(k), yticks=range(k))
+    axes.set_xticklabels(names, rotation=60, ha="right", parse_math=False)
+    axes.set_yticklabels(names, parse_math=False)
+    for i in range(k if k <= 30 else 0):
+        for j in range(k):
+            colour = "white" if share[i, j] > 0.5 else "black"
+            if confusion_KK[i, j]:
+                axes.text(j, i, str(int(confusion_KK[i, j])), ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def mistakes_figure(mistakes: Sequence[Mistake], names: Sequence[str]) -> Any:
+    """The most confident mistakes: image, true class, predicted class with its probability."""
+    columns = 4
+    rows = max(1, -(-len(mistakes) // columns))
+    figure = _figure(2.6 * columns, 2.8 * rows)
+    for i, m in enumerate(mistakes):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        image = m.image_CHW.permute(1, 2, 0).squeeze(-1)
+        axes.imshow(image, cmap="gray" if image.ndim == 2 else None, interpolation="nearest")
+        title = f"true: {names[m.true]}\npredicted: {names[m.predicted]} ({m.probability:.0%})"
+        axes.set_title(title, fontsize=9, parse_math=False)
+        axes.axis("off")
+    return figure
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config as dotted keys with scalar values, for the HParams tab."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{path}.")
+        else:
+            out[path] = value if isinstance(value, (int, float, bool, str)) else str(value)
+    return out
+
+
+def show(
+    logger: Any,
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    result: Evaluation,
+    names: Sequence[str],
+    metrics: Mapping[str, float],
+    step: int,
+) -> None:
+    """Writes figures, config and HParams with the final metrics to a TensorBoardLogger.
+
+    choices: group -> option, shown as hyper-parameters of their own. step: optimizer steps of the run.
+    """
+    board = logger.experiment
+    board.add_figure("test/confusion", confusion_figure(result.confusion_KK, names), step)
+    board.add_figure("test/most_confident_mistakes", mistakes_figure(result.mistakes, names), step)
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    board.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), step)
+    values = {k: v for k, v in flat(config).items() if not k.endswith(("_target_", "_partial_"))}
+    logger.log_hyperparams({**choices, **values}, {f"final/{k}": v for k, v in metrics.items()}, step=step)
+    logger.finalize("success")

@@ -1,0 +1,202 @@
+"""Building one model and fitting it: the part of a run that Lightning does."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from knep.errors import InputError
+from knep.lit import Classifier
+from knep.progress import Lines, ProgressBar
+from knep.recipe import Recipe, named
+from knep.safe import instantiate
+from knep.tables import CsvLogger
+
+
+class Interrupted(Exception):
+    """The user asked a run to stop; a checkpoint to go on from was written first."""
+
+
+class Clock(Callback):
+    """Seconds and images of the training batches alone, validation and logging of epochs left out."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.images = 0
+        self._began = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0 or not self._began:
+            self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.images += len(batch[0]) * trainer.world_size
+        if trainer.is_last_batch:
+            self.seconds += time.perf_counter() - self._began
+            self._began = 0.0
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+class StopOnSignal(Callback):
+    """Ctrl-C once: finish the step, save a checkpoint, stop. Twice: stop at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with contextlib.suppress(ValueError):  # signals can be handled in the main thread only
+            self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        if self._asked:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise Interrupted
+        self._asked = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._asked:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+            raise Interrupted
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+
+class History(Callback):
+    """The validation metrics of every epoch, kept in the checkpoint."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.rows.append({"epoch": trainer.current_epoch} | metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def best(self, monitor: str, mode: str) -> dict[str, float]:
+        """The row of the best epoch by a validation metric."""
+        sign = 1 if mode == "min" else -1
+        return min(self.rows, key=lambda row: sign * row[monitor])
+
+
+def about(config: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """The plain data that a checkpoint needs to be rebuilt without the data set."""
+    return {
+        "config": dict(config),
+        "num_classes": data.num_classes,
+        "channels": data.channels,
+        "image_size": data.image_size,
+        "class_names": list(data.class_names),
+    }
+
+
+def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = True, seed: int = 0) -> Classifier:
+    """The Classifier that a config describes: scaling fitted on `data`, model built, recipe applied.
+
+    initialise: False leaves out `init` and the scaling's statistics, for weights that come from a checkpoint.
+    """
+    cfg = facts["config"]
+    recipe = Recipe.from_config(cfg)
+    if not initialise:
+        recipe.model_slots = {k: v for k, v in recipe.model_slots.items() if k != "init"}
+    torch.manual_seed(seed)
+    shape = (1, facts["channels"], facts["image_size"], facts["image_size"])
+    images = data.train_images() if data is not None else [torch.zeros(shape, dtype=torch.uint8)]
+    scaling = recipe.scaling(images)
+    with named("model"):
+        model = instantiate(cfg["model"])(
+            in_channels=facts["channels"], num_classes=facts["num_classes"], image_size=facts["image_size"]
+        )
+    raw = data.sample(64) if data is not None else torch.zeros(shape, dtype=torch.uint8)
+    recipe.apply(model, sample=scaling(raw))
+    return Classifier(
+        model,
+        recipe,
+        num_classes=facts["num_classes"],
+        scaling=scaling,
+        seed=seed,
+        log_every=cfg["log_every"],
+        about=dict(facts),
+    )
+
+
+def precision(wanted: Any, accelerator: str) -> Any:
+    """`auto`: bf16-mixed on GPUs that have it, otherwise 32-true."""
+    if wanted != "auto":
+        return wanted
+    on_gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches: int, callbacks: list[Any]) -> Trainer:
+    """Lightning's Trainer with the recipe's callbacks, the checkpoints and the logs of one run folder."""
+    node = dict(cfg["trainer"])
+    if node["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError(f"trainer.accelerator={node['accelerator']}: this machine has no GPU, write trainer=cpu")
+    monitor, mode = watched(cfg)
+    checkpoints = folder / "checkpoints"
+    best = ModelCheckpoint(checkpoints, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+    last = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False, save_on_exception=False)
+    logged = [
+        TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False),
+        CsvLogger(folder),
+    ]
+    quiet = node.pop("fast_dev_run")
+    node["precision"] = precision(node["precision"], node["accelerator"])
+    accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
+    callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if cfg["progress"] else Lines()]
+    try:
+        return instantiate(
+            node,
+            default_root_dir=str(folder),
+            accumulate_grad_batches=accumulate,
+            callbacks=[*callbacks, best, last],
+            logger=logged,
+            fast_dev_run=quiet,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            log_every_n_steps=cfg["log_every"],
+            use_distributed_sampler=False,
+        )
+    except (InputError, ValueError, RuntimeError) as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def watched(cfg: Mapping[str, Any]) -> tuple[str, str]:
+    """The validation metric by which epochs are compared, and its direction."""
+    return cfg["stopping"].get("monitor", "val/loss"), cfg["stopping"].get("mode", "min")
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Runs with `count` CPU threads; None leaves torch's choice."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)

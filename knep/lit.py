@@ -1,0 +1,181 @@
+"""The LightningModule: a model, a recipe and a loss. One step, and where each slot acts:
+
+    batch -- augment -- scaling --> model[norm, activation, dropout] --> loss (+ regularization) --> backward
+          -- clip --> optimizer -- regularization, scheduler --> averaging ... epoch end: validate --> stopping
+
+`init` acts once, before; the test split is read once, after.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from knep.groups import decayed
+from knep.seeds import mix
+
+if TYPE_CHECKING:
+    from knep.recipe import Recipe
+
+
+def _nothing() -> None:
+    pass
+
+
+class Classifier(L.LightningModule):
+    """Trains `model` on (x, y) batches as `recipe` says; any DataLoader or datamodule will do.
+
+    x: raw images (N, C, H, W), uint8 or float; y: int64 (N,), -1 marks padding, which no metric counts.
+    Logged once an epoch: {train,val,test}/{loss,acc}; every `log_every` optimizer steps: lr, gradient norms.
+
+    scaling: maps raw pixels to the model's input; num_classes: width of the logits;
+    seed: every random draw of a step is a function of it, the rank and the step's position.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        num_classes: int,
+        scaling: nn.Module | None = None,
+        seed: int = 0,
+        log_every: int = 10,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.scaling = scaling if scaling is not None else nn.Identity()
+        self.augment = recipe.augment
+        self.recipe = recipe
+        self.num_classes = num_classes
+        self.seed = seed
+        self.log_every = log_every
+        self.about = about or {}  # plain data that travels in the checkpoint: config, class names
+        self._sums: dict[str, Tensor] = {}
+        self._clipped: deque[bool] = deque(maxlen=100)
+        self._logged_step = -1
+        self._decayed = decayed(model)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.model(self.scaling(x_NCHW))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = self.augment(*batch, self.num_classes)
+        logits_NK = self(x)
+        loss = F.cross_entropy(logits_NK, y, label_smoothing=self.recipe.regularization.label_smoothing)
+        target_N = y if y.ndim == 1 else y.argmax(1)
+        with torch.no_grad():
+            self._add("train", loss * len(x), (logits_NK.argmax(1) == target_N).sum(), len(x))
+        return (loss + self.recipe.regularization.penalty(self._decayed)) * self._weight(len(x))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str = "val") -> None:
+        x, y = batch
+        logits_NK = self(x)
+        loss = F.cross_entropy(logits_NK.float(), y, ignore_index=-1, reduction="sum")
+        self._add(split, loss, (logits_NK.argmax(1) == y).sum(), (y >= 0).sum())
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx, split="test")
+
+    def on_train_epoch_start(self) -> None:
+        self._switch("train")
+
+    def on_validation_start(self) -> None:
+        self._switch("eval")
+
+    def on_validation_end(self) -> None:
+        if self.trainer.training or self.trainer.state.fn == "fit":
+            self._switch("train")
+
+    def on_train_end(self) -> None:
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        """Optimizers that evaluate at other weights than they train (schedule-free) have `train` and `eval`."""
+        for optimizer in self.trainer.optimizers:
+            getattr(optimizer, mode, _nothing)()
+
+    def on_train_epoch_end(self) -> None:
+        self._log_sums("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_sums("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_sums("test")
+
+    def _weight(self, images: int) -> float:
+        """What makes the sum over an accumulation window the mean over its images where batches differ in size."""
+        loader = self.trainer.train_dataloader
+        typical = getattr(loader, "mean_batch", None)
+        return images / typical if typical and self.trainer.accumulate_grad_batches > 1 else 1.0
+
+    def _add(self, split: str, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:
+        """Adds to the on-device sums (loss, correct, images), without waiting for the device."""
+        if split not in self._sums:
+            self._sums[split] = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = self._sums[split]
+        sums[0] += loss
+        sums[1] += correct
+        sums[2] += images
+
+    def running(self, split: str) -> tuple[float, float]:
+        """Mean loss and accuracy of the epoch so far; waits for the device."""
+        loss, correct, images = self._sums.get(split, torch.zeros(3)).tolist()
+        return loss / max(images, 1), correct / max(images, 1)
+
+    def _log_sums(self, split: str) -> None:
+        sums = self.trainer.strategy.reduce(self._sums.pop(split), reduce_op="sum")
+        loss, acc = (sums[0] / sums[2]).float(), (sums[1] / sums[2]).float()
+        self.log_dict({f"{split}/loss": loss, f"{split}/acc": acc}, sync_dist=False, rank_zero_only=False)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.recipe.optimizer(self.model)
+        total = int(self.trainer.estimated_stepping_batches)
+        batches = max(1, int(self.trainer.num_training_batches))
+        per_epoch = max(1, -(-batches // self.trainer.accumulate_grad_batches))
+        scheduler = self.recipe.scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.recipe.schedule_at}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        before = self.recipe.clip(parameters)
+        # SAM clips twice in a step: once is enough in the log.
+        if self.global_step % self.log_every == 0 and self._logged_step != self.global_step:
+            after = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            self._log_step(optimizer, before, after)
+
+    def _log_step(self, optimizer: Any, before: Tensor, after: Tensor) -> None:
+        """Logs a sample of the run's dynamics; the only place in a step that waits for the device."""
+        before_, after_ = float(before), float(after)
+        # Two norms of the same gradients differ in rounding only; 1e-4 tells that from clipping, in bf16 too.
+        self._clipped.append(abs(after_ - before_) > 1e-4 * before_)
+        self._logged_step = self.global_step
+        values = {
+            "grad_norm/before_clip": before_,
+            "grad_norm/after_clip": after_,
+            "grad_norm/clipped_share": sum(self._clipped) / len(self._clipped),
+            "lr": optimizer.param_groups[0]["lr"],
+        }
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with torch.no_grad():
+            self.recipe.regularization.after_step(self._decayed, optimizer.param_groups[0]["lr"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["knep"] = self.about

@@ -1,0 +1,83 @@
+"""Fitting one member of a run: most runs have one, an ensemble several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from knep.errors import InputError
+from knep.evaluate import load_weights, read_checkpoint
+from knep.fit import Clock, History, Interrupted, StopOnSignal, build_module, build_trainer, watched
+from knep.lit import Classifier
+from knep.resume import find_checkpoint
+
+
+@dataclass
+class Member:
+    """A fitted model with what its fit measured; logger: its TensorBoardLogger."""
+
+    module: Classifier
+    folder: Path
+    logger: Any
+    epochs: int
+    steps: int
+    best: Mapping[str, float]
+    samples_per_second: float
+    stopped_early: bool = False
+    interrupted: bool = False
+
+
+def fit_member(facts: Mapping[str, Any], data: Any, folder: Path, seed: int) -> Member:
+    """Builds, fits and saves one model in `folder`; resumes where the config's `ckpt` has a checkpoint for it.
+
+    Raises InputError where the optimizer, the data and the checkpoint do not fit together.
+    """
+    cfg = facts["config"]
+    torch.manual_seed(seed)
+    module = build_module(facts, data, seed=seed)
+    data.seed = seed
+    data.drop_last = module.recipe.accumulate != "epoch"
+    batches = data.train_batches
+    clock, history = Clock(), History()
+    trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, StopOnSignal()])
+    start = _resume_from(cfg, folder, module, trainer)
+    interrupted = False
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except Interrupted:
+        interrupted = True
+    data.trainer = None
+    if trainer.is_global_zero and not interrupted:
+        torch.save({"state_dict": module.state_dict(), "knep": dict(facts)}, folder / "checkpoints" / "final.ckpt")
+    metric, mode = watched(cfg)
+    return Member(
+        module=module,
+        folder=folder,
+        logger=trainer.loggers[0] if trainer.loggers else None,
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        best=history.best(metric, mode) if history.rows else {},
+        samples_per_second=clock.samples_per_second,
+        stopped_early=getattr(module.recipe.stopping, "stopped_epoch", 0) > 0,
+        interrupted=interrupted,
+    )
+
+
+def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
+    if cfg["ckpt"] is None:
+        return None
+    own = folder / "checkpoints" / "last.ckpt"
+    if folder.name.startswith("member_") and not own.is_file():
+        return None  # this member of the ensemble had not begun
+    path = own if folder.name.startswith("member_") else find_checkpoint(cfg["ckpt"])
+    state = read_checkpoint(path)
+    if "loops" not in state:
+        raise InputError(f"ckpt={path} holds weights only and cannot be resumed: give the run folder or last.ckpt")
+    load_weights(module, state.get("current_model_state", state["state_dict"]), path)
+    for logger in trainer.loggers:
+        getattr(logger, "forget_after", lambda step: None)(int(state["global_step"]))
+    return str(path)

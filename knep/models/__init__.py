@@ -1,0 +1,1 @@
+"""Plain `nn.Module` image classifiers with places where the slots act."""

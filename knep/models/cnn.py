@@ -1,0 +1,54 @@
+"""A plain convolutional net: the first one of every tutorial."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from knep.errors import InputError
+from knep.layers import Activation, Norm, conv_unit
+from knep.surgery import Place
+
+
+class CNN(nn.Module):
+    """Stages of convolution and pooling, then a linear classifier on all pixels left. See `cnn`."""
+
+    def __init__(self, channels: Sequence[int], pixels: int, num_classes: int, norm: Norm | None, act: Activation):
+        super().__init__()
+        self.stages = nn.Sequential()
+        for before, width in pairwise(channels):
+            unit = conv_unit(before, width, 3, norm=norm, activation=act)
+            self.stages.append(nn.Sequential(unit, nn.MaxPool2d(2), Place("features", width)))
+        self.dropout = Place("head", channels[-1] * pixels)
+        self.classifier = nn.Linear(channels[-1] * pixels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.stages(x).flatten(1)))
+
+
+def cnn(
+    in_channels: int,
+    num_classes: int,
+    image_size: int,
+    *,
+    widths: Sequence[int] = (32, 64),
+    norm: Norm | None = None,
+    activation: Activation = nn.ReLU,
+) -> CNN:
+    """Images (N, in_channels, image_size, image_size) to class scores (N, num_classes): 3x3 convolutions, each
+    followed by 2x2 max pooling, then a linear layer on what is left (LeCun et al. 1998, with today's parts).
+
+    Places: norm and norm_after in each stage, features behind its pooling, head before the classifier.
+
+    widths: channels of each stage, which halves the image. norm: None leaves the places.
+    Raises InputError for widths that are not positive whole numbers, or more stages than the image can be halved.
+    """
+    if not widths or not all(isinstance(w, int) and w > 0 for w in widths):
+        raise InputError(f"widths must be positive whole numbers such as [32,64], got {list(widths)}")
+    side = image_size >> len(widths)
+    if side < 1:
+        most = image_size.bit_length() - 1
+        raise InputError(
+            f"widths must have at most {most} stages, each halves the image of {image_size} pixels: got {list(widths)}"
+        )
+    return CNN((in_channels, *widths), side**2, num_classes, norm, activation)

@@ -1,0 +1,105 @@
+"""What is seen while a model trains: a rich bar in a terminal, a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar as LightningBar
+
+_REFRESH = 0.25  # seconds: fast enough for the eye, too rare to cost
+
+
+class Lines(LightningBar):
+    """One line per epoch; nothing is refreshed within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._images = 0
+        self._began = 0.0
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images, self._began = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch[0]) * trainer.world_size
+
+    @property
+    def rate(self) -> float:
+        """Images per second of this epoch so far."""
+        return self._images / max(time.perf_counter() - self._began, 1e-9)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not self._enabled or trainer.state.fn != "fit":
+            return
+        loss, acc = pl_module.running("train")
+        val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        text = "  ".join(f"{k} {v:.4f}" for k, v in val.items())
+        self.line(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  train/loss {loss:.4f}  train/acc {acc:.4f}  "
+            f"{text}  {self.rate:,.0f} samples/s"
+        )
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class ProgressBar(Lines):
+    """A rich bar: epoch, loss, accuracy, samples/s, time left. Where there is no terminal: a line per epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Any = None
+        self._task: Any = None
+        self._drawn = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (self._enabled and sys.stdout.isatty()):
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[acc]:.4f}  {task.fields[rate]:,.0f} samples/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            auto_refresh=False,
+        )
+        total = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
+        fields: dict[str, Any] = {"epoch": 1, "epochs": trainer.max_epochs, "loss": 0.0, "acc": 0.0, "rate": 0.0}
+        self._task = self._bar.add_task("", total=total, **fields)
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._bar is None or time.perf_counter() - self._drawn < _REFRESH:
+            return
+        self._drawn = time.perf_counter()
+        loss, acc = pl_module.running("train")
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        fields = {"epoch": trainer.current_epoch + 1, "loss": loss, "acc": acc, "rate": self.rate}
+        self._bar.update(self._task, completed=done, refresh=True, **fields)
+
+    def line(self, text: str) -> None:
+        if self._bar is None:
+            super().line(text)
+        else:
+            self._bar.console.print(text, highlight=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

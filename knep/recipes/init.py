@@ -1,0 +1,199 @@
+"""`init`: how weights start. `f(model, *, sample=None, **hp) -> list[Change]`, in place, once before the first step.
+
+n_in is the number of inputs that one output sums over: channels (of its group) x taps of a convolution; n_out the
+number of outputs that one input reaches. `knep.fill` says which layers are covered. Drawn from torch's global
+generator; every function raises NoEffectError for a model without such layers.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from knep.errors import InputError
+from knep.fill import Fans, assign, fans, fill, groups_of, rms, weighted_layers
+from knep.ranges import check
+from knep.surgery import Change
+
+__all__ = [
+    "default",
+    "delta_orthogonal",
+    "gaussian",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lsuv",
+    "none",
+    "orthogonal",
+    "uniform",
+    "unit_normal",
+]
+
+
+def none(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Leaves every weight as the model was built or loaded."""
+    return []
+
+
+def default(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Leaves PyTorch's own init, U(-1/sqrt(n_in), 1/sqrt(n_in)) for weights and biases: std 1/sqrt(3 n_in)."""
+    return []
+
+
+def _normal(model: nn.Module, name: str, std: Callable[[Fans], float]) -> list[Change]:
+    return fill(model, name, lambda layer, weight: weight.normal_(0, std(fans(layer, weight))))
+
+
+def _uniform(model: nn.Module, name: str, limit: Callable[[Fans], float]) -> list[Change]:
+    def rule(layer: Any, weight: Tensor) -> None:
+        bound = limit(fans(layer, weight))
+        weight.uniform_(-bound, bound)
+
+    return fill(model, name, rule)
+
+
+def uniform(model: nn.Module, *, sample: Tensor | None = None, limit: float = 0.05) -> list[Change]:
+    """Weights from U(-limit, limit) whatever the layer's size: multiplies a signal by limit sqrt(n_in / 3).
+
+    limit: in (0, inf). Raises InputError outside it.
+    """
+    check("limit", limit, "(0, inf)")
+    return _uniform(model, "uniform", lambda fan: limit)
+
+
+def unit_normal(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Weights from N(0, 1): multiplies a signal by sqrt(n_in) per linear layer, so that deep networks overflow."""
+    return _normal(model, "unit_normal", lambda fan: 1.0)
+
+
+def gaussian(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Weights with std 1 / n_in: multiplies a signal by 1 / sqrt(n_in) per linear layer, so that it dies with depth."""
+    return _normal(model, "gaussian", lambda fan: 1 / fan.n_in)
+
+
+def lecun_normal(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Weights with std 1 / sqrt(n_in): keeps a signal's variance through linear layers (LeCun et al. 1998, eq. 16)."""
+    return _normal(model, "lecun_normal", lambda fan: fan.n_in**-0.5)
+
+
+def glorot_normal(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Weights with std sqrt(2 / (n_in + n_out)): between keeping the signal and its gradient (Glorot and Bengio 2010).
+
+    Their eq. 12, drawn from a normal.
+    """
+    return _normal(model, "glorot_normal", lambda fan: math.sqrt(2 / (fan.n_in + fan.n_out)))
+
+
+def glorot_uniform(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Weights from U(-a, a), a = sqrt(6 / (n_in + n_out)), the std of `glorot_normal`: Glorot and Bengio 2010, eq. 16."""
+    return _uniform(model, "glorot_uniform", lambda fan: math.sqrt(6 / (fan.n_in + fan.n_out)))
+
+
+def he_normal(model: nn.Module, *, sample: Tensor | None = None, slope: float = 0.0) -> list[Change]:
+    """Weights with std sqrt(2 / ((1 + slope^2) n_in)): keeps the mean square under ReLU (He et al. 2015, eq. 15).
+
+    slope: of a leaky ReLU below 0, in [0, 1]. Raises InputError outside it.
+    """
+    check("slope", slope, "[0, 1]")
+    return _normal(model, "he_normal", lambda fan: math.sqrt(2 / ((1 + slope**2) * fan.n_in)))
+
+
+def he_uniform(model: nn.Module, *, sample: Tensor | None = None, slope: float = 0.0) -> list[Change]:
+    """Weights from U(-a, a), a = sqrt(6 / ((1 + slope^2) n_in)): the std of `he_normal` (He et al. 2015, eq. 15).
+
+    slope: of a leaky ReLU below 0, in [0, 1]. Raises InputError outside it.
+    """
+    check("slope", slope, "[0, 1]")
+    return _uniform(model, "he_uniform", lambda fan: math.sqrt(6 / ((1 + slope**2) * fan.n_in)))
+
+
+def orthogonal(model: nn.Module, *, sample: Tensor | None = None, gain: float = 1.0) -> list[Change]:
+    """Weight matrices with orthonormal rows or columns: keeps the length of every signal, not only on average.
+
+    Saxe, McClelland and Ganguli 2014. A convolution's matrix is (filters, channels x taps), one for each group.
+
+    gain: factor on the matrix, in (0, inf). Raises InputError outside it.
+    """
+    check("gain", gain, "(0, inf)")
+
+    def rule(layer: Any, weight: Tensor) -> None:
+        for block in weight.chunk(groups_of(layer)):
+            block.copy_(_orthogonal_like(block, gain))
+
+    return fill(model, "orthogonal", rule)
+
+
+def delta_orthogonal(model: nn.Module, *, sample: Tensor | None = None, gain: float = 1.0) -> list[Change]:
+    """Convolutions that act on each pixel by an orthogonal matrix: it sits at the centre tap, all other taps are 0.
+
+    Xiao et al. 2018, algorithm 2. Keeps each pixel's length where a convolution has no fewer outputs than inputs and
+    stride 1; with fewer it is a projection. Linear layers become orthogonal.
+
+    gain: factor on the matrix, in (0, inf). Raises InputError outside it.
+    """
+    check("gain", gain, "(0, inf)")
+
+    def rule(layer: Any, weight: Tensor) -> None:
+        weight.zero_()
+        centre = (slice(None), slice(None), *(size // 2 for size in weight.shape[2:]))
+        for block in weight.chunk(groups_of(layer)):
+            block[centre] = _orthogonal_like(block[centre], gain)
+
+    return fill(model, "delta_orthogonal", rule)
+
+
+def _orthogonal_like(weight: Tensor, gain: float) -> Tensor:
+    """A random orthogonal tensor of the weight's shape, float32: half precision has no QR decomposition."""
+    return nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device), gain)
+
+
+def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Orthogonal weights, each layer then divided by the std of its output on the sample: unit variance everywhere.
+
+    LSUV, Mishkin and Matas 2016, algorithm 1, in one pass: with zero biases a layer is linear in its weight, so one
+    division is exact, and the layer passes on the scaled output. Measured in eval mode; modes are restored. A layer
+    stays orthogonal if the sample does not reach it, its output is constant, or its scale is not its own (spectral
+    normalization).
+
+    sample: (N, C, H, W) batch, scaled as in training. Raises InputError without one.
+    """
+    if sample is None:
+        raise InputError("lsuv measures a batch of training images: give sample, or use init=orthogonal")
+    changes = {change.path: change for change in orthogonal(model)}
+    waiting = {layer: path for path, layer in weighted_layers(model)}
+
+    def divide(layer: Any, args: Any, output: Tensor) -> Tensor | None:
+        path = waiting.pop(layer, None)
+        std = output.float().std(unbiased=False).to(output.dtype)
+        if path is None or not std > 0 or not std.isfinite():
+            return None
+        wanted = layer.weight.detach() / std
+        assign(path, layer, wanted.clone())
+        if not torch.allclose(layer.weight, wanted, rtol=1e-3):
+            return None
+        name = f"{path}.weight".lstrip(".")
+        changes[name] = Change(name, changes[name].before, f"lsuv, rms {rms(wanted)}")
+        return output / std
+
+    _observe(model, sample, list(waiting), divide)
+    return list(changes.values())
+
+
+def _observe(model: nn.Module, sample: Tensor, layers: list[nn.Module], hook: Callable[..., Any]) -> None:
+    """One forward pass in eval mode with `hook` behind each of the layers; every module's mode is restored."""
+    modes = {module: module.training for module in model.modules()}
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    model.eval()
+    try:
+        with torch.no_grad():
+            like = next(model.parameters())
+            model(sample.to(device=like.device, dtype=like.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode

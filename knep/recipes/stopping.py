@@ -1,0 +1,47 @@
+"""`stopping`: when training ends. A callback `f(**hp)`; acts after each validation, on validation metrics only."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+__all__ = ["Early", "none"]
+
+
+def none() -> Callback:
+    """Trains for all epochs; the last weights are the ones tested."""
+    return Callback()
+
+
+class Early(EarlyStopping):
+    """Stops when the monitored validation metric has not improved for `patience` epochs, and goes back to its best.
+
+    Prechelt, "Early stopping - but when?" (1998): criterion UP by count. The weights of the best epoch, not of the
+    last, are in the module when `fit` returns.
+
+    monitor: a logged metric of the validation split; patience: epochs; min_delta: least change that counts, in units
+    of the metric; mode: "min" or "max".
+    Raises ValueError for a monitor of the test split, a negative patience or an unknown mode.
+    """
+
+    def __init__(
+        self, *, monitor: str = "val/loss", patience: int = 10, min_delta: float = 0.0, mode: str = "min"
+    ) -> None:
+        if not monitor.startswith("val/"):
+            raise ValueError(f"monitor must be a validation metric such as val/loss or val/acc, got {monitor}")
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1 epoch, got {patience}")
+        if min_delta < 0:
+            raise ValueError(f"min_delta must not be negative, got {min_delta}")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be min or max, got {mode}")
+        super().__init__(monitor=monitor, patience=patience, min_delta=min_delta, mode=mode, check_finite=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+        path = keeper.best_model_path if keeper else ""
+        if path and Path(path).is_file():
+            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+            pl_module.load_state_dict(cast(dict, state))

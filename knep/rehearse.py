@@ -1,0 +1,42 @@
+"""Trying a config's tricks on a toy before anything is made: a constructor's complaint becomes one line in time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from knep.errors import InputError
+from knep.recipe import Recipe, named
+from knep.safe import instantiate
+
+
+def _toy() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def rehearse(config: Mapping[str, Any]) -> None:
+    """Builds every slot and runs it on a toy of two layers. Raises InputError naming the slot and its complaint."""
+    with torch.random.fork_rng(devices=[]):
+        recipe = Recipe.from_config(config)
+        with named("data"):
+            instantiate(config["data"])
+        for slot, trick in recipe.model_slots.items():
+            _try_values(slot, trick)
+        recipe.scaling([torch.zeros(1, 1, 2, 2, dtype=torch.uint8)])
+        toy = _toy()
+        recipe.scheduler(recipe.optimizer(toy), total_steps=100, steps_per_epoch=10)
+        toy(torch.ones(2, 4)).sum().backward()
+        with named("clip"):
+            recipe.clip(list(toy.parameters()))
+
+
+def _try_values(slot: str, trick: Any) -> None:
+    try:
+        trick(_toy(), sample=torch.zeros(2, 4))
+    except InputError:
+        pass  # a toy lacks what some tricks need; only a complaint about a value counts here
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{slot}: {' '.join(str(error).split())}") from error

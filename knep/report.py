@@ -1,0 +1,124 @@
+"""What a run says: a few lines before, a short table after, summary.json always."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from knep.evaluate import evaluate
+from knep.figures import show
+from knep.files import config_hash, write_summary
+from knep.listing import recipe_choices
+from knep.member import Member
+
+# A model with this many parameters per training image can memorise them; see Zhang et al. 2017.
+_MANY = 100
+
+
+def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any, folder: Path) -> None:
+    """Prints what is trained on what, and what the user changed against the recipe."""
+    kept = recipe_choices(choices["recipe"])
+    changed = [f"{slot}={choices[slot]} (recipe: {o})" for slot, o in kept.items() if choices.get(slot) != o]
+    print(f"recipe {choices['recipe']}" + (f", changed: {', '.join(changed)}" if changed else ", as it is"))
+    sizes = data.sizes
+    print(
+        f"data {choices['data']}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes['test']:,} test "
+        f"images of {data.channels} x {data.image_size} x {data.image_size}, {data.num_classes} classes"
+    )
+
+
+def capacity(parameters: int, images: int) -> str:
+    """One line that weighs the model against its data, with a warning where it can memorise them."""
+    ratio = parameters / images
+    line = f"capacity: {parameters:,} parameters for {images:,} training images ({ratio:,.1f} per image)"
+    if ratio > _MANY:
+        line += "; warning: enough to memorise them, so expect overfitting without augment, dropout or stopping"
+    return line
+
+
+def interrupted(folder: Path, config: Mapping[str, Any], members: Sequence[Member], began: float) -> dict[str, Any]:
+    """The summary of a run that was asked to stop; the test split was not read."""
+    last = members[-1]
+    summary = {
+        "status": "interrupted",
+        "epochs": last.epochs,
+        "steps": last.steps,
+        "seconds": round(time.perf_counter() - began, 2),
+        "seed": config["seed"],
+        "config_hash": config_hash(config),
+    }
+    write_summary(folder, summary)
+    print(f"knep: interrupted after {last.steps} steps; go on with: python train.py ckpt={folder}")
+    return summary
+
+
+def after(
+    folder: Path,
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    data: Any,
+    members: Sequence[Member],
+    began: float,
+) -> dict[str, Any]:
+    """Validates the final weights, reads the test split once, writes and prints what came out."""
+    modules = [m.module for m in members]
+    val = evaluate(modules, data.val_dataloader(), data.num_classes)
+    test = evaluate(modules, data.test_dataloader(), data.num_classes)
+    low, high = test.interval()
+    parameters = sum(p.numel() for m in modules for p in m.model.parameters())
+    best = members[0].best
+    summary: dict[str, Any] = {
+        "status": "stopped_early" if any(m.stopped_early for m in members) else "finished",
+        "test/acc": test.acc,
+        "test/loss": test.loss,
+        "test/acc_low": low,
+        "test/acc_high": high,
+        "val/acc": val.acc,
+        "val/loss": val.loss,
+        "val/acc_best": max((m.best.get("val/acc", 0.0) for m in members), default=0.0),
+        "best_epoch": int(best.get("epoch", -1)) + 1,
+        "epochs": members[0].epochs,
+        "steps": sum(m.steps for m in members),
+        "samples_per_second": round(statistics.fmean(m.samples_per_second for m in members), 1),
+        "seconds": round(time.perf_counter() - began, 2),
+        "parameters": parameters,
+        "seed": config["seed"],
+        "config_hash": config_hash(config),
+    }
+    if len(members) > 1:
+        summary["members/test_acc"] = test.member_acc
+        summary["members/test_acc_mean"] = statistics.fmean(test.member_acc)
+        summary["members/test_acc_std"] = statistics.stdev(test.member_acc)
+    write_summary(folder, summary)
+    logger = members[0].logger
+    if logger is not None:
+        numbers = {k: float(v) for k, v in summary.items() if isinstance(v, (int, float)) and k != "seed"}
+        show(logger, config, choices, test, data.class_names, numbers, members[0].steps)
+    _print_table(summary, folder, test.images)
+    return summary
+
+
+def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    rows = {
+        "best validation epoch": f"{summary['best_epoch']} of {summary['epochs']} (acc {summary['val/acc_best']:.2%})",
+        "test accuracy": f"{summary['test/acc']:.2%}  (95 % interval {summary['test/acc_low']:.2%} to "
+        f"{summary['test/acc_high']:.2%}, n = {images:,})",
+        "samples/s": f"{summary['samples_per_second']:,.0f}",
+        "parameters": f"{summary['parameters']:,}",
+        "run folder": str(folder),
+        "look at it": f"tensorboard --logdir {folder}",
+    }
+    if "members/test_acc" in summary:
+        each = ", ".join(f"{a:.2%}" for a in summary["members/test_acc"])
+        mean, std = summary["members/test_acc_mean"], summary["members/test_acc_std"]
+        rows["members"] = f"{each}  (mean {mean:.2%}, std {std:.2%})"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(soft_wrap=True, highlight=False).print(table)

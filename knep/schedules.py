@@ -1,0 +1,60 @@
+"""What learning-rate schedules are built from: a factor as a function of the step, and its two torch schedulers.
+
+Steps count optimizer steps from 0; a run of N steps uses the factors of steps 0 .. N - 1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from knep.ranges import check
+
+Factor = Callable[[int], float]
+
+
+def warmup_steps(total_steps: int, warmup: float) -> int:
+    """Steps of warm-up in a run of `total_steps`: the rounded share `warmup` in [0, 1), but never all of them."""
+    check("total_steps", total_steps, "[1, inf)")
+    check("warmup", warmup, "[0, 1)")
+    return min(round(warmup * total_steps), total_steps - 1)
+
+
+def ramp(step: int, warm: int) -> float:
+    """The factor of a linear warm-up over `warm` steps: 1/warm, 2/warm, ..., 1, and 1 ever after."""
+    return min(1.0, (step + 1) / warm) if warm else 1.0
+
+
+def warmed(optimizer: Optimizer, warm: int, curve: Factor) -> LambdaLR:
+    """Scales each group's own initial rate by ramp(step) * curve(steps since the end of the warm-up)."""
+    return LambdaLR(optimizer, lambda step: ramp(step, warm) * curve(max(0, step - warm)))
+
+
+def staircase(optimizer: Optimizer, warm: int, steps_per_epoch: int, curve: Factor) -> LambdaLR:
+    """Scales each group's own initial rate by ramp(step) * curve(epoch), epochs counted from the run's first step."""
+    check("steps_per_epoch", steps_per_epoch, "[1, inf)")
+    return LambdaLR(optimizer, lambda step: ramp(step, warm) * curve(step // steps_per_epoch))
+
+
+class CycledMomentum(LambdaLR):
+    """`LambdaLR` that sets momentum too, to momentum(step), in the groups that have any.
+
+    Momentum is a group's `momentum` where it is above 0, else the first of its `betas`; plain SGD stays plain. Neither
+    function is in the state, so a resumed run follows the schedule it was given, not the one that was stored.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Factor, momentum: Factor) -> None:
+        self._momentum = momentum
+        super().__init__(optimizer, factor)
+
+    def get_lr(self) -> list[Any]:
+        for group in self.optimizer.param_groups:
+            if group.get("momentum", 0) > 0:
+                group["momentum"] = self._momentum(self.last_epoch)
+            elif "betas" in group:
+                group["betas"] = (self._momentum(self.last_epoch), *group["betas"][1:])
+        return super().get_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in super().state_dict().items() if key != "_momentum"}

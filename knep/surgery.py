@@ -1,0 +1,85 @@
+"""Editing modules in place: what every model slot (norm, activation, dropout, init) is made of."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from knep.errors import NoEffectError
+
+
+@dataclass(frozen=True)
+class Change:
+    """One edit of a model: the dotted path of the layer or parameter, and what stood there before and after."""
+
+    path: str
+    before: str
+    after: str
+
+
+class Place(nn.Identity):
+    """A named place in a knep model where a slot may put a module; until then it passes its input through.
+
+    kind: "norm", "norm_after" (behind the activation), "hidden" (behind an activation of a linear layer),
+    "features" (behind a convolution stage, (N, C, H, W)), "head" (before the classifier) or "residual" (the end of a
+    residual branch, before the addition).
+    features: channels of the signal that passes, for the kinds that need it.
+    depth: share of the network's residual blocks passed, in (0, 1], for kind "residual".
+    """
+
+    def __init__(self, kind: str, features: int = 0, depth: float = 1.0) -> None:
+        super().__init__()
+        self.kind = kind
+        self.features = features
+        self.depth = depth
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
+def describe(module: nn.Module) -> str:
+    """The module's class and arguments on one line."""
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def replace(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put `new` where `path` points, on the device, in the dtype and mode of what stood there."""
+    parent, _, name = path.rpartition(".")
+    owner = model.get_submodule(parent)
+    old = getattr(owner, name)
+    new.train(old.training)
+    like = next(iter(old.parameters()), None)
+    if like is None:
+        like = next(iter(model.parameters()), None)
+    if like is not None:
+        new.to(device=like.device, dtype=like.dtype)
+    setattr(owner, name, new)
+
+
+def modules_of(model: nn.Module, *types: type[nn.Module]) -> Iterator[tuple[str, Any]]:
+    """(path, module) of every submodule of these types, every path of a shared module included, in module order."""
+    found = [(path, m) for path, m in model.named_modules(remove_duplicate=False) if path and isinstance(m, types)]
+    yield from found
+
+
+def replace_each(
+    model: nn.Module, types: tuple[type[nn.Module], ...], make: Callable[[Any], nn.Module], where: Callable[[Any], bool]
+) -> list[Change]:
+    """Replace every module of `types` that `where` accepts by `make(module)`; one new module per shared old one."""
+    done: dict[int, nn.Module] = {}
+    changes = []
+    for path, old in modules_of(model, *types):
+        if not where(old):
+            continue
+        new = done[id(old)] if id(old) in done else done.setdefault(id(old), make(old))
+        changes.append(Change(path, describe(old), describe(new)))
+        replace(model, path, new)
+    return changes
+
+
+def required(changes: list[Change], slot: str, reason: str) -> list[Change]:
+    """The changes, or NoEffectError with the reason where there are none."""
+    if not changes:
+        raise NoEffectError(f"{slot} changed nothing: {reason}")
+    return changes

@@ -1,0 +1,136 @@
+"""The command behind `python train.py`: compose, check, seed, build, fit, test."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from knep.cli_errors import one_line
+from knep.errors import InputError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs `train.py` with these arguments (default: the command line); exits with 2 on bad input, 130 on Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h"} & set(arguments):
+        from knep.listing import help_text
+
+        print(help_text())
+        return
+    with one_line():
+        _start(arguments)
+
+
+def _start(arguments: list[str]) -> None:
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+
+    from knep.resume import expand_ckpt
+
+    arguments = expand_ckpt(arguments)
+    args = get_args_parser().parse_args(arguments)
+    if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
+        _check_all(args.overrides, args.multirun, args.config_dir)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
+    sys.argv = [sys.argv[0], *arguments]
+    task = hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(_job)
+    try:
+        task()
+    except HydraException as error:
+        raise InputError(" ".join(str(error).split("\n")[0].split())) from error
+
+
+def _check_all(overrides: list[str], multirun: bool, config_dir: str | None) -> None:
+    """Every job of a sweep is composed and checked before the first one starts."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    from knep.compose import compose_config, parse
+    from knep.rehearse import rehearse
+
+    jobs = [overrides]
+    if multirun:
+        parsed = parse(overrides)
+        batches = BasicSweeper.split_arguments([o for o in parsed if not o.key_or_group.startswith("hydra.")], None)
+        jobs = [list(job) for batch in batches for job in batch]
+    search = [f"file://{Path(config_dir).resolve()}"] if config_dir else []
+    for job in jobs:
+        rehearse(compose_config(job, search).config)
+
+
+def _job(cfg: Any) -> float:
+    """One Hydra job; what it returns is what sweepers optimise: the best validation loss."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from knep.compose import plain
+    from knep.files import discard
+
+    hydra_cfg = HydraConfig.get()
+    folder = Path(hydra_cfg.runtime.output_dir)
+    choices = {k: str(v) for k, v in hydra_cfg.runtime.choices.items() if "/" not in k and "@" not in k}
+    try:
+        summary = run(plain(cfg), folder, choices, list(hydra_cfg.overrides.task))
+    except InputError:
+        discard(folder)
+        raise
+    if summary["status"] == "interrupted":
+        raise SystemExit(130)
+    return float(summary["val/loss"])
+
+
+def _hush() -> None:
+    """Leaves out what Lightning says to its own developers, and its hints about the hardware."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+
+
+def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict[str, Any]:
+    """Trains and tests what `config` says in `folder`; returns the summary that is written there.
+
+    choices: group -> option. Raises InputError for input that cannot work.
+    """
+    import lightning as L
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from knep import report
+    from knep.files import write_identity
+    from knep.fit import about, threads
+    from knep.member import fit_member
+    from knep.recipe import Recipe, named
+    from knep.safe import instantiate
+
+    began = time.perf_counter()
+    leader = getattr(rank_zero_only, "rank", 0) == 0
+    _hush()
+    L.seed_everything(config["seed"], verbose=False)
+    with threads(config["threads"]):
+        recipe = Recipe.from_config(config)
+        with named("data"):
+            data = instantiate(config["data"])
+            data.prepare()
+        if leader:
+            write_identity(folder, config, overrides)
+            report.before(config, choices, data, folder)
+        members = []
+        for i in range(recipe.members):
+            place = folder / f"member_{i}" if recipe.members > 1 else folder
+            members.append(fit_member(about(config, data), data, place, config["seed"] + i))
+            if members[-1].interrupted:
+                return report.interrupted(folder, config, members, began)
+        return (
+            report.after(folder, config, choices, data, members, began)
+            if leader
+            else {"status": "worker", "val/loss": 0}
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Tests a finished run: `python scripts/evaluate.py outputs/<date>/<time>_<name>`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from knep.cli_errors import one_line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder, or one .ckpt file")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    args = parser.parse_args()
+    with one_line():
+        from knep.evaluate import evaluate, load_members
+        from knep.safe import instantiate
+
+        members = load_members(args.run)
+        data = instantiate(members[0].about["config"]["data"])
+        data.prepare()
+        batches = data.val_dataloader() if args.split == "val" else data.test_dataloader()
+        result = evaluate(members, batches, data.num_classes)
+        low, high = result.interval()
+        numbers = {"acc": result.acc, "acc_low": low, "acc_high": high, "loss": result.loss, "images": result.images}
+        print(json.dumps({f"{args.split}/{k}": v for k, v in numbers.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

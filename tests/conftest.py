@@ -1,0 +1,13 @@
+import os
+
+import pytest
+import torch
+
+# Two test processes share two cores; sums over threads would also differ from machine to machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,153 @@
+"""`averaging`: the averaged weights equal a float64 recomputation and are what is validated, saved and returned."""
+
+import tempfile
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from knep.recipes.averaging import Ema, Ensemble, Soup, Swa
+
+BATCHES, EPOCHS = 5, 4
+
+
+class Net(L.LightningModule):
+    """A batch-norm net that keeps its weights after each step and each time it is validated."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        self.scaling = nn.Identity()
+        self.trained, self.validated, self.losses = [], [], []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self.model(x), y)
+
+    def on_train_batch_end(self, *_):
+        self.trained.append(weights(self.model))
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(weights(self.model))
+        self.log("val/loss", F.cross_entropy(self.model(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.3)
+
+
+def weights(model):
+    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+
+
+def saved_weights(module, path):
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return torch.cat([state[f"model.{n}"].double().flatten() for n, _ in module.model.named_parameters()])
+
+
+def data():
+    g = torch.Generator().manual_seed(1)
+    x = 3 + 2 * torch.randn(BATCHES * 16, 4, generator=g)
+    y = (x[:, 0] > 3).long() + (x[:, 1] > 3).long()
+    return torch.utils.data.DataLoader(list(zip(x, y, strict=True)), batch_size=16)
+
+
+def fit(callback, folder):
+    module = Net()
+    best = ModelCheckpoint(folder, filename="best", monitor="val/loss")
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=EPOCHS, callbacks=[callback, best], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
+    )
+    trainer.fit(module, data(), data())
+    return module, trainer, best
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def statistics_are_those_of_the_weights(module):
+    """The running statistics are the mean over batches of the batch statistics at these weights."""
+    linear, norm = module.model[0], module.model[1]
+    outputs = [linear(x).detach().double() for x, _ in data()]
+    close(norm.running_mean.double(), torch.stack([o.mean(0) for o in outputs]).mean(0))
+    close(norm.running_var.double(), torch.stack([o.var(0) for o in outputs]).mean(0))
+
+
+def _ema():
+    with tempfile.TemporaryDirectory() as folder:
+        module, _, best = fit(Ema(decay=0.9, bn_batches=0), folder)
+        average, per_epoch = module.trained[0], []
+        for n, current in enumerate(module.trained):
+            decay = min(0.9, (1 + n) / (10 + n)) if n else 0.0
+            average = decay * average + (1 - decay) * current
+            if (n + 1) % BATCHES == 0:
+                per_epoch.append(average)
+        close(weights(module.model), average)
+        for epoch, expected in enumerate(per_epoch):
+            close(module.validated[epoch * BATCHES], expected)
+        epoch = torch.load(best.best_model_path, weights_only=True)["epoch"]
+        close(saved_weights(module, best.best_model_path), per_epoch[epoch])
+        statistics_are_those_of_the_weights(module)
+
+
+def _swa():
+    with tempfile.TemporaryDirectory() as folder:
+        module, _, _ = fit(Swa(start=0.5), folder)
+        ends = [module.trained[(e + 1) * BATCHES - 1] for e in range(EPOCHS)]
+        close(weights(module.model), (ends[2] + ends[3]) / 2)
+        close(module.validated[0], ends[0])  # before the average begins, the current weights
+        close(module.validated[3 * BATCHES], (ends[2] + ends[3]) / 2)
+        statistics_are_those_of_the_weights(module)
+
+
+def _soup():
+    with tempfile.TemporaryDirectory() as folder:
+        soup = Soup(k=2)
+        module, _, _ = fit(soup, folder)
+        assert len(list(Path(folder, "checkpoints").glob("soup_*.pt"))) == 2
+        kept = sorted(int(Path(p).stem.removeprefix("soup_")) for _, p in soup.state_dict()["kept"])
+        close(weights(module.model), sum(module.trained[step - 1] for step in kept) / 2)
+        statistics_are_those_of_the_weights(module)
+
+
+def _ensemble():
+    from knep.evaluate import evaluate
+
+    a, b = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
+    x, y = torch.randn(40, 1, 2, 2), torch.randint(0, 3, (40,))
+    result = evaluate([a, b], [(x[:25], y[:25]), (x[25:], y[25:])], 3)
+    mean = ((a(x).softmax(1) + b(x).softmax(1)) / 2).detach()
+    assert result.acc == pytest.approx((mean.argmax(1) == y).float().mean().item())
+    assert result.loss == pytest.approx(-mean[torch.arange(40), y].log().mean().item(), rel=1e-5)
+    assert result.member_acc == [pytest.approx((m(x).argmax(1) == y).float().mean().item()) for m in (a, b)]
+    assert Ensemble(members=5).members == 5
+
+
+ROWS = {"ema": _ema, "swa": _swa, "soup": _soup, "ensemble": _ensemble}
+
+
+@pytest.mark.parametrize("option", ROWS)
+def test_property(option):
+    ROWS[option]()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ema(decay=1.0), "decay"),
+        (lambda: Ema(bn_batches=-1), "bn_batches"),
+        (lambda: Swa(start=1.0), "start"),
+        (lambda: Soup(k=1), "k must"),
+        (lambda: Soup(mode="up"), "mode"),
+        (lambda: Ensemble(members=1), "members"),
+    ],
+)
+def test_bad_values_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

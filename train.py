@@ -1,0 +1,6 @@
+"""Train a recipe: `python train.py model=resnet init=he_normal norm=group optimizer=muon`."""
+
+from knep.train import main
+
+if __name__ == "__main__":
+    main()
