@@ -44,8 +44,8 @@ def weighted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     seen: set[int] = set()
     for path, layer in model.named_modules():
         if isinstance(layer, (nn.Linear, _ConvNd)):
-            stored = next(p for name, p in layer.named_parameters() if "weight" in name)
-            if stored.requires_grad and id(stored) not in seen:
+            stored = next((p for name, p in layer.named_parameters() if "weight" in name), None)
+            if stored is not None and stored.requires_grad and id(stored) not in seen:
                 seen.add(id(stored))
                 yield path, layer
 

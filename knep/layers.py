@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torchvision import ops
 
 from knep.errors import InputError
 from knep.ranges import check
@@ -229,6 +230,15 @@ class DropBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}, block_size={self.block_size}"
+
+
+class StochasticDepth(ops.StochasticDepth):
+    """torchvision's, which zeroes all of an image's signal with probability p, and says so when printed."""
+
+    __repr__ = nn.Module.__repr__
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:.4g}, mode={self.mode}"
 
 
 @dataclass(frozen=True)

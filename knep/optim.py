@@ -113,7 +113,10 @@ class Shampoo(Optimizer):
 
 
 def _inverse_root(moment: Tensor, order: int, eps: float) -> Tensor:
-    """(H + eps lambda_max I) ** (-1 / order) of a positive semidefinite (n, n) matrix."""
-    values, vectors = torch.linalg.eigh(moment)
+    """(H + eps lambda_max I) ** (-1 / order) of a positive semidefinite (n, n) matrix.
+
+    What is not finite counts as 0: the decomposition would raise, while the gradient itself still shows it in w.
+    """
+    values, vectors = torch.linalg.eigh(torch.nan_to_num(moment, nan=0.0, posinf=0.0, neginf=0.0))
     ridge = eps * values[-1] + torch.finfo(values.dtype).tiny
     return (vectors * (values.clamp(min=0) + ridge).pow(-1 / order)) @ vectors.T

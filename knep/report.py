@@ -14,6 +14,19 @@ from knep.files import config_hash, write_summary
 from knep.listing import recipe_choices
 from knep.member import Member
 
+# The columns of TensorBoard's HParams tab.
+_FINAL = (
+    "test/acc",
+    "test/loss",
+    "val/acc",
+    "val/loss",
+    "val/acc_best",
+    "best_epoch",
+    "samples_per_second",
+    "seconds",
+    "parameters",
+    "members/test_acc_mean",
+)
 # A model with this many parameters per training image can memorise them; see Zhang et al. 2017.
 _MANY = 100
 
@@ -95,7 +108,7 @@ def after(
     write_summary(folder, summary)
     logger = members[0].logger
     if logger is not None:
-        numbers = {k: float(v) for k, v in summary.items() if isinstance(v, (int, float)) and k != "seed"}
+        numbers = {k: float(summary[k]) for k in _FINAL if k in summary}
         show(logger, config, choices, test, data.class_names, numbers, members[0].steps)
     _print_table(summary, folder, test.images)
     return summary

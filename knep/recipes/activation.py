@@ -1,4 +1,4 @@
-"""`activation`: the nonlinearity. `f(model, *, sample, **hp)` puts torch's module in the place of each activation module.
+"""`activation`: the nonlinearity. `f(model, *, sample, **hp)` puts torch's module where each activation module is.
 
 Reached are the units of `knep.layers.ACTIVATIONS`. Sigmoid, Tanh and Hardsigmoid count where another module reads
 their output directly, which `sample` shows; else they are taken for gates, which a nonlinearity of another range would

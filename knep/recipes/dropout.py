@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torchvision.ops import StochasticDepth
+from torchvision import ops
 
 from knep.errors import InputError
-from knep.layers import ACTIVATIONS, DropBlock, RMSNorm, calls, classifier_of
+from knep.layers import ACTIVATIONS, DropBlock, RMSNorm, StochasticDepth, calls, classifier_of
 from knep.ranges import check
 from knep.surgery import Change, Place, describe, modules_of, replace, replace_each, required
 
@@ -29,6 +29,18 @@ __all__ = ["alpha", "dropblock", "none", "spatial", "standard", "stochastic_dept
 
 _VALUES = (nn.Dropout, nn.AlphaDropout)
 _MAPS = (nn.Dropout2d, DropBlock)
+# Modules whose second axis is channels.
+_CHANNELS_FIRST = (
+    nn.Conv2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.GroupNorm,
+    _BatchNorm,
+    _InstanceNorm,
+    RMSNorm,
+)
 _WHERE = ("hidden", "head", "features")
 
 
@@ -90,12 +102,12 @@ def stochastic_depth(model: nn.Module, *, sample: Tensor | None = None, p: float
     """
     check("p", p, "[0, 1)")
     changes = _fill(model, ("residual",), lambda place: StochasticDepth(p * place.depth, "row"))
-    if not changes and any(modules_of(model, StochasticDepth)):
+    if not changes and any(modules_of(model, ops.StochasticDepth)):
         changes = _set_depths(model, p)
     elif not changes and not any(modules_of(model, Place)):
         ends = _branch_ends(model)
         for i, path in enumerate(ends, start=1):
-            changes.append(_follow(model, path, StochasticDepth(p * i / len(ends), "row")))
+            changes += _wrap(model, model.get_submodule(path), None, StochasticDepth(p * i / len(ends), "row"))
     return required(changes, "dropout.stochastic_depth", "the model has no residual branch")
 
 
@@ -103,11 +115,13 @@ def _fill(model: nn.Module, kinds: Sequence[str], make: Callable[[Any], nn.Modul
     return replace_each(model, (Place,), make, lambda place: place.kind in kinds)
 
 
-def _follow(model: nn.Module, path: str, drop: nn.Module) -> Change:
-    """Puts `drop` behind the module at `path`."""
-    old = model.get_submodule(path)
-    replace(model, path, nn.Sequential(old, drop.train(old.training)))
-    return Change(path, describe(old), f"{describe(old)}, then {describe(drop)}")
+def _wrap(model: nn.Module, old: nn.Module, before: nn.Module | None, behind: nn.Module | None) -> list[Change]:
+    """Puts a module before or behind `old`, under every name that `old` has."""
+    new = nn.Sequential(*(m for m in (before, old, behind) if m is not None))
+    paths = [path for path, m in modules_of(model, type(old)) if m is old]
+    for path in paths:
+        replace(model, path, new.train(old.training))
+    return [Change(path, describe(old), ", ".join(describe(m) for m in new)) for path in paths]
 
 
 def _drop_values(
@@ -125,17 +139,9 @@ def _drop_values(
     if not changes:
         changes = replace_each(model, _VALUES, lambda old: make(p), lambda old: True)
     if not changes and not any(modules_of(model, Place)) and "head" in where:
-        changes = _before_classifier(model, sample, make(p))
+        last = classifier_of(model, sample)
+        changes = _wrap(model, last, make(p), None) if last else []
     return required(changes, f"dropout.{name}", f"the model has no place for it among {', '.join(where)}")
-
-
-def _before_classifier(model: nn.Module, sample: Tensor | None, drop: nn.Module) -> list[Change]:
-    last = classifier_of(model, sample)
-    changes = []
-    for path in [path for path, m in modules_of(model, nn.Module) if m is last]:
-        replace(model, path, nn.Sequential(drop, model.get_submodule(path)))
-        changes.append(Change(path, describe(model.get_submodule(path)[1]), f"{describe(drop)} before it"))
-    return changes
 
 
 def _drop_maps(model: nn.Module, sample: Tensor | None, name: str, make: Callable[[], nn.Module]) -> list[Change]:
@@ -164,31 +170,25 @@ def _map_activations(model: nn.Module, sample: Tensor | None, name: str) -> set[
     return good - bad
 
 
-_CHANNELS_FIRST = (
-    nn.Conv2d,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.GroupNorm,
-    _BatchNorm,
-    _InstanceNorm,
-    RMSNorm,
-)
+class _Tracer(fx.Tracer):
+    """Looks into every module that is made of others, and into no other."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _set_depths(model: nn.Module, p: float) -> list[Change]:
-    layers = dict.fromkeys(m for _, m in modules_of(model, StochasticDepth))
+    layers = list(dict.fromkeys(m for _, m in modules_of(model, ops.StochasticDepth)))
     rates = {m: p * i / len(layers) for i, m in enumerate(layers, start=1)}
     return replace_each(
-        model, (StochasticDepth,), lambda old: StochasticDepth(rates[old], old.mode), lambda old: old in rates
+        model, (ops.StochasticDepth,), lambda old: StochasticDepth(rates[old], old.mode), lambda old: True
     )
 
 
 def _branch_ends(model: nn.Module) -> list[str]:
     """The path of the module that ends each residual branch, in the order of the forward."""
     try:
-        graph = fx.Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception as error:  # torch.fx raises whatever the model's own forward raises on a proxy
         raise InputError(
             f"dropout.stochastic_depth cannot find the residual branches, torch.fx cannot trace the model: {error}"

@@ -89,7 +89,7 @@ def glorot_normal(model: nn.Module, *, sample: Tensor | None = None) -> list[Cha
 
 
 def glorot_uniform(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
-    """Weights from U(-a, a), a = sqrt(6 / (n_in + n_out)), the std of `glorot_normal`: Glorot and Bengio 2010, eq. 16."""
+    """Weights from U(-a, a), a = sqrt(6 / (n_in + n_out)), the std of `glorot_normal` (Glorot and Bengio, eq. 16)."""
     return _uniform(model, "glorot_uniform", lambda fan: math.sqrt(6 / (fan.n_in + fan.n_out)))
 
 

@@ -1,0 +1,29 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from knep.errors import InputError
+from knep.models.cnn import cnn
+
+
+def test_is_conv_pool_conv_pool_linear():
+    model = cnn(1, 10, 28)
+    x = h = torch.rand(2, 1, 28, 28)
+    for stage in model.stages:
+        conv = stage[0].conv
+        h = F.max_pool2d(F.conv2d(h, conv.weight, conv.bias, padding=1).relu(), 2)
+    torch.testing.assert_close(model(x), F.linear(h.flatten(1), model.classifier.weight, model.classifier.bias))
+
+
+def test_counts_by_hand():
+    assert sum(p.numel() for p in cnn(1, 10, 28).parameters()) == 10 * 32 + (32 * 9 + 1) * 64 + (7 * 7 * 64 + 1) * 10
+
+
+@pytest.mark.parametrize(("widths", "size"), [([], 8), ([0], 8), ([4] * 4, 8), ([1.5], 8)])
+def test_widths_fit_the_image(widths, size):
+    with pytest.raises(InputError, match="widths"):
+        cnn(1, 10, size, widths=widths)
+
+
+def test_the_most_stages_work():
+    assert cnn(1, 10, 8, widths=[4] * 3)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
