@@ -40,11 +40,24 @@ def _start(arguments: list[str]) -> None:
         _check_all(args.overrides, args.multirun, args.config_dir)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
-    task = hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(_job)
+    refused: list[InputError] = []
+
+    def job(cfg: Any) -> float:
+        # Hydra prints a paragraph for an exception that leaves a job: it is kept, and raised when all jobs are done.
+        try:
+            return _job(cfg)
+        except InputError as error:
+            refused.append(error)
+            return float("inf")
+
     try:
-        task()
+        hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     except HydraException as error:
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
+    except (NotADirectoryError, PermissionError, FileExistsError) as error:
+        raise InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder") from error
+    if refused:
+        raise refused[0]
 
 
 def _check_all(overrides: list[str], multirun: bool, config_dir: str | None) -> None:

@@ -21,9 +21,9 @@ _MOST = 2**31  # bytes; 2 GiB is forty times MNIST
 
 def read_idx(path: Path) -> Tensor:
     """The uint8 array in an idx file, plain or .gz. Raises InputError where file and header disagree."""
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened as f:
+        with opener(path, "rb") as f:
             start = f.read(4)
             if len(start) < 4 or start[:2] != b"\0\0" or start[2] != _UBYTE or start[3] not in (1, 3):
                 raise InputError(f"{path} is no idx file of bytes: its first four bytes are {start.hex() or 'missing'}")

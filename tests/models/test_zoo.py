@@ -17,7 +17,12 @@ def test_no_auxiliary_head_in_training(name):
 def test_first_convolution_keeps_everything_but_its_channels():
     old, new = torchvision(3, 5, 32).conv1, torchvision(4, 5, 32).conv1
     assert new.in_channels == 4
-    assert (old.out_channels, old.stride, old.padding, old.bias) == (new.out_channels, new.stride, new.padding, new.bias)
+    assert (old.out_channels, old.stride, old.padding, old.bias) == (
+        new.out_channels,
+        new.stride,
+        new.padding,
+        new.bias,
+    )
     assert new.weight.requires_grad
 
 

@@ -1,0 +1,459 @@
+import copy
+
+import pytest
+import torch
+import torchvision.models as tv
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.convnext import LayerNorm2d
+
+from knep.errors import InputError, NoEffectError
+from knep.layers import GhostBatchNorm, GroupNorm, InstanceNorm, PixelRMSNorm, RMSNorm
+from knep.models.cnn import cnn
+from knep.models.mlp import mlp
+from knep.models.resnet import resnet
+from knep.recipes import norm
+from knep.surgery import Place, modules_of
+
+MAPS = torch.randn(6, 8, 5, 5, dtype=torch.float64) * 3 + 2
+ROWS_OF_UNITS = torch.randn(6, 8, dtype=torch.float64) * 3 + 2
+
+
+def filled(trick, x, **hp):
+    """The module that the trick puts into a place for the signal x."""
+    model = nn.Sequential(nn.Identity(), Place("norm", x.shape[1]), nn.Identity()).double()
+    changes = trick(model, sample=x, **hp)
+    assert [c.path for c in changes] == ["1"]
+    return model[1].double()
+
+
+def signals():
+    return MAPS, ROWS_OF_UNITS
+
+
+def is_standard(x, dims):
+    torch.testing.assert_close(x.mean(dims), torch.zeros_like(x.mean(dims)), atol=1e-7, rtol=0)
+    torch.testing.assert_close(x.var(dims, correction=0), torch.ones_like(x.mean(dims)), atol=1e-3, rtol=0)
+
+
+def differs_in_eval(module, x):
+    return not torch.equal(module.train()(x), module.eval()(x))
+
+
+def batch():
+    for x, reference in zip(signals(), (nn.BatchNorm2d, nn.BatchNorm1d), strict=True):
+        module, reference = filled(norm.batch, x), reference(8).double()
+        is_standard(module(x), [0, *range(2, x.dim())])
+        torch.testing.assert_close(reference(x), filled(norm.batch, x)(x))
+        torch.testing.assert_close(reference.eval()(x), module.eval()(x))
+        assert differs_in_eval(module, x)
+
+
+def ghost_batch():
+    for x in signals():
+        module = filled(norm.ghost_batch, x, ghost_size=3)
+        y = module(x)
+        for part in (y[:3], y[3:]):
+            is_standard(part, [0, *range(2, x.dim())])
+        assert differs_in_eval(module, x)
+
+
+def layer():
+    for x in signals():
+        module = filled(norm.layer, x)
+        is_standard(module(x), list(range(1, x.dim())))
+        torch.testing.assert_close(module(x), F.layer_norm(x, x.shape[1:]))
+        assert not differs_in_eval(module, x)
+
+
+def group():
+    for x in signals():
+        module = filled(norm.group, x, groups=2)
+        is_standard(module(x).view(6, 2, -1), [2])
+        torch.testing.assert_close(module(x), F.group_norm(x, 2))
+        assert not differs_in_eval(module, x)
+
+
+def instance():
+    module = filled(norm.instance, MAPS)
+    is_standard(module(MAPS), [2, 3])
+    torch.testing.assert_close(module(MAPS), nn.InstanceNorm2d(8)(MAPS))
+    assert not differs_in_eval(module, MAPS)
+
+
+def rms():
+    for x in signals():
+        module = filled(norm.rms, x)
+        y = module(x)
+        torch.testing.assert_close(y, nn.RMSNorm(x.shape[1:], eps=1e-6).double()(x))
+        torch.testing.assert_close(y.flatten(1).square().mean(1), torch.ones(6, dtype=torch.float64))
+        assert not differs_in_eval(module, x)
+
+
+def weight():
+    model = cnn(1, 5, 8).double()
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    before, v = model(x), model.stages[1][0].conv.weight.clone()
+    changes = norm.weight(model, sample=x)
+    assert [c.path for c in changes] == ["stages.0.0.conv.weight", "stages.1.0.conv.weight"]
+    torch.testing.assert_close(model(x), before)
+    parts = model.stages[1][0].conv.parametrizations.weight
+    torch.testing.assert_close(parts.original0.flatten(), v.flatten(1).norm(dim=1))
+    with torch.no_grad():
+        parts.original1.mul_(7)  # only the direction counts
+    torch.testing.assert_close(model(x), before)
+    assert not differs_in_eval(model, x)
+
+
+def spectral():
+    model = mlp(1, 5, 8, widths=[16, 12])
+    x = torch.randn(4, 1, 8, 8)
+    classifier = model.classifier.weight.clone()
+    norm.spectral(model, sample=x, n_power_iterations=50)
+    model(x)
+    for unit in model.layers:
+        assert torch.linalg.matrix_norm(unit.linear.weight, 2).item() == pytest.approx(1, abs=1e-3)
+    assert torch.equal(model.classifier.weight, classifier)
+
+
+ROWS = {f.__name__: f for f in (batch, ghost_batch, group, instance, layer, rms, spectral, weight)}
+FILLS = [norm.batch, norm.ghost_batch, norm.group, norm.instance, norm.layer, norm.rms]
+
+
+@pytest.mark.parametrize("option", ROWS)
+def test_property(option):
+    ROWS[option]()
+
+
+def test_none_changes_nothing():
+    model = resnet(3, 10, 8, norm=None)
+    assert norm.none(model) == []
+    assert sum(1 for _, m in modules_of(model, Place) if m.kind == "norm") == 19
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("position", ["before_activation", "after_activation"])
+def test_position(fill, position):
+    model = cnn(3, 5, 16, norm=None)
+    changes = fill(model, sample=torch.randn(2, 3, 16, 16), position=position)
+    unit = model.stages[0][0]
+    before = position == "before_activation"
+    assert isinstance(unit.norm, Place) != before
+    assert isinstance(unit.norm_after, Place) == before
+    names = [c.path for c in changes if not c.path.endswith("bias")]
+    assert names == [f"stages.{i}.0.{'norm' if before else 'norm_after'}" for i in (0, 1)]
+    model(torch.randn(4, 3, 16, 16)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("fill", "bias"),
+    [(norm.batch, False), (norm.layer, False), (norm.group, False), (norm.instance, False), (norm.ghost_batch, False),
+     (norm.rms, True)],
+)  # fmt: skip
+def test_a_shift_replaces_the_bias_and_is_listed(fill, bias):
+    model = cnn(3, 5, 16)
+    changes = fill(model)
+    assert (model.stages[0][0].conv.bias is not None) == bias
+    assert any(c.path == "stages.0.0.conv.bias" for c in changes) != bias
+    assert model.classifier.bias is not None
+
+
+def test_behind_the_activation_the_bias_stays():
+    model = cnn(3, 5, 16)
+    norm.batch(model, position="after_activation")
+    assert model.stages[0][0].conv.bias is not None
+
+
+def test_ghost_batch_parts_hold_at_least_their_size():
+    x = torch.randn(11, 8, 3, 3)
+    module = GhostBatchNorm(8, ghost_size=4)
+    y = module(x)
+    for part, source in zip(y.tensor_split(2), x.tensor_split(2), strict=True):
+        torch.testing.assert_close(part, F.batch_norm(source, None, None, training=True))
+    assert module.num_batches_tracked == 2
+
+
+def test_ghost_batch_of_one_part_is_batch_norm():
+    x = torch.randn(7, 8, 3, 3)
+    ghost, whole = GhostBatchNorm(8, ghost_size=8), nn.BatchNorm2d(8)
+    assert torch.equal(ghost(x), whole(x))
+    assert torch.equal(ghost.running_var, whole.running_var)
+
+
+def test_group_counts_divide_the_channels():
+    model = nn.Sequential(Place("norm", 12), Place("norm", 7), Place("norm", 64))
+    norm.group(model, groups=8)
+    assert [m.num_groups for m in model] == [6, 7, 8]
+
+
+def test_groups_of_units_have_two_values():
+    model = mlp(1, 5, 8, widths=[6, 5])
+    norm.group(model, sample=torch.randn(2, 1, 8, 8), groups=8)
+    assert [m.num_groups for _, m in modules_of(model, GroupNorm)] == [3, 1]
+    assert model(torch.randn(2, 1, 8, 8)).std() > 0
+
+
+def test_instance_on_units_is_refused_before_the_first_change():
+    model = mlp(1, 5, 8, widths=[6])
+    with pytest.raises(InputError, match="single value"):
+        norm.instance(model, sample=torch.randn(2, 1, 8, 8))
+    assert not any(modules_of(model, InstanceNorm))
+    norm.instance(model)
+    with pytest.raises(InputError, match="single value"):
+        model(torch.randn(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("fill", [norm.layer, norm.group])
+def test_a_single_unit_has_no_statistics(fill):
+    with pytest.raises(InputError, match="single value"):
+        fill(mlp(1, 5, 8, widths=[1]), sample=torch.randn(2, 1, 8, 8))
+
+
+# Other people's models: norms are exchanged where they stand.
+
+
+def net_of_others():
+    shared = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+    deep = nn.ModuleDict({"branch": nn.ModuleList([nn.Sequential(nn.BatchNorm2d(8, eps=1e-3, momentum=0.01))])})
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 4))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.shared, self.again, self.deep, self.head = nn.Conv2d(3, 8, 1), shared, shared, deep, head
+
+        def forward(self, x):
+            return self.head(self.deep["branch"][0](self.again(self.shared(self.stem(x)))))
+
+    net = Net()
+    net(torch.randn(16, 3, 6, 6))
+    for m in (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        nn.init.uniform_(m.weight)
+        nn.init.uniform_(m.bias)
+    return net
+
+
+@pytest.mark.parametrize("fill", [norm.ghost_batch, norm.group, norm.layer, norm.rms])
+def test_gains_and_shifts_stay_the_same_parameters(fill):
+    net = net_of_others()
+    before = dict(net.named_parameters())
+    changes = fill(net, sample=torch.randn(4, 3, 6, 6))
+    after = dict(net.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert [c.path for c in changes] == ["shared.1", "again.1", "deep.branch.0.0", "head.2"]
+    assert net.shared is net.again
+    net.train()(torch.randn(4, 3, 6, 6)).sum().backward()
+
+
+@pytest.mark.parametrize("fill", [norm.batch, norm.ghost_batch])
+def test_batch_kinds_keep_the_statistics_to_the_bit(fill):
+    net = net_of_others().eval()
+    x = torch.randn(4, 3, 6, 6)
+    before = net(x)
+    fill(net, sample=x)
+    assert torch.equal(net(x), before)
+    assert not any(m.training for m in net.modules())
+
+
+def test_batch_on_batch_is_kept_and_says_so():
+    net = net_of_others()
+    modules = list(net.modules())
+    assert {c.after for c in norm.batch(net)} == {"kept"}
+    assert list(net.modules()) == modules
+
+
+def test_batch_takes_the_values_that_are_given():
+    net = net_of_others()
+    norm.batch(net, momentum=0.5)
+    values = [(m.momentum, m.eps) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert values == [(0.5, 1e-5), (0.5, 1e-3), (0.5, 1e-5)]
+
+
+def test_instance_refuses_the_units_of_others():
+    with pytest.raises(InputError, match="norm.instance"):
+        norm.instance(net_of_others(), sample=torch.randn(4, 3, 6, 6))
+
+
+def test_device_dtype_and_mode_follow():
+    net = net_of_others().double().eval().requires_grad_(False)
+    norm.layer(net)
+    assert all(p.dtype == torch.float64 and not p.requires_grad for p in net.parameters())
+    assert not any(m.training for m in net.modules())
+    on_meta = copy.deepcopy(net).to("meta")
+    norm.group(on_meta)
+    assert all(p.is_meta for p in on_meta.parameters())
+
+
+def test_a_norm_without_parameters_stays_without():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, affine=False))
+    x = torch.randn(4, 3, 6, 6)
+    for fill in (norm.group, norm.rms, norm.batch, norm.layer):
+        fill(net, sample=x)
+        assert list(net[1].parameters()) == []
+        net(x)
+
+
+def test_the_models_mode_and_statistics_survive_the_look():
+    net = net_of_others()
+    net.shared.eval()
+    modes, count = [m.training for m in net.modules()], net.head[2].num_batches_tracked.clone()
+    norm.batch(net, sample=torch.randn(4, 3, 6, 6))
+    assert [m.training for m in net.modules()] == modes
+    assert net.head[2].num_batches_tracked == count
+
+
+class Tokens(nn.Module):
+    """(N, 3, 8, 8) as tokens (N, 4, 48): layer norm over the last axis."""
+
+    def __init__(self, cls=nn.LayerNorm):
+        super().__init__()
+        self.norm, self.fc = cls(48), nn.Linear(48, 5)
+
+    def forward(self, x):
+        return self.fc(
+            self.norm(x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(len(x), 4, 48))
+        ).mean(1)
+
+
+def test_rms_and_layer_norm_the_same_last_axis():
+    net, x = Tokens(), torch.randn(2, 3, 8, 8)
+    gain, shift = net.norm.weight, net.norm.bias
+    nn.init.normal_(shift)
+    norm.rms(net, sample=x)
+    tokens = torch.randn(2, 4, 48)
+    torch.testing.assert_close(net.norm(tokens), F.rms_norm(tokens, [48], gain, 1e-6) + shift)
+    norm.layer(net, sample=x)
+    torch.testing.assert_close(net.norm(tokens), F.layer_norm(tokens, [48], gain, shift))
+    assert net.norm.weight is gain
+
+
+def test_torchs_own_rms_norm_gets_a_shift_of_zero():
+    net = Tokens(nn.RMSNorm)
+    norm.layer(net)
+    assert isinstance(net.norm, nn.LayerNorm)
+    assert not net.norm.bias.any()
+
+
+@pytest.mark.parametrize("fill", [norm.batch, norm.ghost_batch, norm.group, norm.instance])
+@pytest.mark.parametrize("sample", [None, torch.randn(2, 3, 8, 8)])
+def test_kinds_that_need_channels_first_refuse_the_last_axis_by_name(fill, sample):
+    net = Tokens()
+    with pytest.raises(InputError, match=r"cannot act on norm, which normalises the last axis"):
+        fill(net, sample=sample)
+    assert type(net.norm) is nn.LayerNorm
+
+
+def test_layer_norm_of_units_may_become_batch_norm_where_the_sample_shows_it():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2))
+    norm.batch(net, sample=torch.randn(2, 3, 2, 2))
+    is_standard(net[:3](torch.randn(64, 3, 2, 2)).detach(), [0])
+
+
+def test_an_unknown_layer_norm_is_refused_by_name():
+    class Odd(nn.LayerNorm):
+        pass
+
+    with pytest.raises(InputError, match="Odd"):
+        norm.rms(Tokens(Odd))
+
+
+def test_norms_of_a_pixels_channels():
+    x = torch.randn(2, 8, 5, 5)
+    net = nn.Sequential(nn.Conv2d(8, 8, 1), LayerNorm2d(8), nn.Conv2d(8, 8, 1))
+    norm.rms(net, sample=x)
+    assert type(net[1]) is PixelRMSNorm
+    torch.testing.assert_close(net[1](x)[0, :, 2, 3], F.rms_norm(x[0, :, 2, 3], [8], eps=1e-6))
+    norm.layer(net, sample=x)
+    assert type(net[1]) is LayerNorm2d
+    norm.group(net, sample=x, groups=4)
+    assert net[1].num_groups == 4
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_torchvision_nets_train(fill):
+    for make in (tv.resnet18, tv.mobilenet_v3_small):
+        net = make(num_classes=5)
+        fill(net, sample=torch.randn(2, 3, 64, 64))
+        net(torch.randn(4, 3, 64, 64)).sum().backward()
+
+
+@pytest.mark.parametrize("fill", [norm.layer, norm.rms])
+def test_transformers_and_convnext_train(fill):
+    for net in (tv.swin_t(num_classes=5), tv.convnext_tiny(num_classes=5)):
+        x = torch.randn(2, 3, 32, 32)
+        names = [name for name, _ in net.named_parameters()]
+        fill(net, sample=x)
+        assert [name for name, _ in net.named_parameters()] == names
+        net(x).sum().backward()
+
+
+@pytest.mark.parametrize("trick", [norm.weight, norm.spectral])
+def test_weights_of_others_but_not_the_classifier(trick):
+    net = tv.squeezenet1_1(num_classes=5)  # its classifier is a convolution
+    x = torch.randn(2, 3, 32, 32)
+    changes = trick(net, sample=x)
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(changes) == len(convolutions) - 1
+    assert not hasattr(net.classifier[1], "parametrizations")
+    net(x).sum().backward()
+    twin = copy.deepcopy(net).eval()
+    assert torch.equal(twin(x), net.eval()(x))
+    twin.load_state_dict(net.state_dict())
+
+
+def test_weight_and_spectral_remove_nothing():
+    net = tv.resnet18(num_classes=5)
+    norm.weight(net)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 20
+
+
+@pytest.mark.parametrize("trick", [norm.weight, norm.spectral])
+def test_shared_weights_are_refused(trick):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    net[1].weight = net[0].weight
+    with pytest.raises(InputError, match="shared"):
+        trick(net)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_without_norms_or_places_there_is_nothing_to_do(fill):
+    with pytest.raises(NoEffectError, match="no norm layer"):
+        fill(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+
+
+def test_weight_needs_more_than_a_classifier():
+    with pytest.raises(NoEffectError):
+        norm.weight(mlp(1, 5, 8, widths=[]))
+
+
+def test_norms_of_others_cannot_be_moved():
+    with pytest.raises(InputError, match="cannot move bn1"):
+        norm.batch(tv.resnet18(), position="after_activation")
+
+
+@pytest.mark.parametrize(
+    ("fill", "bad"),
+    [
+        (norm.batch, {"position": "before"}),
+        (norm.batch, {"momentum": 1.5}),
+        (norm.batch, {"eps": 0}),
+        (norm.ghost_batch, {"ghost_size": 1}),
+        (norm.ghost_batch, {"ghost_size": 2.5}),
+        (norm.group, {"groups": 0}),
+        (norm.group, {"groups": 2.0}),
+        (norm.layer, {"eps": -1.0}),
+        (norm.instance, {"eps": "small"}),
+        (norm.rms, {"eps": 0.0}),
+        (norm.spectral, {"n_power_iterations": 0}),
+        (norm.spectral, {"eps": 0}),
+    ],
+)
+def test_bad_values_are_named(fill, bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        fill(cnn(1, 5, 8), **bad)
+
+
+def test_rms_of_half_precision_does_not_overflow():
+    x = torch.full((1, 4, 2, 2), 1e4, dtype=torch.float16)
+    torch.testing.assert_close(RMSNorm(4).half()(x), torch.ones_like(x))
