@@ -57,7 +57,7 @@ def evaluate(
     for member in members:
         member.eval()
     device = next(members[0].parameters()).device
-    confusion = MulticlassConfusionMatrix(num_classes).to(device)
+    confusion = MulticlassConfusionMatrix(num_classes, sync_on_compute=False).to(device)
     loss, right, each, images, mistakes = 0.0, 0, [0] * len(members), 0, []
     for x, y in batches:
         x_NCHW, y_N = x[y >= 0].to(device), y[y >= 0].to(device)
