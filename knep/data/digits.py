@@ -16,8 +16,8 @@ class Digits(InMemory):
     def _arrays(self) -> Arrays:
         from sklearn.datasets import load_digits
 
-        raw = load_digits()
-        x = torch.from_numpy(raw.images).mul(255 / 16).round().to(torch.uint8)[:, None]
-        y = torch.from_numpy(raw.target).long()
+        pixels, labels = load_digits(return_X_y=True)
+        x = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).reshape(-1, 1, 8, 8)
+        y = torch.from_numpy(labels).long()
         stay, off = stratified(y, _TEST_SHARE, _TEST_SEED)
         return Arrays(x[stay], y[stay], x[off], y[off], [str(k) for k in range(10)])

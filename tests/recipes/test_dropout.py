@@ -52,8 +52,11 @@ def standard():
 def alpha():
     drop, x = filled(dropout.alpha, "head"), torch.randn(400, 500)
     y = drop(x)
-    lowest = y.min()
-    within_three_sigma((y == lowest).double().mean().item(), x.numel())
+    # Klambauer et al. 2017, sec. "alpha dropout": a (x d + alpha' (1 - d)) + b at d = 0, with b = -a p alpha'.
+    limit = -1.7580993408473766
+    dropped = (1 - P) * limit / math.sqrt((1 - P) * (1 + P * limit**2))
+    # Of what is kept, a share of about 1e-5 comes as close.
+    within_three_sigma(((y - dropped).abs() < 1e-4).double().mean().item(), x.numel())
     assert y.mean().item() == pytest.approx(0, abs=0.02)
     assert y.std().item() == pytest.approx(1, abs=0.02)
     is_identity_in_eval(drop, x)
@@ -294,15 +297,14 @@ def test_stochastic_depth_scales_the_modules_that_are_there():
         (tv.resnet50, ["layer1.0.bn3", "layer1.1.bn3", "layer1.2.bn3"]),
         (tv.mobilenet_v2, ["features.3.conv.3", "features.5.conv.3"]),
         (tv.mobilenet_v3_small, ["features.3.block.2.1"]),
-        (tv.regnet_x_400mf, ["trunk_output.block1.block1-0.f_x.c.1"]),
+        (tv.regnet_x_400mf, ["trunk_output.block1.block1-0.f.c.1"]),
         (tv.mnasnet0_5, ["layers.8.1.layers.7"]),
         (tv.vit_b_32, ["encoder.layers.encoder_layer_0.dropout", "encoder.layers.encoder_layer_0.mlp.4"]),
     ],
 )
 def test_branches_of_others_are_found_by_their_graph(make, ends):
-    with torch.device("meta"):
-        net = make(num_classes=5)
-        paths = [c.path for c in dropout.stochastic_depth(net, p=0.5)]
+    net = make(num_classes=5)
+    paths = [c.path for c in dropout.stochastic_depth(net, p=0.5)]
     assert paths[: len(ends)] == ends
     rates = [m.p for _, m in modules_of(net, StochasticDepth)]
     assert rates == pytest.approx([0.5 * (i + 1) / len(paths) for i in range(len(paths))])
