@@ -14,7 +14,7 @@ MODELS = {
     "mlp": [],
     "cnn": [],
     "resnet": ["model.depth=20"],
-    "inception": ["model.width=16"],
+    "inception": ["model.width=0.25"],
     "torchvision": ["model.name=shufflenet_v2_x0_5", "data.image_size=32"],
 }
 STEPS = 20

@@ -48,8 +48,8 @@ SHORT = [
 SMALL = {
     "model=cnn": ["model.widths=[8,16]"],
     "model=mlp": ["model.widths=[32,32]"],
-    "model=resnet": ["model.depth=20", "model.width=8"],
-    "model=inception": ["model.width=8"],
+    "model=resnet": ["model.depth=20", "model.width=0.5"],
+    "model=inception": ["model.width=0.25"],
     "model=torchvision": ["model.name=shufflenet_v2_x0_5"],
     "averaging=ensemble": ["averaging.members=2"],
 }
