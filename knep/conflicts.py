@@ -34,7 +34,7 @@ CONFLICTS = (
         "optimizer",
         ("schedule_free",),
         "averaging",
-        ("ema", "swa"),
+        ("ema", "swa", "soup"),
         "schedule-free evaluates at an average already: write averaging=none",
     ),
     Conflict(
@@ -57,6 +57,14 @@ CONFLICTS = (
         "norm",
         ("weight", "spectral"),
         "the norm slot fixes the weights' scale, which max_norm would bound: write regularization=none",
+    ),
+    Conflict(
+        "regularization",
+        ("l1", "l2", "elastic"),
+        "norm",
+        ("weight", "spectral"),
+        "the norm slot makes the function independent of the weights' scale, so that a penalty on it does nothing: "
+        "write regularization=none",
     ),
     Conflict(
         "dropout",

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from knep.recipe import Recipe
 
 
+def _rate(optimizer: Any) -> float:
+    """The head's learning rate: the largest where layers decay towards the input."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
 def _nothing() -> None:
     pass
 
@@ -165,7 +170,7 @@ class Classifier(L.LightningModule):
             "grad_norm/before_clip": before_,
             "grad_norm/after_clip": after_,
             "grad_norm/clipped_share": sum(self._clipped) / len(self._clipped),
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": _rate(optimizer),
         }
         for logger in self.loggers:
             logger.log_metrics(values, step=self.global_step)
@@ -175,7 +180,7 @@ class Classifier(L.LightningModule):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         with torch.no_grad():
-            self.recipe.regularization.after_step(self._decayed, optimizer.param_groups[0]["lr"])
+            self.recipe.regularization.after_step(self._decayed, _rate(optimizer))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["knep"] = self.about

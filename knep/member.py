@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
+from knep.capacity import capacity
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
 from knep.fit import Clock, History, Interrupted, StopOnSignal, build_module, build_trainer, watched
@@ -39,6 +41,8 @@ def fit_member(facts: Mapping[str, Any], data: Any, folder: Path, seed: int) -> 
     cfg = facts["config"]
     torch.manual_seed(seed)
     module = build_module(facts, data, seed=seed)
+    if seed == cfg["seed"] and getattr(rank_zero_only, "rank", 0) == 0:
+        print(capacity(sum(p.numel() for p in module.model.parameters()), data.sizes["train"]))
     data.seed = seed
     data.drop_last = module.recipe.accumulate != "epoch"
     batches = data.train_batches

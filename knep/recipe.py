@@ -140,6 +140,6 @@ def named(slot: str) -> Any:
         yield
     except NoEffectError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         text = " ".join(str(error).split())
         raise InputError(text if text.startswith(slot) else f"{slot}: {text}") from error

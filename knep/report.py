@@ -27,8 +27,6 @@ _FINAL = (
     "parameters",
     "members/test_acc_mean",
 )
-# A model with this many parameters per training image can memorise them; see Zhang et al. 2017.
-_MANY = 100
 
 
 def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any, folder: Path) -> None:
@@ -41,15 +39,6 @@ def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any, fol
         f"data {choices['data']}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes['test']:,} test "
         f"images of {data.channels} x {data.image_size} x {data.image_size}, {data.num_classes} classes"
     )
-
-
-def capacity(parameters: int, images: int) -> str:
-    """One line that weighs the model against its data, with a warning where it can memorise them."""
-    ratio = parameters / images
-    line = f"capacity: {parameters:,} parameters for {images:,} training images ({ratio:,.1f} per image)"
-    if ratio > _MANY:
-        line += "; warning: enough to memorise them, so expect overfitting without augment, dropout or stopping"
-    return line
 
 
 def interrupted(folder: Path, config: Mapping[str, Any], members: Sequence[Member], began: float) -> dict[str, Any]:

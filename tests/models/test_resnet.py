@@ -92,8 +92,15 @@ def test_preact_block_adds_to_an_untouched_signal():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"depth": 19}, {"depth": "20"}, {"stem": "tiny"}, {"width": 0}, {"width": 0.01}, {"preact": True, "zero_init_residual": True}],
-)  # fmt: skip
+    [
+        {"depth": 19},
+        {"depth": "20"},
+        {"stem": "tiny"},
+        {"width": 0},
+        {"width": 0.01},
+        {"preact": True, "zero_init_residual": True},
+    ],
+)
 def test_bad_values_are_named(bad):
     with pytest.raises(InputError, match=next(reversed(bad))):
         resnet(3, 10, 32, **bad)

@@ -43,7 +43,10 @@ def test_segmentation_nets_are_no_classifiers():
         torchvision(3, 10, 32, name="fcn_resnet50")
 
 
-@pytest.mark.parametrize(("name", "size", "needs"), [("alexnet", 32, "63 pixels"), ("vit_b_16", 28, "multiple"), ("squeezenet1_1", 8, "17 pixels")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "size", "needs"),
+    [("alexnet", 32, "63 pixels"), ("vit_b_16", 28, "multiple"), ("squeezenet1_1", 8, "17 pixels")],
+)
 def test_images_too_small_are_refused_with_the_size_that_works(name, size, needs):
     with pytest.raises(InputError, match=needs):
         torchvision(3, 10, size, name=name)

@@ -108,7 +108,7 @@ def test_functions_are_out_of_reach():
         def forward(self, x):
             return F.relu(x)
 
-    with pytest.raises(NoEffectError, match="F.relu"):
+    with pytest.raises(NoEffectError, match=r"F\.relu"):
         activation.gelu(Functional())
 
 

@@ -33,8 +33,8 @@ def signals():
 
 
 def is_standard(x, dims):
-    torch.testing.assert_close(x.mean(dims), torch.zeros_like(x.mean(dims)), atol=1e-7, rtol=0)
-    torch.testing.assert_close(x.var(dims, correction=0), torch.ones_like(x.mean(dims)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(x.mean(dims), torch.zeros_like(x.mean(dims)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(x.var(dims, correction=0), torch.ones_like(x.mean(dims)), atol=1e-4, rtol=0)
 
 
 def differs_in_eval(module, x):
@@ -52,7 +52,7 @@ def batch():
 
 def ghost_batch():
     for x in signals():
-        module = filled(norm.ghost_batch, x, ghost_size=3)
+        module = filled(norm.ghost_batch, x, ghost_size=3, eps=1e-12)
         y = module(x)
         for part in (y[:3], y[3:]):
             is_standard(part, [0, *range(2, x.dim())])
@@ -273,7 +273,7 @@ def test_batch_takes_the_values_that_are_given():
 
 
 def test_instance_refuses_the_units_of_others():
-    with pytest.raises(InputError, match="norm.instance"):
+    with pytest.raises(InputError, match=r"norm\.instance"):
         norm.instance(net_of_others(), sample=torch.randn(4, 3, 6, 6))
 
 

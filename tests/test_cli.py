@@ -1,0 +1,72 @@
+"""The command `knep`: what it lists, shows and copies, and how it refuses."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from knep.cli import main
+from knep.listing import GROUPS, options, reason
+
+
+def test_ls_lists_every_group_and_every_option(capsys):
+    main(["ls"])
+    text = capsys.readouterr().out
+    assert all(f"  {group} " in text for group in GROUPS)
+    main(["ls", "optimizer"])
+    text = capsys.readouterr().out
+    assert all(option in text and reason("optimizer", option) in text for option in options("optimizer"))
+
+
+def test_show_prints_a_recipe_with_its_values(capsys):
+    main(["show", "recipe", "digits_best"])
+    text = capsys.readouterr().out
+    assert "override /optimizer: adamw" in text
+    assert "# values of optimizer=adamw" in text
+    main(["show", "optimizer/muon"])
+    assert "ns_steps" in capsys.readouterr().out
+
+
+def test_cp_copies_for_editing_and_overwrites_nothing(tmp_path, capsys):
+    main(["cp", "recipe/digits_best", str(tmp_path)])
+    assert (tmp_path / "recipe" / "digits_best.yaml").is_file()
+    assert (tmp_path / "recipe" / "digits_best" / "optimizer-adamw.yaml").is_file()
+    (tmp_path / "recipe" / "digits_best.yaml").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        main(["cp", "recipe/digits_best", str(tmp_path)])
+    assert stop.value.code == 2
+    assert (tmp_path / "recipe" / "digits_best.yaml").read_text() == "mine"
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ls", "optimiser"], "did you mean optimizer"),
+        (["show", "recipe", "modrn"], "did you mean modern"),
+        (["cp", "optimizer/moun", "."], "did you mean muon"),
+    ],
+)
+def test_a_misspelt_name_gets_the_nearest(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["ls", "optimizer"], ["show", "recipe", "modern"], ["--help"]])
+def test_it_answers_without_torch(arguments, tmp_path):
+    code = (
+        "import sys; from knep.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_of_train_lists_every_option(capsys):
+    from knep.train import main as train
+
+    train(["--help"])
+    text = capsys.readouterr().out
+    assert all(option in text for group in GROUPS for option in options(group))
