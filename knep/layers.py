@@ -24,7 +24,7 @@ from knep.surgery import Place
 Norm = Callable[[int], nn.Module]
 Activation = Callable[[], nn.Module]
 
-# What bends the signal between two layers. Sigmoid, Tanh and Hardsigmoid are gates as often, and not among them.
+# What bends the signal between two layers.
 ACTIVATIONS = (
     nn.ReLU,
     nn.ReLU6,
@@ -39,6 +39,8 @@ ACTIVATIONS = (
     nn.Mish,
     nn.Hardswish,
 )
+# What does so, or gates another signal: an activation only where a module reads its output directly.
+GATES = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid)
 
 
 class ZeroGain(Place):
@@ -241,13 +243,21 @@ class StochasticDepth(ops.StochasticDepth):
         return f"p={self.p:.4g}, mode={self.mode}"
 
 
+class Copy(nn.Module):
+    """Hands on a copy: what changes it in place leaves the original, which a backward pass may need."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: its first tensor in, and the tensor out."""
+    """One call of a module: its first tensor in, the tensor out, and how often that had been changed in place."""
 
     module: nn.Module
     input: Tensor
     output: Tensor
+    version: int
 
 
 def calls(model: nn.Module, sample: Tensor) -> list[Call]:
@@ -260,7 +270,7 @@ def calls(model: nn.Module, sample: Tensor) -> list[Call]:
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
         if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            seen.append(Call(module, inputs[0], output))
+            seen.append(Call(module, inputs[0], output, output._version))
 
     modes = {m: m.training for m in model.modules()}
     hooks = [m.register_forward_hook(note) for m in model.modules() if m is not model]

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.layers import ACTIVATIONS, calls
+from knep.layers import ACTIVATIONS, GATES, Call, Copy, calls
 from knep.ranges import check
 from knep.surgery import Change, describe, modules_of, replace, required
 
 __all__ = ["gelu", "leaky_relu", "mish", "none", "relu", "selu", "sigmoid", "silu", "tanh"]
 
-_GATES = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid)
+# Their backward reads their output: where the model goes on to change that in place, it gets a copy.
+_SAVES_ITS_OUTPUT = (nn.ReLU, nn.LeakyReLU, nn.SELU, nn.Tanh, nn.Sigmoid)
 
 
 def none(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
@@ -80,38 +81,55 @@ def sigmoid(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
 
 
 def _exchange(model: nn.Module, sample: Tensor | None, make: Callable[[], nn.Module]) -> list[Change]:
-    hidden = _hidden_gates(model, sample)
+    seen = calls(model, sample) if sample is not None else []
+    hidden, overwritten = _hidden_gates(seen), _overwritten(seen)
     new: dict[nn.Module, nn.Module] = {}
     changes = []
-    for path, old in modules_of(model, *ACTIVATIONS, *_GATES):
-        if isinstance(old, _GATES) and old not in hidden:
+    for path, old in modules_of(model, *ACTIVATIONS, *GATES):
+        if isinstance(old, GATES) and old not in hidden:
             continue
         if old not in new:
-            new[old] = _successor(old, make())
-        changes.append(Change(path, describe(old), "kept" if new[old] is old else describe(new[old])))
+            new[old] = _successor(old, make(), old in overwritten)
+        changes.append(Change(path, describe(old), "kept" if new[old] is old else _text(new[old])))
         if new[old] is not old:
             replace(model, path, new[old])
     return required(changes, "activation", "the model has no activation modules (calls of F.relu cannot be reached)")
 
 
-def _successor(old: nn.Module, new: nn.Module) -> nn.Module:
+def _text(module: nn.Module) -> str:
+    return ", ".join(map(describe, module)) if isinstance(module, nn.Sequential) else describe(module)
+
+
+def _successor(old: nn.Module, new: nn.Module, overwritten: bool) -> nn.Module:
     """`old` itself if it is what is asked for, else `new`, which works in place where `old` did."""
     if getattr(old, "inplace", False) and hasattr(new, "inplace"):
         setattr(new, "inplace", True)  # noqa: B010
-    return old if describe(old) == describe(new) else new
+    if describe(old) == describe(new):
+        return old
+    return nn.Sequential(new, Copy()) if overwritten and isinstance(new, _SAVES_ITS_OUTPUT) else new
 
 
-def _hidden_gates(model: nn.Module, sample: Tensor | None) -> set[nn.Module]:
+def _hidden_gates(seen: list[Call]) -> set[nn.Module]:
     """The sigmoids whose output goes straight into another module at every call, as no gate's does."""
-    if sample is None or not any(modules_of(model, *_GATES)):
-        return set()
-    seen = calls(model, sample)
     hidden: set[nn.Module] = set()
     gates: set[nn.Module] = set()
     for i, call in enumerate(seen):
-        if isinstance(call.module, _GATES):
+        if isinstance(call.module, GATES):
             reads = (
                 later.input is call.output and not isinstance(later.module, nn.Identity) for later in seen[i + 1 :]
             )
             (hidden if any(reads) else gates).add(call.module)
     return hidden - gates
+
+
+def _overwritten(seen: list[Call]) -> set[nn.Module]:
+    """The activations whose output is changed in place: by a function, or by a module such as Dropout(inplace=True)."""
+    found: set[nn.Module] = set()
+    for i, call in enumerate(seen):
+        if isinstance(call.module, (*ACTIVATIONS, *GATES)):
+            by_module = (
+                later.input is call.output and getattr(later.module, "inplace", False) for later in seen[i + 1 :]
+            )
+            if call.output._version > call.version or any(by_module):
+                found.add(call.module)
+    return found

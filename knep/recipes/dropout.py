@@ -21,7 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision import ops
 
 from knep.errors import InputError
-from knep.layers import ACTIVATIONS, DropBlock, RMSNorm, StochasticDepth, calls, classifier_of
+from knep.layers import ACTIVATIONS, GATES, DropBlock, RMSNorm, StochasticDepth, calls, classifier_of
 from knep.ranges import check
 from knep.surgery import Change, Place, describe, modules_of, replace, replace_each, required
 
@@ -149,25 +149,26 @@ def _drop_maps(model: nn.Module, sample: Tensor | None, name: str, make: Callabl
     if not changes:
         changes = replace_each(model, _MAPS, lambda old: make(), lambda old: True)
     if not changes and not any(modules_of(model, Place)):
-        maps = _map_activations(model, sample, name)
-        changes = replace_each(model, ACTIVATIONS, lambda act: nn.Sequential(act, make()), lambda act: act in maps)
+        for act in _map_activations(model, sample, name):
+            changes += _wrap(model, act, None, make())
     return required(changes, f"dropout.{name}", "the model has no feature maps (N, C, H, W) that a module bends")
 
 
-def _map_activations(model: nn.Module, sample: Tensor | None, name: str) -> set[nn.Module]:
+def _map_activations(model: nn.Module, sample: Tensor | None, name: str) -> list[nn.Module]:
     """The activations that only see maps of channels; (N, H, W, C) looks the same, so a neighbour must tell."""
     if sample is None:
         raise InputError(f"dropout.{name} needs a sample batch to find the feature maps of a model without places")
     seen = calls(model, sample)
     by_channels = [call for call in seen if isinstance(call.module, _CHANNELS_FIRST)]
-    maps = {id(t) for call in by_channels for t in (call.input, call.output) if t.dim() == 4}
-    good: set[nn.Module] = set()
-    bad: set[nn.Module] = set()
+    read = {id(call.input) for call in by_channels}
+    made = {id(call.output) for call in by_channels}
+    good: dict[nn.Module, bool] = {}
     for call in seen:
-        shaped = call.output.dim() == 4 and call.output.shape[2:].numel() > 1
-        told = id(call.input) in maps or id(call.output) in maps
-        (good if shaped and told else bad).add(call.module)
-    return good - bad
+        if isinstance(call.module, (*ACTIVATIONS, *GATES)):
+            shaped = call.output.dim() == 4 and call.output.shape[2:].numel() > 1
+            told = id(call.output) in read or (id(call.input) in made and not isinstance(call.module, GATES))
+            good[call.module] = good.get(call.module, True) and shaped and told
+    return [act for act, always in good.items() if always]
 
 
 class _Tracer(fx.Tracer):
@@ -218,6 +219,8 @@ def _branch(model: nn.Module, node: fx.Node) -> fx.Node | None:
     if not any(n.op != "get_attr" for n in above_a & above_b):
         return None
     depth_a, depth_b = (_layers(model, above - other) for above, other in ((above_a, above_b), (above_b, above_a)))
+    if depth_a == depth_b == 0:
+        return None
     if depth_a == depth_b:
         raise InputError(f"dropout.stochastic_depth: which side of {node.name} is the shortcut cannot be told")
     return a if depth_a > depth_b else b

@@ -1,10 +1,15 @@
+import inspect
+
 import pytest
 import torch
 import torchvision.models as tv
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
 from knep.errors import InputError, NoEffectError
+from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.inception import inception
 from knep.models.mlp import mlp
@@ -44,6 +49,16 @@ def test_property(option):
     ROWS[option]()
 
 
+@pytest.mark.parametrize("option", options("activation"))
+def test_yaml_says_the_functions_own_values(option):
+    node = OmegaConf.load(CONF / "activation" / f"{option}.yaml")
+    own = {k: p.default for k, p in inspect.signature(getattr(activation, option)).parameters.items()}
+    keys = [k for k in node if k not in ("_target_", "_partial_")]
+    assert set(keys) == set(own) - {"model", "sample"}
+    assert OmegaConf.create({k: node[k] for k in keys}) == OmegaConf.create({k: own[k] for k in keys})
+    instantiate(node)
+
+
 def test_none_changes_nothing():
     model = cnn(1, 3, 8)
     before = list(model.modules())
@@ -77,6 +92,28 @@ def test_a_shared_unit_becomes_one_shared_unit():
     assert sum(isinstance(m, nn.SiLU) for m in net.modules()) == 9  # the stem's, and one per block for both its uses
     assert all(m.inplace for m in net.modules() if isinstance(m, nn.SiLU))
     net(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+class Overwriting(nn.Module):
+    """What efficientnet_v2 and mobilenet_v3 do: the backward of SiLU and Hardswish does not read their output."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.act1, self.act2, self.drop = nn.SiLU(inplace=True), nn.Hardswish(), nn.Dropout(inplace=True)
+
+    def forward(self, x):
+        h = self.act1(self.a(x))
+        h += x
+        return self.c(self.drop(self.act2(self.b(h))))
+
+
+@pytest.mark.parametrize("trick", [getattr(activation, option) for option in ROWS])
+def test_an_output_that_is_overwritten_is_copied_first(trick):
+    net, x = Overwriting(), torch.randn(2, 4)
+    trick(net, sample=x)
+    net(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_gates_stay_gates():

@@ -1,19 +1,23 @@
 import copy
+import inspect
 import math
 
 import pytest
 import torch
 import torchvision.models as tv
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 from torchvision import ops
 
 from knep.errors import InputError, NoEffectError
 from knep.layers import DropBlock, StochasticDepth
+from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.inception import inception
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
-from knep.recipes import dropout, norm
+from knep.recipes import activation, dropout, norm
 from knep.surgery import Place, modules_of
 
 P = 0.3
@@ -95,6 +99,16 @@ ALL = [dropout.alpha, dropout.dropblock, dropout.spatial, dropout.standard, drop
 @pytest.mark.parametrize("option", ROWS)
 def test_property(option):
     ROWS[option]()
+
+
+@pytest.mark.parametrize("option", options("dropout"))
+def test_yaml_says_the_functions_own_values(option):
+    node = OmegaConf.load(CONF / "dropout" / f"{option}.yaml")
+    own = {k: p.default for k, p in inspect.signature(getattr(dropout, option)).parameters.items()}
+    keys = [k for k in node if k not in ("_target_", "_partial_")]
+    assert set(keys) == set(own) - {"model", "sample"}
+    assert OmegaConf.create({k: node[k] for k in keys}) == OmegaConf.create({k: own[k] for k in keys})
+    instantiate(node)
 
 
 def test_none_changes_nothing():
@@ -271,6 +285,12 @@ def test_squeezed_signals_of_one_pixel_are_left_alone():
     paths = [c.path for c in dropout.spatial(net, sample=torch.randn(2, 3, 64, 64))]
     assert paths
     assert not any(path.endswith("activation") for path in paths)  # those of squeeze-excitation
+
+
+def test_maps_are_dropped_behind_tanh_too():
+    net, x = tv.resnet18(num_classes=5), torch.randn(2, 3, 64, 64)
+    activation.tanh(net, sample=x)
+    assert len(dropout.spatial(net, sample=x)) == 9
 
 
 def test_maps_with_channels_last_are_not_taken_for_maps():

@@ -1,14 +1,18 @@
 import copy
+import inspect
 
 import pytest
 import torch
 import torchvision.models as tv
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.convnext import LayerNorm2d
 
 from knep.errors import InputError, NoEffectError
 from knep.layers import GhostBatchNorm, GroupNorm, InstanceNorm, PixelRMSNorm, RMSNorm
+from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
@@ -125,6 +129,16 @@ FILLS = [norm.batch, norm.ghost_batch, norm.group, norm.instance, norm.layer, no
 @pytest.mark.parametrize("option", ROWS)
 def test_property(option):
     ROWS[option]()
+
+
+@pytest.mark.parametrize("option", options("norm"))
+def test_yaml_says_the_functions_own_values(option):
+    node = OmegaConf.load(CONF / "norm" / f"{option}.yaml")
+    own = {k: p.default for k, p in inspect.signature(getattr(norm, option)).parameters.items()}
+    keys = [k for k in node if k not in ("_target_", "_partial_")]
+    assert set(keys) == set(own) - {"model", "sample"}
+    assert OmegaConf.create({k: node[k] for k in keys}) == OmegaConf.create({k: own[k] for k in keys})
+    instantiate(node)
 
 
 def test_none_changes_nothing():
