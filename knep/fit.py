@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.errors import InputError
+from knep.hardware import precision
 from knep.lit import Classifier
 from knep.progress import Lines, ProgressBar
 from knep.recipe import Recipe, named
@@ -134,6 +135,8 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
         )
     raw = data.sample(64) if data is not None else torch.zeros(shape, dtype=torch.uint8)
     recipe.apply(model, sample=scaling(raw))
+    if cfg["channels_last"]:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Classifier(
         model,
         recipe,
@@ -141,16 +144,9 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
         scaling=scaling,
         seed=seed,
         log_every=cfg["log_every"],
+        channels_last=cfg["channels_last"],
         about=dict(facts),
     )
-
-
-def precision(wanted: Any, accelerator: str) -> Any:
-    """`auto`: bf16-mixed on GPUs that have it, otherwise 32-true."""
-    if wanted != "auto":
-        return wanted
-    on_gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches: int, callbacks: list[Any]) -> Trainer:

@@ -40,7 +40,8 @@ class Classifier(L.LightningModule):
     Logged once an epoch: {train,val,test}/{loss,acc}; every `log_every` optimizer steps: lr, gradient norms.
 
     scaling: maps raw pixels to the model's input; num_classes: width of the logits;
-    seed: every random draw of a step is a function of it, the rank and the step's position.
+    seed: every random draw of a step is a function of it, the rank and the step's position;
+    channels_last: images reach the model in this memory format, which convolutions of most hardware prefer.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Classifier(L.LightningModule):
         scaling: nn.Module | None = None,
         seed: int = 0,
         log_every: int = 10,
+        channels_last: bool = False,
         about: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -62,6 +64,7 @@ class Classifier(L.LightningModule):
         self.num_classes = num_classes
         self.seed = seed
         self.log_every = log_every
+        self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.about = about or {}  # plain data that travels in the checkpoint: config, class names
         self._sums: dict[str, Tensor] = {}
         self._clipped: deque[bool] = deque(maxlen=100)
@@ -69,7 +72,7 @@ class Classifier(L.LightningModule):
         self._decayed = decayed(model)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.model(self.scaling(x_NCHW))
+        return self.model(self.scaling(x_NCHW).to(memory_format=self.layout))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1)

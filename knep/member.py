@@ -14,6 +14,7 @@ from knep.capacity import capacity
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
 from knep.fit import Clock, History, Interrupted, StopOnSignal, build_module, build_trainer, watched
+from knep.hardware import levers
 from knep.lit import Classifier
 from knep.resume import find_checkpoint
 
@@ -48,6 +49,8 @@ def fit_member(facts: Mapping[str, Any], data: Any, folder: Path, seed: int) -> 
     batches = data.train_batches
     clock, history = Clock(), History()
     trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, StopOnSignal()])
+    if seed == cfg["seed"] and trainer.is_global_zero:
+        print(levers(cfg, trainer.precision, trainer.strategy.root_device))
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = False
     try:

@@ -28,14 +28,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    runs = []
+    runs: list[dict[str, float]] = []
+    text = ""
     for seed in range(args.seeds):
         runs.append(one(args.overrides, seed))
         last = runs[-1]
         print(f"seed {seed}: test {last['test/acc']:.2%}, {last['seconds']:.0f} s", flush=True)
+        text = json.dumps(result(args.overrides, runs), indent=2)
+        if args.out:  # after each seed, so that an interruption leaves what was measured, with its n
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(text + "\n")
+    print(text)
+
+
+def result(overrides: list[str], runs: list[dict[str, float]]) -> dict[str, object]:
+    """Mean and deviation over the runs so far, with the command and how many they are."""
     tests = [run["test/acc"] for run in runs]
-    result = {
-        "command": " ".join(["python train.py", *args.overrides]),
+    return {
+        "command": " ".join(["python train.py", *overrides]),
         "n": len(runs),
         "test_acc_mean": statistics.fmean(tests),
         "test_acc_std": statistics.stdev(tests) if len(tests) > 1 else None,
@@ -44,10 +54,6 @@ def main() -> None:
         "seconds_mean": statistics.fmean(run["seconds"] for run in runs),
         "parameters": runs[0]["parameters"],
     }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""What this machine has, and the levers that follow from it: precision and memory format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def precision(wanted: Any, accelerator: str) -> Any:
+    """`auto`: bf16-mixed on GPUs and CPUs that compute in bfloat16, otherwise 32-true; anything else as it is.
+
+    float16 is never chosen unasked: it needs a loss scale, and its range is too small for some recipes.
+    """
+    if wanted != "auto":
+        return wanted
+    on_gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_bf16()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def cpu_bf16() -> bool:
+    """Whether the CPU has bfloat16 products (avx512_bf16 or AMX); elsewhere bf16 is slower than float32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def levers(config: Any, chosen: Any, device: torch.device) -> str:
+    """One line: where and how a run computes."""
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    shown = [place, f"precision {chosen}"]
+    if config["channels_last"]:
+        shown.append("channels_last")
+    if config["optimizer"].get("fused"):
+        shown.append("fused optimizer")
+    return "runs on " + ", ".join(shown)
