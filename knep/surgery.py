@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from knep.errors import NoEffectError
+from knep.errors import InputError, NoEffectError
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,27 @@ class Place(nn.Identity):
 
     def extra_repr(self) -> str:
         return self.kind
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`'s wrapper, or the model itself: what a slot may edit.
+
+    Raises InputError, naming the module, for DataParallel and DistributedDataParallel, which took hold of the
+    parameters when they were built, and for lazy modules, whose shapes are not known before the first forward.
+    """
+    while isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+    for path, module in model.named_modules():
+        if isinstance(module, (DataParallel, DistributedDataParallel)):
+            where = f" at {path}" if path else ""
+            raise InputError(
+                f"the model is wrapped by {type(module).__name__}{where}: apply the recipe before wrapping"
+            )
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise InputError(
+                f"{path or 'the model'} ({type(module).__name__}) has no shape yet: run one batch through the model first"
+            )
+    return model
 
 
 def describe(module: nn.Module) -> str:

@@ -26,7 +26,7 @@ def losses(model: str, overrides: Sequence[str] = ()) -> list[float]:
     """The training losses of `model` under the default recipe's tricks, in float64 on one thread.
 
     float64, because batch norm on small batches multiplies a difference of rounding: in float32 the losses of a deep
-    network depend on the processor's kernels after a few steps (0.3 between two layouts), in float64 they agree to 1e-11.
+    network depend on the processor's kernels after a few steps (by 0.3), in float64 two layouts agree to 1e-11.
     """
     from knep.compose import compose_config
     from knep.fit import about, build_module
