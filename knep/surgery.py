@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from knep.errors import InputError, NoEffectError
 
@@ -54,10 +54,9 @@ def bare(model: nn.Module) -> nn.Module:
             raise InputError(
                 f"the model is wrapped by {type(module).__name__}{where}: apply the recipe before wrapping"
             )
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            raise InputError(
-                f"{path or 'the model'} ({type(module).__name__}) has no shape yet: run one batch through the model first"
-            )
+        if any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False)))):
+            name = f"{path or 'the model'} ({type(module).__name__})"
+            raise InputError(f"{name} has no shape yet: run one batch through the model first")
     return model
 
 
