@@ -1,4 +1,4 @@
-"""A plain convolutional net: the first one of every tutorial."""
+"""A plain convolutional net: the first one of every tutorial, and with more convolutions per stage a small VGG."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,19 +6,27 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.layers import Activation, Norm, conv_unit
+from knep.layers import Activation, Norm, conv_unit, whole
 from knep.surgery import Place
 
 
 class CNN(nn.Module):
-    """Stages of convolution and pooling, then a linear classifier on all pixels left. See `cnn`."""
+    """Stages of convolutions and pooling, then a linear classifier on all pixels left. See `cnn`."""
 
-    def __init__(self, channels: Sequence[int], pixels: int, num_classes: int, norm: Norm | None, act: Activation):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        convs: int,
+        pixels: int,
+        num_classes: int,
+        norm: Norm | None,
+        act: Activation,
+    ):
         super().__init__()
         self.stages = nn.Sequential()
         for before, width in pairwise(channels):
-            unit = conv_unit(before, width, 3, norm=norm, activation=act)
-            self.stages.append(nn.Sequential(unit, nn.MaxPool2d(2), Place("features", width)))
+            units = [conv_unit(n, width, 3, norm=norm, activation=act) for n in (before, *[width] * (convs - 1))]
+            self.stages.append(nn.Sequential(*units, nn.MaxPool2d(2), Place("features", width)))
         self.dropout = Place("head", channels[-1] * pixels)
         self.classifier = nn.Linear(channels[-1] * pixels, num_classes)
 
@@ -32,17 +40,21 @@ def cnn(
     image_size: int,
     *,
     widths: Sequence[int] = (32, 64),
+    convs: int = 1,
     norm: Norm | None = None,
     activation: Activation = nn.ReLU,
 ) -> CNN:
-    """Images (N, in_channels, image_size, image_size) to class scores (N, num_classes): 3x3 convolutions, each
-    followed by 2x2 max pooling, then a linear layer on what is left (LeCun et al. 1998, with today's parts).
+    """Images (N, in_channels, image_size, image_size) to class scores (N, num_classes): stages of 3x3 convolutions,
+    each ending in 2x2 max pooling, then a linear layer on what is left (LeCun et al. 1998, with today's parts).
 
-    Places: norm and norm_after in each stage, features behind its pooling, head before the classifier.
+    Places: norm and norm_after behind each convolution, features behind each pooling, head before the classifier.
 
-    widths: channels of each stage, which halves the image. norm: None leaves the places.
-    Raises InputError for widths that are not positive whole numbers, or more stages than the image can be halved.
+    widths: channels of each stage, which halves the image; convs: convolutions per stage, from 1 on; two or more make
+    it a small VGG (Simonyan and Zisserman 2015). norm: None leaves the places.
+    Raises InputError for widths or convs that are not positive whole numbers, or more stages than the image can be
+    halved.
     """
+    whole("convs", convs, 1)
     if not widths or not all(isinstance(w, int) and w > 0 for w in widths):
         raise InputError(f"widths must be positive whole numbers such as [32,64], got {list(widths)}")
     side = image_size >> len(widths)
@@ -51,4 +63,4 @@ def cnn(
         raise InputError(
             f"widths must have at most {most} stages, each halves the image of {image_size} pixels: got {list(widths)}"
         )
-    return CNN((in_channels, *widths), side**2, num_classes, norm, activation)
+    return CNN((in_channels, *widths), convs, side**2, num_classes, norm, activation)

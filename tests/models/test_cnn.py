@@ -27,3 +27,11 @@ def test_widths_fit_the_image(widths, size):
 
 def test_the_most_stages_work():
     assert cnn(1, 10, 8, widths=[4] * 3)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_more_convolutions_per_stage():
+    model = cnn(1, 10, 28, widths=[4, 8], convs=2)
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels) for m in convs] == [(1, 4), (4, 4), (4, 8), (8, 8)]
+    with pytest.raises(InputError, match="convs"):
+        cnn(1, 10, 28, convs=0)

@@ -22,6 +22,7 @@ SMALL = {
     "mlp": lambda *a, **k: mlp(*a, widths=[8, 8], **k),
     "linear": lambda *a, **k: mlp(*a, widths=[], **k),
     "cnn": lambda *a, **k: cnn(*a, widths=[4, 8], **k),
+    "cnn, three convolutions a stage": lambda *a, **k: cnn(*a, widths=[4, 8], convs=3, **k),
     "resnet20": lambda *a, **k: resnet(*a, depth=20, width=0.25, **k),
     "resnet20_preact": lambda *a, **k: resnet(*a, depth=20, width=0.25, preact=True, **k),
     "resnet18": lambda *a, **k: resnet(*a, depth=18, width=0.0625, **k),
