@@ -77,11 +77,12 @@ def conv_unit(
     return nn.Sequential(OrderedDict(parts))
 
 
-def fewest_values(name: str, shape: torch.Size, per_set: int) -> None:
+def fewest_values(name: str, shape: torch.Size, per_set: int, path: str = "") -> None:
     """InputError where statistics would be taken over fewer than two values, which turns every signal into 0."""
     if per_set < 2:
+        where = f"{path}, " if path else ""
         raise InputError(
-            f"norm.{name} would take mean and variance of a single value at a signal of shape {tuple(shape)}: "
+            f"norm.{name} would take mean and variance of a single value at {where}a signal of shape {tuple(shape)}: "
             f"use norm={'batch or rms' if name == 'layer' else 'layer or batch'}"
         )
 
@@ -260,10 +261,11 @@ class Call:
     version: int
 
 
-def calls(model: nn.Module, sample: Tensor) -> list[Call]:
+def calls(model: nn.Module, sample: Tensor, *, training: bool = False) -> list[Call]:
     """The calls of all submodules, in the order in which they end, when the model reads two images of `sample`.
 
-    The model runs in eval mode without gradients, so that nothing in it changes; every module's mode is restored.
+    The model runs without gradients, in eval mode, so that nothing in it changes; or, for the parts that act only
+    then, in training mode, whose buffers are restored. Every module's own mode is restored.
     Calls that take or give something other than a tensor are left out.
     """
     seen: list[Call] = []
@@ -273,15 +275,19 @@ def calls(model: nn.Module, sample: Tensor) -> list[Call]:
             seen.append(Call(module, inputs[0], output, output._version))
 
     modes = {m: m.training for m in model.modules()}
+    buffers = {b: b.clone() for b in model.buffers()} if training else {}
+    images = sample[:2] if len(sample) > 1 or not training else sample.expand(2, *sample.shape[1:])
     hooks = [m.register_forward_hook(note) for m in model.modules() if m is not model]
     try:
-        with torch.no_grad():
-            model.eval()(sample[:2])
+        with torch.no_grad(), torch.random.fork_rng(enabled=training):
+            model.train(training)(images)
     finally:
         for hook in hooks:
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
+        for buffer, value in buffers.items():
+            buffer.data.copy_(value)
     return seen
 
 

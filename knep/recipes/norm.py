@@ -1,22 +1,34 @@
-"""`norm`: the normalisation layer and its place. `f(model, *, sample, position, **hp)` edits the model in place.
+"""`norm`: the normalisation layer and its place. `f(model, *, sample, position, insert, **hp)` edits the model in place.
 
 A knep model has a place behind the weights and before the activation ("before_activation") and one behind the
-activation ("after_activation"). In any other model the norm layers it has are replaced where they stand; they keep
-their gains and shifts. A layer that is already of the kind asked for is kept, and listed as kept.
+activation ("after_activation"). In any other model the norm layers it has are replaced where they stand, at any depth;
+they keep their gains and shifts (the very parameters), and running statistics from one batch kind to another. A layer
+that is already of the kind asked for is kept, and listed as kept.
+
+Where the channels are: a norm on axis 1 stays there. One on the last axis of tokens (N, ..., C), as in transformers,
+becomes: layer, rms: the same over the last axis; group: over the channel groups of each token; batch, ghost_batch:
+over batch and tokens; instance: over the tokens of each image. One over the channels of each pixel, as in ConvNeXt,
+becomes layer and rms there, and else the norm of (N, C, H, W).
+
+insert=true: a model without norm layers and places gets a norm behind each linear layer and convolution whose output
+an activation reads, but not behind the classifier. `sample` shows which those are, or else torch.fx.
+
+Subclasses and look-alikes of norm layers, with what else they do: see `knep.norms`. A module that is called a norm but
+is none by its values stays, and is listed as not reached.
 
 Each function lists its changes, and raises NoEffectError where there is neither a place nor a norm layer, and
-InputError, before the first change, where its statistics make no sense for a layer's signal.
+InputError, before the first change, where its statistics make no sense for a layer's signal, or a new layer would lose
+something (parametrisations, hooks, an own forward).
 sample: images (N, C, H, W), for the shapes that reach each layer; without it they are checked in the first forward.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrizations
@@ -32,25 +44,21 @@ from knep.layers import (
     LastRMSNorm,
     PixelRMSNorm,
     RMSNorm,
-    ZeroGain,
-    calls,
     classifier_of,
     fewest_values,
     whole,
 )
 from knep.ranges import check
-from knep.surgery import Change, Place, describe, modules_of, replace, required
+from knep.renorm import Kind, Site, normalise, refuse_empty_zero_gains
+from knep.surgery import Change, bare, modules_of, required
+from knep.tokens import TokenBatchNorm, TokenGhostBatchNorm, TokenGroupNorm, TokenInstanceNorm
 
 __all__ = ["batch", "ghost_batch", "group", "instance", "layer", "none", "rms", "spectral", "weight"]
-
-_PLACES = {"before_activation": "norm", "after_activation": "norm_after"}
-_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm)
-_LAST_AXIS = (nn.LayerNorm, nn.RMSNorm)
 
 
 def none(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
     """Leaves the places empty and the model's own norm layers alone."""
-    _refuse_empty_zero_gains(model, "none")
+    refuse_empty_zero_gains(model, "none")
     return []
 
 
@@ -59,6 +67,7 @@ def batch(
     *,
     sample: Tensor | None = None,
     position: str = "before_activation",
+    insert: bool = False,
     momentum: float | None = None,
     eps: float | None = None,
 ) -> list[Change]:
@@ -73,10 +82,11 @@ def batch(
         own = isinstance(old, _BatchNorm) and not isinstance(old, GhostBatchNorm)
         return own and momentum in (None, old.momentum) and eps in (None, old.eps)
 
-    def make(channels: int, shapes: list[torch.Size], old: nn.Module) -> nn.Module:
-        return BatchNorm(channels, eps=_own(old, "eps", eps, 1e-5), momentum=_own(old, "momentum", momentum, 0.1))
+    def make(site: Site, cls: type[BatchNorm] = BatchNorm) -> nn.Module:
+        return cls(site.channels, eps=site.eps(eps, 1e-5), momentum=_momentum(site.old, momentum))
 
-    return _normalise(model, _Kind("batch", kept, make), sample, position)
+    kind = Kind("batch", kept, make, lambda site: make(site, TokenBatchNorm))
+    return normalise(model, kind, sample, position, insert)
 
 
 def ghost_batch(
@@ -84,6 +94,7 @@ def ghost_batch(
     *,
     sample: Tensor | None = None,
     position: str = "before_activation",
+    insert: bool = False,
     ghost_size: int = 32,
     momentum: float | None = None,
     eps: float | None = None,
@@ -95,35 +106,46 @@ def ghost_batch(
     whole("ghost_size", ghost_size, 2)
     _check_batch(momentum, eps)
 
-    def make(channels: int, shapes: list[torch.Size], old: nn.Module) -> nn.Module:
-        own_eps, own_momentum = _own(old, "eps", eps, 1e-5), _own(old, "momentum", momentum, 0.1)
-        return GhostBatchNorm(channels, ghost_size=ghost_size, eps=own_eps, momentum=own_momentum)
+    def kept(old: Any) -> bool:
+        own = isinstance(old, GhostBatchNorm) and old.ghost_size == ghost_size
+        return own and momentum in (None, old.momentum) and eps in (None, old.eps)
 
-    return _normalise(model, _Kind("ghost_batch", lambda old: False, make), sample, position)
+    def make(site: Site, cls: type[GhostBatchNorm] = GhostBatchNorm) -> nn.Module:
+        own = {"eps": site.eps(eps, 1e-5), "momentum": _momentum(site.old, momentum)}
+        return cls(site.channels, ghost_size=ghost_size, **own)
+
+    kind = Kind("ghost_batch", kept, make, lambda site: make(site, TokenGhostBatchNorm))
+    return normalise(model, kind, sample, position, insert)
 
 
 def layer(
-    model: nn.Module, *, sample: Tensor | None = None, position: str = "before_activation", eps: float = 1e-5
+    model: nn.Module,
+    *,
+    sample: Tensor | None = None,
+    position: str = "before_activation",
+    insert: bool = False,
+    eps: float | None = None,
 ) -> list[Change]:
     """Gives each image's signal mean 0 and variance 1 over all channels and pixels (Ba et al. 2016).
 
     Where a model normalises its last axis, or the channels of each pixel, the new norm does the same.
 
-    eps: added to the variance, in (0, inf).
+    eps: added to the variance, in (0, inf); None is the layer's own value, and 1e-5 in a place.
     """
-    check("eps", eps, "(0, inf)")
+    _check_eps(eps)
 
     def kept(old: Any) -> bool:
-        return isinstance(old, nn.LayerNorm) or (isinstance(old, nn.GroupNorm) and old.num_groups == 1)
+        one = isinstance(old, nn.LayerNorm) or (isinstance(old, nn.GroupNorm) and old.num_groups == 1)
+        return one and eps in (None, old.eps)
 
-    def make(channels: int, shapes: list[torch.Size], old: nn.Module) -> nn.Module:
-        return GroupNorm(_groups("layer", channels, 1, shapes), channels, eps=eps)
+    def first(site: Site) -> nn.Module:
+        return GroupNorm(_groups("layer", site, 1), site.channels, eps=site.eps(eps, 1e-5))
 
-    def last(old: Any) -> nn.Module:
-        made = LayerNorm2d if isinstance(old, PixelRMSNorm) else nn.LayerNorm
-        return made(list(old.normalized_shape), eps=eps)
+    def last(site: Site, cls: type[nn.LayerNorm] = nn.LayerNorm) -> nn.Module:
+        return cls(site.shape, eps=site.eps(eps, 1e-5))
 
-    return _normalise(model, _Kind("layer", kept, make, last=last), sample, position)
+    kind = Kind("layer", kept, first, last, lambda site: last(site, LayerNorm2d), joint=True)
+    return normalise(model, kind, sample, position, insert)
 
 
 def group(
@@ -131,68 +153,89 @@ def group(
     *,
     sample: Tensor | None = None,
     position: str = "before_activation",
+    insert: bool = False,
     groups: int = 8,
-    eps: float = 1e-5,
+    eps: float | None = None,
 ) -> list[Change]:
-    """Gives each group of channels of each image mean 0 and variance 1 (Wu and He 2018).
+    """Gives each group of channels of each image, or of each token, mean 0 and variance 1 (Wu and He 2018).
 
     groups: how many, from 1 on; a layer has the largest divisor of its channels up to there that leaves two values per
-    group. eps: added to the variance, in (0, inf).
+    group. eps: added to the variance, in (0, inf); None is the layer's own value, and 1e-5 in a place.
     """
     whole("groups", groups, 1)
-    check("eps", eps, "(0, inf)")
+    _check_eps(eps)
 
     def kept(old: Any) -> bool:
-        return isinstance(old, nn.GroupNorm) and old.num_groups == groups
+        return isinstance(old, nn.GroupNorm) and old.num_groups == groups and eps in (None, old.eps)
 
-    def make(channels: int, shapes: list[torch.Size], old: nn.Module) -> nn.Module:
-        return GroupNorm(_groups("group", channels, groups, shapes), channels, eps=eps)
+    def first(site: Site) -> nn.Module:
+        return GroupNorm(_groups("group", site, groups), site.channels, eps=site.eps(eps, 1e-5))
 
-    return _normalise(model, _Kind("group", kept, make), sample, position)
+    def last(site: Site) -> nn.Module:
+        token = replace(site, shapes=[torch.Size((1, site.channels))])
+        return TokenGroupNorm(_groups("group", token, groups), site.channels, eps=site.eps(eps, 1e-5))
+
+    return normalise(model, Kind("group", kept, first, last), sample, position, insert)
 
 
 def instance(
-    model: nn.Module, *, sample: Tensor | None = None, position: str = "before_activation", eps: float = 1e-5
+    model: nn.Module,
+    *,
+    sample: Tensor | None = None,
+    position: str = "before_activation",
+    insert: bool = False,
+    eps: float | None = None,
 ) -> list[Change]:
-    """Gives each channel of each image mean 0 and variance 1 over its pixels (Ulyanov et al. 2016).
+    """Gives each channel of each image mean 0 and variance 1 over its pixels or tokens (Ulyanov et al. 2016).
 
-    eps: added to the variance, in (0, inf). Refuses a signal with one value per channel.
+    eps: added to the variance, in (0, inf); None is the layer's own value, and 1e-5 in a place.
+    Refuses a signal with one value per channel.
     """
-    check("eps", eps, "(0, inf)")
+    _check_eps(eps)
 
     def kept(old: Any) -> bool:
-        return isinstance(old, _InstanceNorm)
+        return isinstance(old, _InstanceNorm) and eps in (None, old.eps)
 
-    def make(channels: int, shapes: list[torch.Size], old: nn.Module) -> nn.Module:
-        for shape in shapes:
-            fewest_values("instance", shape, shape[2:].numel())
-        return InstanceNorm(channels, eps=eps, affine=True)
+    def first(site: Site) -> nn.Module:
+        for shape in site.shapes:
+            fewest_values("instance", shape, shape[2:].numel(), site.path)
+        return InstanceNorm(site.channels, eps=site.eps(eps, 1e-5), affine=True)
 
-    return _normalise(model, _Kind("instance", kept, make), sample, position)
+    def last(site: Site) -> nn.Module:
+        for shape in site.shapes:
+            fewest_values("instance", shape, shape[1:-1].numel(), site.path)
+        return TokenInstanceNorm(site.channels, eps=site.eps(eps, 1e-5), affine=True)
+
+    return normalise(model, Kind("instance", kept, first, last), sample, position, insert)
 
 
 def rms(
-    model: nn.Module, *, sample: Tensor | None = None, position: str = "before_activation", eps: float = 1e-6
+    model: nn.Module,
+    *,
+    sample: Tensor | None = None,
+    position: str = "before_activation",
+    insert: bool = False,
+    eps: float | None = None,
 ) -> list[Change]:
     """Divides each image's signal by its root mean square; the mean stays (Zhang and Sennrich 2019).
 
     Where a model normalises its last axis, or the channels of each pixel, the new norm does the same.
 
-    eps: added to the mean square, in (0, inf).
+    eps: added to the mean square, in (0, inf); None is the layer's own value, and 1e-6 in a place.
     """
-    check("eps", eps, "(0, inf)")
+    _check_eps(eps)
 
     def kept(old: Any) -> bool:
-        return isinstance(old, (nn.RMSNorm, RMSNorm))
+        return isinstance(old, (nn.RMSNorm, RMSNorm)) and eps in (None, old.eps)
 
-    def make(channels: int, shapes: list[torch.Size], old: nn.Module) -> nn.Module:
-        return RMSNorm(channels, eps=eps)
+    def first(site: Site) -> nn.Module:
+        return RMSNorm(site.channels, eps=site.eps(eps, 1e-6))
 
-    def last(old: Any) -> nn.Module:
-        made = PixelRMSNorm if isinstance(old, LayerNorm2d) else LastRMSNorm
-        return made(list(old.normalized_shape), eps=eps)
+    def last(site: Site, cls: type[LastRMSNorm] = LastRMSNorm) -> nn.Module:
+        return cls(site.shape, eps=site.eps(eps, 1e-6))
 
-    return _normalise(model, _Kind("rms", kept, make, last=last, shifts=False), sample, position)
+    kind = Kind("rms", kept, first, last, lambda site: last(site, PixelRMSNorm), joint=True, shifts=False)
+    return normalise(model, kind, sample, position, insert)
 
 
 def weight(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
@@ -200,7 +243,8 @@ def weight(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
 
     Acts on all linear layers and convolutions but the classifier; the function stays as it was. Places stay empty.
     """
-    _refuse_empty_zero_gains(model, "weight")
+    model = bare(model)
+    refuse_empty_zero_gains(model, "weight")
     changes = []
     for path, m in _weighted(model, sample):
         parametrizations.weight_norm(m, "weight", dim=1 if isinstance(m, _ConvTransposeNd) else 0)
@@ -219,7 +263,8 @@ def spectral(
     """
     whole("n_power_iterations", n_power_iterations, 1)
     check("eps", eps, "(0, inf)")
-    _refuse_empty_zero_gains(model, "spectral")
+    model = bare(model)
+    refuse_empty_zero_gains(model, "spectral")
     changes = []
     for path, m in _weighted(model, sample):
         parametrizations.spectral_norm(m, "weight", n_power_iterations=n_power_iterations, eps=eps)
@@ -227,149 +272,30 @@ def spectral(
     return required(changes, "norm.spectral", "the model has no linear layer or convolution but its classifier")
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """One norm: which layers it keeps, what it puts before channels on axis 1, and on the last axis if it can."""
-
-    name: str
-    kept: Callable[[Any], bool]
-    make: Callable[[int, list[torch.Size], nn.Module], nn.Module]
-    last: Callable[[Any], nn.Module] | None = None
-    shifts: bool = True
-
-
-def _normalise(model: nn.Module, kind: _Kind, sample: Tensor | None, position: str) -> list[Change]:
-    if position not in _PLACES:
-        raise InputError(f"position must be one of {', '.join(_PLACES)}, got {position}")
-    shapes = _shapes(model, sample)
-    found = [(p, m) for p, m in modules_of(model, Place) if m.kind == _PLACES[position]]
-    existing = list(modules_of(model, *_LAYERS))
-    if position == "after_activation":
-        _refuse_empty_zero_gains(model, f"{kind.name} behind the activation")
-        _refuse_moving(existing)
-    new: dict[int, nn.Module] = {}
-    for path, old in found + existing:
-        if id(old) not in new:
-            new[id(old)] = old if kind.kept(old) else _successor(path, old, kind, shapes[old])
-    changes = [change for path, old in found + existing for change in _exchange(model, path, old, new[id(old)], kind)]
-    reason = f"the model has no norm layer and no place for one {position.replace('_', ' the ')}"
-    return required(changes, f"norm.{kind.name}", reason)
-
-
-def _exchange(model: nn.Module, path: str, old: nn.Module, new: nn.Module, kind: _Kind) -> Iterator[Change]:
-    if new is old:
-        yield Change(path, describe(old), "kept")
-        return
-    yield Change(path, describe(old), describe(new))
-    replace(model, path, new)
-    if isinstance(old, Place) and old.kind == "norm" and kind.shifts:
-        yield from _take_bias(model, path, old.features)
-
-
-def _take_bias(model: nn.Module, path: str, features: int) -> Iterator[Change]:
-    """The norm's own shift replaces the bias of the layer registered right before it, as in every published net."""
-    parent, _, name = path.rpartition(".")
-    siblings = list(model.get_submodule(parent)._modules.items())
-    at = next(i for i, (sibling, _) in enumerate(siblings) if sibling == name)
-    before, m = siblings[at - 1] if at else ("", None)
-    units = getattr(m, "out_features", getattr(m, "out_channels", None))
-    if isinstance(m, (nn.Linear, _ConvNd)) and m.bias is not None and units == features:
-        m.register_parameter("bias", None)
-        yield Change(f"{parent}.{before}.bias".lstrip("."), f"{features} values", "none: the norm's shift replaces it")
-
-
-def _shapes(model: nn.Module, sample: Tensor | None) -> defaultdict[nn.Module, list[torch.Size]]:
-    shapes = defaultdict(list)
-    for call in calls(model, sample) if sample is not None else ():
-        shapes[call.module].append(call.input.shape)
-    return shapes
-
-
-def _successor(path: str, old: Any, kind: _Kind, shapes: list[torch.Size]) -> nn.Module:
-    """The module that takes the place of `old`, with its gain, shift and running statistics."""
-    last_axis = isinstance(old, _LAST_AXIS)
-    if last_axis and type(old) not in (nn.LayerNorm, nn.RMSNorm, LayerNorm2d, LastRMSNorm, PixelRMSNorm):
-        raise InputError(f"norm.{kind.name} does not know which axis {path} ({type(old).__name__}) normalises")
-    if last_axis and kind.last:
-        new = kind.last(old)
-    elif last_axis and not _is_channels_first(old, shapes):
-        raise InputError(
-            f"norm.{kind.name} cannot act on {path}, which normalises the last axis of (N, ..., C): "
-            "use norm=layer, rms or none"
-        )
-    else:
-        new = kind.make(_channels(old), shapes, old)
-    if isinstance(old, ZeroGain):
-        nn.init.zeros_(new.weight)  # pyright: ignore[reportArgumentType]
-    if isinstance(old, _BatchNorm) and isinstance(new, _BatchNorm):
-        new.track_running_stats = old.track_running_stats
-        new.running_mean, new.running_var = old.running_mean, old.running_var
-        new.num_batches_tracked = old.num_batches_tracked
-    if not isinstance(old, Place):
-        _keep_affine(old, new)
-    return new
-
-
-def _keep_affine(old: nn.Module, new: nn.Module) -> None:
-    """The very parameters of `old`; a norm without them stays without, one with a gain alone may get a shift of 0."""
-    gain, shift = getattr(old, "weight", None), getattr(old, "bias", None)
-    if gain is None and shift is None:
-        new.register_parameter("weight", None)
-        new.register_parameter("bias", None)
-    for name, value in (("weight", gain), ("bias", shift)):
-        if value is not None:
-            setattr(new, name, value)
-
-
-def _is_channels_first(old: Any, shapes: list[torch.Size]) -> bool:
-    flat = bool(shapes) and all(len(shape) == 2 for shape in shapes)
-    return isinstance(old, (LayerNorm2d, PixelRMSNorm)) or (flat and len(old.normalized_shape) == 1)
-
-
-def _channels(old: Any) -> int:
-    if isinstance(old, Place):
-        return old.features
-    if isinstance(old, nn.GroupNorm):
-        return old.num_channels
-    return old.normalized_shape[0] if isinstance(old, _LAST_AXIS) else old.num_features
-
-
-def _groups(name: str, channels: int, most: int, shapes: list[torch.Size]) -> int:
-    """The largest divisor of `channels` up to `most` that leaves at least two values per group."""
-    values = min((shape[1:].numel() for shape in shapes), default=2 * channels)
-    for groups in range(min(most, channels), 0, -1):
-        if channels % groups == 0 and values // groups >= 2:
+def _groups(name: str, site: Site, most: int) -> int:
+    """The largest divisor of the channels up to `most` that leaves at least two values per group."""
+    values = min((shape[1:].numel() for shape in site.shapes), default=2 * site.channels)
+    for groups in range(min(most, site.channels), 0, -1):
+        if site.channels % groups == 0 and values // groups >= 2:
             return groups
-    fewest_values(name, min(shapes, key=lambda shape: shape[1:].numel()), values)
+    fewest_values(name, min(site.shapes, key=lambda shape: shape[1:].numel()), values, site.path)
     raise AssertionError("two values make a group")
 
 
-def _own(old: nn.Module, name: str, asked: float | None, default: float) -> Any:
-    """What the user asked for, or else the layer's own value, or else the default."""
-    return asked if asked is not None else getattr(old, name, default)
+def _momentum(old: nn.Module, asked: float | None) -> Any:
+    """What the user asked for, or else the layer's own value (None: the average of all batches), or else 0.1."""
+    return asked if asked is not None else getattr(old, "momentum", 0.1)
 
 
 def _check_batch(momentum: float | None, eps: float | None) -> None:
     if momentum is not None:
         check("momentum", momentum, "[0, 1]")
+    _check_eps(eps)
+
+
+def _check_eps(eps: float | None) -> None:
     if eps is not None:
         check("eps", eps, "(0, inf)")
-
-
-def _refuse_empty_zero_gains(model: nn.Module, name: str) -> None:
-    if any(modules_of(model, ZeroGain)):
-        raise InputError(
-            f"zero_init_residual needs a norm with a gain at the end of each branch, which norm.{name} does not put "
-            "there: use norm=batch, or zero_init_residual=false"
-        )
-
-
-def _refuse_moving(existing: list[tuple[str, Any]]) -> None:
-    if existing:
-        raise InputError(
-            f"position=after_activation cannot move {existing[0][0]}, which stands where its model calls it: "
-            "use before_activation, or a knep model built with norm=None"
-        )
 
 
 def _weighted(model: nn.Module, sample: Tensor | None) -> list[tuple[str, Any]]:

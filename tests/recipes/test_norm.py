@@ -336,7 +336,7 @@ def test_rms_and_layer_norm_the_same_last_axis():
     net, x = Tokens(), torch.randn(2, 3, 8, 8)
     gain, shift = net.norm.weight, net.norm.bias
     nn.init.normal_(shift)
-    norm.rms(net, sample=x)
+    norm.rms(net, sample=x, eps=1e-6)
     tokens = torch.randn(2, 4, 48)
     torch.testing.assert_close(net.norm(tokens), F.rms_norm(tokens, [48], gain, 1e-6) + shift)
     norm.layer(net, sample=x)

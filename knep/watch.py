@@ -1,0 +1,92 @@
+"""One forward on a sample, watched: the calls of modules, and the activations that are called as functions."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from knep.layers import ACTIVATIONS, GATES, Call, calls
+
+_NAMES = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
+    "rrelu": nn.RReLU,
+    "elu": nn.ELU,
+    "celu": nn.CELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "prelu": nn.PReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "hardsigmoid": nn.Hardsigmoid,
+}
+# Each function that is an activation, in torch, torch.nn.functional and as a method of tensors -> its module's class.
+FUNCTIONS: Mapping[Callable[..., Tensor], type[nn.Module]] = {
+    getattr(room, name): cls
+    for base, cls in _NAMES.items()
+    for name in (base, f"{base}_")
+    for room in (torch, F, Tensor)
+    if hasattr(room, name)
+}
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """One call of an activation as a function: the module whose forward called it, its first tensor in, and out."""
+
+    module: nn.Module
+    function: Callable[..., Tensor]
+    input: Tensor
+    output: Tensor
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.modules, self.seen = set(model.modules()), []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in FUNCTIONS and args and isinstance(args[0], Tensor):
+            owner = self._caller()
+            if owner is not None and not isinstance(owner, (*ACTIVATIONS, *GATES)):
+                self.seen.append(FunctionCall(owner, func, args[0], output))
+        return output
+
+    def _caller(self) -> nn.Module | None:
+        """The module whose method is the nearest one on the call stack."""
+        frame = sys._getframe(2)
+        while frame:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and owner in self.modules:
+                return owner
+            frame = frame.f_back
+        return None
+
+
+def watch(model: nn.Module, sample: Tensor) -> tuple[list[Call], list[FunctionCall]]:
+    """The calls of modules (see `knep.layers.calls`), and those of activation functions outside activation modules."""
+    with _Watch(model) as mode:
+        return calls(model, sample), mode.seen
+
+
+def hidden_gates(seen: list[Call], kinds: tuple[type[nn.Module], ...] = GATES) -> set[nn.Module]:
+    """The sigmoids whose output goes straight into another module at every call, as no gate's does."""
+    hidden: set[nn.Module] = set()
+    gates: set[nn.Module] = set()
+    for i, call in enumerate(seen):
+        if isinstance(call.module, kinds):
+            reads = (
+                later.input is call.output and not isinstance(later.module, nn.Identity) for later in seen[i + 1 :]
+            )
+            (hidden if any(reads) else gates).add(call.module)
+    return hidden - gates
