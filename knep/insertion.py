@@ -10,8 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
 from knep.layers import ACTIVATIONS, classifier_of
-from knep.norms import text
-from knep.surgery import Change, describe, modules_of, replace, required
+from knep.surgery import Change, describe, modules_of, replace, required, text
 from knep.watch import FUNCTIONS, hidden_gates, watch
 
 _WEIGHTED = (nn.Linear, _ConvNd)

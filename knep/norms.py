@@ -20,7 +20,7 @@ from torchvision.models.convnext import LayerNorm2d
 
 from knep.errors import InputError
 from knep.layers import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm
-from knep.surgery import describe, modules_of
+from knep.surgery import modules_of, refuse_hooks
 from knep.tokens import LastAxis, TokenGroupNorm
 
 LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm)
@@ -46,7 +46,6 @@ _AXES: dict[Callable[..., Tensor], str] = {
 _EPS = ("eps", "variance_epsilon", "epsilon")
 # What a module says when it is given a signal that it was not made for.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def _identify(path: str, module: nn.Module) -> Found | None:
     norm = Found(module, axis, _shape(module)) if known and axis else _proven(module)
     if known and norm is None:
         raise InputError(f"{name} does more than normalise, which a new norm would lose: use norm=none")
-    if norm and any(getattr(module, hooks, None) for hooks in _HOOKS):
-        raise InputError(f"{name} has hooks, which a new norm would lose: remove them first, or use norm=none")
+    if norm:
+        refuse_hooks(path, module, "norm")
     return norm
 
 
@@ -196,8 +195,3 @@ def _signal(module: Any, axis: str) -> Tensor:
     deep = isinstance(module, (nn.BatchNorm3d, nn.InstanceNorm3d))
     pixels = [side] * (1 if flat else 3 if deep else 2)
     return 0.03 * torch.randn(4, *([side, *channels] if axis == "last" else [*channels, *pixels])) + 0.02
-
-
-def text(module: nn.Module) -> str:
-    """One line: a norm, or the norm and what follows it."""
-    return ", ".join(map(describe, module)) if isinstance(module, nn.Sequential) else describe(module)

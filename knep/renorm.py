@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 from knep.errors import InputError
 from knep.insertion import insert
 from knep.layers import ZeroGain, calls
-from knep.norms import Found, norms_of, text
-from knep.surgery import Change, Place, bare, describe, modules_of, replace, required
+from knep.norms import Found, norms_of
+from knep.surgery import Change, Place, bare, describe, modules_of, replace, required, text, unfuse
 
 _PLACES = {"before_activation": "norm", "after_activation": "norm_after"}
 
@@ -162,8 +162,7 @@ def _exchange(model: nn.Module, path: str, old: nn.Module, new: nn.Module, kind:
     yield Change(path, describe(old), text(new))
     replace(model, path, new)
     parent = model.get_submodule(path.rpartition(".")[0])
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        parent.activation_relu_or_gelu = 0  # or else eval mode takes torch's fused path, which has layer norm built in
+    unfuse(parent)
     if isinstance(old, Place) and old.kind == "norm" and kind.shifts:
         yield from _take_bias(model, path, old.features)
 

@@ -10,6 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from knep.errors import InputError, NoEffectError
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -63,6 +65,24 @@ def bare(model: nn.Module) -> nn.Module:
 def describe(module: nn.Module) -> str:
     """The module's class and arguments on one line."""
     return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def text(module: nn.Module) -> str:
+    """One line for a module, or for those of a short sequence."""
+    return ", ".join(map(describe, module)) if isinstance(module, nn.Sequential) else describe(module)
+
+
+def refuse_hooks(path: str, module: nn.Module, slot: str) -> None:
+    """InputError where a module carries hooks, which whatever takes its place would lose."""
+    if any(getattr(module, hooks, None) for hooks in _HOOKS):
+        name = f"{path} ({type(module).__name__})"
+        raise InputError(f"{name} has hooks, which a new layer would lose: remove them first, or use {slot}=none")
+
+
+def unfuse(module: nn.Module) -> None:
+    """Switches torch's fused path off, which in eval mode computes a transformer layer's own norm and activation."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0
 
 
 def replace(model: nn.Module, path: str, new: nn.Module) -> None:

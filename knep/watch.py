@@ -49,6 +49,21 @@ class FunctionCall:
     output: Tensor
 
 
+class Called(nn.Module):
+    """An activation function as a module, which takes all that the function takes.
+
+    extra: it was given more than a signal.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function, self.extra = function, False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.extra |= len(args) != 1 or bool(kwargs)
+        return self.function(*args, **kwargs)
+
+
 class _Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -58,7 +73,7 @@ class _Watch(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func in FUNCTIONS and args and isinstance(args[0], Tensor):
             owner = self._caller()
-            if owner is not None and not isinstance(owner, (*ACTIVATIONS, *GATES)):
+            if owner is not None and not isinstance(owner, (Called, *ACTIVATIONS, *GATES)):
                 self.seen.append(FunctionCall(owner, func, args[0], output))
         return output
 
@@ -79,14 +94,32 @@ def watch(model: nn.Module, sample: Tensor) -> tuple[list[Call], list[FunctionCa
         return calls(model, sample), mode.seen
 
 
-def hidden_gates(seen: list[Call], kinds: tuple[type[nn.Module], ...] = GATES) -> set[nn.Module]:
+def bends(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is an activation of these kinds, or stands for a function that is."""
+    return issubclass(FUNCTIONS[module.function], kinds) if isinstance(module, Called) else isinstance(module, kinds)
+
+
+def hidden_gates(seen: list[Call]) -> set[nn.Module]:
     """The sigmoids whose output goes straight into another module at every call, as no gate's does."""
     hidden: set[nn.Module] = set()
     gates: set[nn.Module] = set()
     for i, call in enumerate(seen):
-        if isinstance(call.module, kinds):
+        if bends(call.module, GATES):
             reads = (
                 later.input is call.output and not isinstance(later.module, nn.Identity) for later in seen[i + 1 :]
             )
             (hidden if any(reads) else gates).add(call.module)
     return hidden - gates
+
+
+def overwritten(seen: list[Call]) -> set[nn.Module]:
+    """The activations whose output is changed in place: by a function, or by a module such as Dropout(inplace=True)."""
+    found: set[nn.Module] = set()
+    for i, call in enumerate(seen):
+        if bends(call.module, (*ACTIVATIONS, *GATES)):
+            by_module = (
+                later.input is call.output and getattr(later.module, "inplace", False) for later in seen[i + 1 :]
+            )
+            if call.output._version > call.version or any(by_module):
+                found.add(call.module)
+    return found

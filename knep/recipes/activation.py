@@ -1,24 +1,33 @@
-"""`activation`: the nonlinearity. `f(model, *, sample, **hp)` puts torch's module where each activation module is.
+"""`activation`: the nonlinearity. `f(model, *, sample, **hp)` puts torch's module where each activation is.
 
-Reached are the units of `knep.layers.ACTIVATIONS`. Sigmoid, Tanh and Hardsigmoid count where another module reads
-their output directly, which `sample` shows; else they are taken for gates, which a nonlinearity of another range would
-break, and stay. Activations that a forward calls as functions (F.relu) are not modules and are not reached.
+Reached are the modules of `knep.layers.ACTIVATIONS`, and the same as functions: F.relu(x), torch.relu(x), x.relu(), also
+where a layer holds the function (self.act = F.relu), as nn.TransformerEncoderLayer does. A call becomes a child module,
+activation_0 and so on, of the module whose code makes it (see `knep.functional`); torch's fused path of transformer
+layers, which has the old activation built in, is switched off.
 
-Each function lists its changes, units that are already right as kept, and raises NoEffectError where there is none.
-sample: images (N, C, H, W).
+Sigmoid, tanh and hardsigmoid count where another module reads their output directly, which `sample` shows; else they
+are taken for gates, which a nonlinearity of another range would break, and stay. Attention's softmax is no activation.
+
+Each function lists its changes, units that are already right as kept, and, given a sample, calls that it saw and could
+not reach as not reached. It raises NoEffectError where it reached none. sample: images (N, C, H, W).
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 
+import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.layers import ACTIVATIONS, GATES, Call, Copy, calls
+from knep.exposure import Unit, exposed, unreached
+from knep.layers import ACTIVATIONS, GATES, Copy
 from knep.ranges import check
-from knep.surgery import Change, describe, modules_of, replace, required
+from knep.surgery import Change, bare, describe, modules_of, refuse_hooks, replace, required, text, unfuse
+from knep.watch import bends, hidden_gates, overwritten, watch
 
 __all__ = ["gelu", "leaky_relu", "mish", "none", "relu", "selu", "sigmoid", "silu", "tanh"]
 
+_LEFT = "not reached"
 # Their backward reads their output: where the model goes on to change that in place, it gets a copy.
 _SAVES_ITS_OUTPUT = (nn.ReLU, nn.LeakyReLU, nn.SELU, nn.Tanh, nn.Sigmoid)
 
@@ -81,55 +90,80 @@ def sigmoid(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
 
 
 def _exchange(model: nn.Module, sample: Tensor | None, make: Callable[[], nn.Module]) -> list[Change]:
-    seen = calls(model, sample) if sample is not None else []
-    hidden, overwritten = _hidden_gates(seen), _overwritten(seen)
+    model = bare(model)
+    if isinstance(model, (*ACTIVATIONS, *GATES)):
+        raise InputError(f"the model itself is a {type(model).__name__}: wrap it in nn.Sequential to exchange it")
+    with exposed(model) as units:
+        seen, functions = watch(model, sample) if sample is not None else ([], [])
+        hidden, copied = hidden_gates(seen), overwritten(seen)
+        left = unreached(model, seen, functions)
+        changes = _exchange_modules(model, make, hidden, copied)
+        changes += [
+            _settle(unit, make(), unit.called in copied)
+            for unit in units
+            if bends(unit.called, ACTIVATIONS) or unit.called in hidden
+        ]
+    left += [change for change in changes if change.after.startswith(_LEFT)]
+    done = [change for change in changes if not change.after.startswith(_LEFT)]
+    why = "it has no activation modules, and the source of its classes shows no calls such as F.relu"
+    why = f"{left[0].path}: {left[0].before} is {left[0].after}" if left else why
+    return required(done, "activation", why) + left
+
+
+def _exchange_modules(
+    model: nn.Module, make: Callable[[], nn.Module], hidden: set[nn.Module], copied: set[nn.Module]
+) -> list[Change]:
     new: dict[nn.Module, nn.Module] = {}
     changes = []
     for path, old in modules_of(model, *ACTIVATIONS, *GATES):
         if isinstance(old, GATES) and old not in hidden:
             continue
+        if not _is_plain(old):
+            changes.append(Change(path, describe(old), f"{_LEFT}: its own forward does more"))
+            continue
         if old not in new:
-            new[old] = _successor(old, make(), old in overwritten)
-        changes.append(Change(path, describe(old), "kept" if new[old] is old else _text(new[old])))
+            refuse_hooks(path, old, "activation")
+            new[old] = _successor(old, make(), old in copied)
+        changes.append(Change(path, describe(old), "kept" if new[old] is old else text(new[old])))
         if new[old] is not old:
             replace(model, path, new[old])
-    return required(changes, "activation", "the model has no activation modules (calls of F.relu cannot be reached)")
+            unfuse(model.get_submodule(path.rpartition(".")[0]))
+    return changes
 
 
-def _text(module: nn.Module) -> str:
-    return ", ".join(map(describe, module)) if isinstance(module, nn.Sequential) else describe(module)
+def _settle(unit: Unit, new: nn.Module, overwritten: bool) -> Change:
+    """Puts the new activation where a function was called, unless that is what is asked for already."""
+    if unit.site is None and unit.called.extra:
+        return Change(f"{unit.path}.{unit.name}".lstrip("."), str(unit), f"{_LEFT}: it is given more than a signal")
+    if unit.inplace and hasattr(new, "inplace"):
+        setattr(new, "inplace", True)  # noqa: B010
+    if unit.old is not None and _successor(unit.old, new, overwritten) is unit.old:
+        return Change(unit.path or "the model", str(unit), "kept")
+    placed = _copied(new, overwritten)
+    unfuse(unit.owner)
+    return Change(unit.become(placed), str(unit), text(placed))
 
 
 def _successor(old: nn.Module, new: nn.Module, overwritten: bool) -> nn.Module:
     """`old` itself if it is what is asked for, else `new`, which works in place where `old` did."""
     if getattr(old, "inplace", False) and hasattr(new, "inplace"):
         setattr(new, "inplace", True)  # noqa: B010
-    if describe(old) == describe(new):
-        return old
+    return old if describe(old) == describe(new) else _copied(new, overwritten)
+
+
+def _copied(new: nn.Module, overwritten: bool) -> nn.Module:
     return nn.Sequential(new, Copy()) if overwritten and isinstance(new, _SAVES_ITS_OUTPUT) else new
 
 
-def _hidden_gates(seen: list[Call]) -> set[nn.Module]:
-    """The sigmoids whose output goes straight into another module at every call, as no gate's does."""
-    hidden: set[nn.Module] = set()
-    gates: set[nn.Module] = set()
-    for i, call in enumerate(seen):
-        if isinstance(call.module, GATES):
-            reads = (
-                later.input is call.output and not isinstance(later.module, nn.Identity) for later in seen[i + 1 :]
-            )
-            (hidden if any(reads) else gates).add(call.module)
-    return hidden - gates
-
-
-def _overwritten(seen: list[Call]) -> set[nn.Module]:
-    """The activations whose output is changed in place: by a function, or by a module such as Dropout(inplace=True)."""
-    found: set[nn.Module] = set()
-    for i, call in enumerate(seen):
-        if isinstance(call.module, (*ACTIVATIONS, *GATES)):
-            by_module = (
-                later.input is call.output and getattr(later.module, "inplace", False) for later in seen[i + 1 :]
-            )
-            if call.output._version > call.version or any(by_module):
-                found.add(call.module)
-    return found
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module does what torch's activation that it derives from does."""
+    base = next(c for c in type(module).__mro__ if c.__module__.startswith("torch."))
+    if type(module).forward is base.forward:  # pyright: ignore[reportAttributeAccessIssue]
+        return True
+    x = torch.linspace(-6, 6, 64)
+    twin = deepcopy(module).to_empty(device="cpu").float().eval()
+    for parameter in twin.parameters():
+        nn.init.constant_(parameter, 0.3)
+    with torch.no_grad():
+        want = base.forward(twin, x.clone())  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.allclose(twin(x.clone()), want, atol=1e-5)
