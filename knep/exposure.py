@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from knep.functional import Site, children_of, exchange, own_class, sites_of
+from knep.functional import Site, children_of, exchange, is_function, own_class, sites_of
 from knep.layers import ACTIVATIONS
 from knep.surgery import Change
 from knep.watch import FUNCTIONS, Call, Called, FunctionCall
@@ -81,7 +80,7 @@ def exposed(model: nn.Module) -> Iterator[list[Unit]]:
 
 def _expose_attributes(path: str, module: nn.Module, units: list[Unit]) -> None:
     for name, value in list(vars(module).items()):
-        if _is_function(value):
+        if is_function(value):
             called = Called(value)
             units.append(Unit(path, module, name, called, None))
             setattr(module, name, called)
@@ -98,11 +97,6 @@ def _expose_calls(path: str, module: nn.Module, units: list[Unit]) -> None:
             units.append(Unit(path, module, name, called, site))
             children[site.method, site.number] = (name, True)
             exchange(module, children)
-
-
-def _is_function(value: Any) -> bool:
-    known = callable(value) and type(value).__hash__ is not None and value in FUNCTIONS
-    return known and FUNCTIONS[value] is not nn.PReLU
 
 
 def _free_name(module: nn.Module) -> str:

@@ -53,6 +53,12 @@ def sites_of(module: nn.Module) -> list[Site]:
     return [site for name, fn in _methods(own_class(module)) for site in _sites(name, fn)]
 
 
+def is_function(value: Any) -> bool:
+    """Whether a value is an activation function, other than prelu, whose slopes are its caller's parameters."""
+    known = callable(value) and type(value).__hash__ is not None and value in FUNCTIONS
+    return known and FUNCTIONS[value] is not nn.PReLU
+
+
 def own_class(module: nn.Module) -> type[nn.Module]:
     """The class that the module was built with."""
     return getattr(type(module), "_own_class", type(module))
@@ -77,7 +83,8 @@ def _subclass(base: type[nn.Module], children: tuple[Any, ...]) -> type[nn.Modul
     body: dict[str, Any] = {m: _rewritten(inspect.getattr_static(base, m), calls) for m, calls in methods.items()}
     body |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     body |= {"_own_class": base, "_called_children": children, "__reduce_ex__": _reduce}
-    return type(base)(base.__name__, (base,), body)
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (base,), body)
 
 
 def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:
@@ -145,11 +152,13 @@ def _compiled(text: str, fn: FunctionType, filename: str) -> CodeType:
 
 
 def _calls(tree: ast.AST) -> list[ast.Call]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    """The calls in a tree in the order of the text."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return sorted(found, key=lambda call: (call.lineno, call.col_offset, call.end_col_offset))
 
 
 def _function(call: ast.Call, fn: FunctionType) -> Callable[..., Tensor] | None:
-    """The activation function that is called, which keeps no weights of its own."""
+    """The activation function that is called, if one is."""
     found = _value(call.func, fn)
     if found is None and isinstance(call.func, ast.Attribute) and not (call.args or call.keywords):
         root = call.func.value
@@ -157,8 +166,7 @@ def _function(call: ast.Call, fn: FunctionType) -> Callable[..., Tensor] | None:
             root = root.value
         is_own = isinstance(root, ast.Name) and root.id == fn.__code__.co_varnames[0]
         found = None if is_own else _METHODS.get(call.func.attr)
-    known = isinstance(found, Callable) and found.__hash__ is not None and found in FUNCTIONS
-    return found if known and FUNCTIONS[found] is not nn.PReLU else None
+    return found if is_function(found) else None
 
 
 def _value(node: ast.expr, fn: FunctionType) -> Any:

@@ -19,23 +19,32 @@ _WEIGHTED = (nn.Linear, _ConvNd)
 def insert(model: nn.Module, sample: Tensor | None, make: Callable[..., nn.Module], name: str) -> list[Change]:
     """Puts `make(path, layer, axis, shape, shapes)` behind each layer whose output an activation reads at every call.
 
-    Not behind the classifier. A forward on `sample` shows what reads what, or else torch.fx: InputError where the
-    model cannot be traced either.
+    Not behind the classifier. Where the norm makes no sense, as instance norm behind a linear layer, the layer is left
+    and listed so. A forward on `sample` shows what reads what, or else torch.fx: InputError where the model cannot be
+    traced either.
     """
     followed = _followed_on(model, sample) if sample is not None else _followed_in_graph(model, name)
     last = classifier_of(model, sample)
     wrapped: dict[nn.Module, nn.Module] = {}
-    for path, old in modules_of(model, *_WEIGHTED):
-        if old in followed and old is not last and old not in wrapped:
-            norm = make(path, old, *_channels(old, followed[old]), followed[old])
-            like = old.weight
-            norm.to(device=like.device, dtype=like.dtype).train(old.training)
-            wrapped[old] = nn.Sequential(OrderedDict(layer=old, norm=norm))
-    changes = []
-    for path, old in [(p, m) for p, m in modules_of(model, *_WEIGHTED) if m in wrapped]:
+    changes, left = [], []
+    for path, old in list(modules_of(model, *_WEIGHTED)):
+        if old not in followed or old is last:
+            continue
+        try:
+            if old not in wrapped:
+                wrapped[old] = _with_norm(old, make(path, old, *_channels(old, followed[old]), followed[old]))
+        except InputError as error:
+            left.append(Change(path, describe(old), f"no norm behind it: {error}"))
+            continue
         changes.append(Change(path, describe(old), text(wrapped[old])))
         replace(model, path, wrapped[old])
-    return required(changes, name, "no linear layer or convolution but the classifier is followed by an activation")
+    why = left[0].after if left else "no linear layer or convolution but the classifier is followed by an activation"
+    return required(changes, name, why) + left
+
+
+def _with_norm(layer: Any, norm: nn.Module) -> nn.Module:
+    norm.to(device=layer.weight.device, dtype=layer.weight.dtype).train(layer.training)
+    return nn.Sequential(OrderedDict(layer=layer, norm=norm))
 
 
 def _channels(layer: Any, shapes: list[torch.Size]) -> tuple[str, list[int]]:

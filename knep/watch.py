@@ -30,7 +30,7 @@ _NAMES = {
     "hardsigmoid": nn.Hardsigmoid,
 }
 # Each function that is an activation, in torch, torch.nn.functional and as a method of tensors -> its module's class.
-FUNCTIONS: Mapping[Callable[..., Tensor], type[nn.Module]] = {
+FUNCTIONS: Mapping[Any, type[nn.Module]] = {
     getattr(room, name): cls
     for base, cls in _NAMES.items()
     for name in (base, f"{base}_")

@@ -1,4 +1,7 @@
+import copy
 import inspect
+import io
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -7,6 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.functional import leaky_relu
+from torch.overrides import TorchFunctionMode
 
 from knep.errors import InputError, NoEffectError
 from knep.listing import CONF, options
@@ -140,13 +145,245 @@ def test_a_sigmoid_at_the_end_is_an_output():
     assert [type(m) for m in net] == [nn.Linear, nn.GELU, nn.Linear, nn.Sigmoid]
 
 
-def test_functions_are_out_of_reach():
-    class Functional(nn.Module):
-        def forward(self, x):
-            return F.relu(x)
+# Activations that are called as functions.
 
+
+class Functions(nn.Module):
+    """All the ways to call one, in a forward with branches, a helper, defaults, private names and a dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.__conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.fc, self.head, self.slope, self.act = nn.Linear(4, 4), nn.Linear(4, 2), 0.2, F.elu
+
+    def pooled(self, x):
+        return torch.relu(x).mean((2, 3))
+
+    def forward(self, x, mask=None, *, scale=2.0):
+        """Documented."""
+        x = self.pooled(F.relu(self.norm(self.__conv(x)), inplace=True))
+        x = leaky_relu(self.fc(x), self.slope)
+        if mask is not None:
+            x = x * mask
+        if self.training:
+            x = self.fc(x).relu()
+        y = self.fc(F.dropout(x, 0.5, training=self.training))
+        y.relu_()
+        y = F.silu(input=self.act(y))
+        return self.head(torch.tanh(y) * torch.sigmoid(y)) * scale
+
+
+class Child(Functions):
+    def forward(self, x, mask=None, *, scale=2.0):
+        return super().forward(x, mask, scale=scale)
+
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+NAMES = [f"activation_{i}" for i in range(6)]
+
+
+def functions():
+    torch.manual_seed(0)
+    return Functions().eval()
+
+
+@pytest.mark.parametrize("sample", [None, IMAGES])
+def test_functions_become_children(sample):
+    net, twin = functions(), functions()
+    changes = activation.gelu(net, sample=sample)
+    assert [c.path for c in changes] == ["act", *NAMES]
+    assert changes[1].before == "relu, called in Functions.pooled"
+    assert list(net.state_dict()) == list(twin.state_dict())
+    assert isinstance(net, Functions)
+    assert inspect.signature(net.forward) == inspect.signature(twin.forward)
+    for name in ("act", *NAMES):
+        assert isinstance(getattr(net, name), nn.GELU)
+        setattr(net, name, nn.Identity())
+    pooled = net._Functions__conv(IMAGES).mean((2, 3)) / (1 + net.norm.eps) ** 0.5
+    y = net.fc(net.fc(pooled))
+    torch.testing.assert_close(net(IMAGES), net.head(y.tanh() * y.sigmoid()) * 2)
+
+
+def test_branches_arguments_and_modes_of_the_forward_stay():
+    net, twin = functions(), functions()
+    activation.gelu(net)
+    relu = copy.deepcopy(net)
+    activation.relu(relu)
+    for name, m in (("act", nn.ELU()), ("activation_2", nn.LeakyReLU(0.2)), ("activation_5", nn.SiLU())):
+        setattr(relu, name, m)
+    for mode, mask, scale in ((False, None, 2.0), (True, None, 2.0), (False, torch.zeros(4), 3.0)):
+        torch.manual_seed(1)
+        want = twin.train(mode)(IMAGES, mask, scale=scale)
+        torch.manual_seed(1)
+        assert torch.equal(relu.train(mode)(IMAGES, mask, scale=scale), want)
+        assert not torch.equal(net.train(mode)(IMAGES, mask, scale=scale), want)
+
+
+def test_calls_that_are_right_already_are_kept_to_the_bit():
+    net, twin = functions(), functions()
+    changes = activation.relu(net, sample=IMAGES)
+    assert [c.path for c in changes if c.after != "kept"] == ["act", "activation_2", "activation_5"]
+    only = nn.Sequential(nn.Conv2d(3, 4, 1), tv.googlenet.__globals__["BasicConv2d"](4, 4, kernel_size=1))
+    cls, before = type(only[1]), only(IMAGES)
+    assert [c.after for c in activation.relu(only, sample=IMAGES)] == ["kept"]
+    assert type(only[1]) is cls
+    assert torch.equal(only(IMAGES), before)
+    assert sorted(dict(net.named_children()).keys() - dict(twin.named_children())) == ["act", "activation_2", "activation_5"]
+
+
+def test_copies_pickles_and_further_surgery_keep_the_children():
+    net = functions()
+    activation.gelu(net)
+    stream = io.BytesIO()
+    torch.save(net, stream)
+    stream.seek(0)
+    for twin in (copy.deepcopy(net), torch.load(stream, weights_only=False)):
+        assert torch.equal(twin(IMAGES), net(IMAGES))
+        twin.activation_0 = nn.Tanh()
+        assert not torch.equal(twin(IMAGES), net(IMAGES))
+    assert [c.path for c in activation.silu(net)] == ["act", *NAMES]
+    assert "self.activation_0(x)" in inspect.getsource(type(net).pooled)
+
+
+def test_a_function_that_overwrites_may_stand_alone():
+    class Alone(nn.Module):
+        def forward(self, x):
+            x = x + 0
+            F.relu_(x)
+            F.relu(x + 1, inplace=True)
+            return x
+
+    net = Alone()
+    assert len(activation.gelu(net)) == 1
+    torch.testing.assert_close(net(X), F.gelu(X))
+
+
+def test_what_overwrites_a_functions_output_gets_a_copy():
+    class Adds(nn.Module):
+        def forward(self, x):
+            y = F.hardswish(x)
+            y += 1
+            return y
+
+    net, x = Adds(), torch.randn(4, requires_grad=True)
+    activation.tanh(net, sample=x[None])
+    net(x).sum().backward()
+
+
+def test_torchvisions_functions():
+    for make, blocks in ((tv.densenet121, 1), (tv.googlenet, 61)):
+        net = make(num_classes=5, **({"init_weights": False} if make is tv.googlenet else {}))
+        activation.mish(net, sample=torch.randn(2, 3, 64, 64))
+        with unused_functions():
+            net.eval()(torch.randn(2, 3, 64, 64))
+        names = [path for path, m in net.named_modules() if isinstance(m, nn.Mish) and "activation_" in path]
+        assert len(names) == blocks
+
+
+@contextmanager
+def unused_functions():
+    """Fails where torch.relu or F.relu is called."""
+
+    class Refuse(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            assert func not in (F.relu, torch.relu, torch.relu_, torch.Tensor.relu)
+            return func(*args, **(kwargs or {}))
+
+    with Refuse():
+        yield
+
+
+def test_gates_that_are_functions_stay_and_hidden_ones_go():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.b(torch.sigmoid(self.a(x)))
+            return torch.sigmoid(self.c(x * F.hardsigmoid(x) + F.relu(x)))
+
+    net = Gated()
+    assert [c.before for c in activation.gelu(Gated())] == ["relu, called in Gated.forward"]
+    changes = activation.gelu(net, sample=torch.randn(2, 4))
+    assert sorted(c.before for c in changes) == ["relu, called in Gated.forward", "sigmoid, called in Gated.forward"]
+    assert [type(m) for m in net.children()].count(nn.GELU) == 2
+
+
+def helper(x):
+    return F.relu(x)
+
+
+class Unreachable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return helper(self.fc(x))
+
+
+def test_what_could_not_be_reached_is_named():
+    x = torch.randn(2, 4)
+    with pytest.raises(NoEffectError, match=r"1: relu\(\) is not reached: .* Unreachable"):
+        activation.gelu(nn.Sequential(nn.Linear(4, 4), Unreachable()), sample=x)
+    changes = activation.gelu(nn.Sequential(nn.ReLU(), Unreachable()), sample=x)
+    assert [c.path for c in changes] == ["0", "1"]
+    assert changes[1].after.startswith("not reached")
     with pytest.raises(NoEffectError, match=r"F\.relu"):
-        activation.gelu(Functional())
+        activation.gelu(Unreachable())
+    changes = activation.gelu(Child(), sample=IMAGES)
+    assert {c.before for c in changes if c.after.startswith("not")} == {"relu()", "leaky_relu()", "relu_()", "silu()"}
+
+
+def test_a_failing_look_leaves_the_model_as_it_was():
+    net = functions()
+    with pytest.raises(RuntimeError):
+        activation.gelu(net, sample=torch.randn(2, 5, 8, 8))
+    assert type(net) is Functions
+    assert net.act is F.elu
+    assert [name for name, _ in net.named_children()] == ["_Functions__conv", "norm", "fc", "head"]
+
+
+def test_an_attribute_that_is_given_more_than_a_signal_stays():
+    class More(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.relu = F.elu, nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.act(x, inplace=True))
+
+    net = More()
+    changes = activation.gelu(net, sample=torch.randn(2, 4))
+    assert [(c.path, c.after.split(":")[0]) for c in changes] == [("relu", "GELU(approximate='none')"), ("act", "not reached")]
+    assert net.act is F.elu
+
+
+@pytest.mark.parametrize("kind", [F.relu, nn.GELU()])
+def test_the_fused_path_of_transformers_has_the_new_activation(kind):
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, activation=kind, batch_first=True), 1).eval()
+    x = torch.randn(2, 5, 8)
+    assert [c.path for c in activation.tanh(net, sample=x)] == ["layers.0.activation"]
+    layer = net.layers[0]
+    h = layer.norm1(x + layer.self_attn(x, x, x)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), layer.norm2(h + layer.linear2(layer.linear1(h).tanh())))
+
+
+def test_a_subclass_that_does_more_stays_and_is_listed():
+    class Twice(nn.ReLU):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Same(nn.PReLU):
+        def forward(self, x):
+            return F.prelu(x, self.weight)
+
+    net = nn.Sequential(Twice(), Same())
+    changes = activation.silu(net)
+    assert [(c.path, c.after.split(":")[0]) for c in changes] == [("1", "SiLU()"), ("0", "not reached")]
+    assert type(net[0]) is Twice
 
 
 @pytest.mark.parametrize(

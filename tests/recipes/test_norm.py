@@ -9,15 +9,17 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.convnext import LayerNorm2d
+from torchvision.ops import FrozenBatchNorm2d
 
 from knep.errors import InputError, NoEffectError
-from knep.layers import GhostBatchNorm, GroupNorm, InstanceNorm, PixelRMSNorm, RMSNorm
+from knep.layers import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm
 from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
 from knep.recipes import norm
 from knep.surgery import Place, modules_of
+from knep.tokens import TokenBatchNorm
 
 _DRAW = torch.Generator().manual_seed(0)
 MAPS = torch.randn(6, 8, 5, 5, dtype=torch.float64, generator=_DRAW) * 3 + 2
@@ -339,7 +341,7 @@ def test_rms_and_layer_norm_the_same_last_axis():
     norm.rms(net, sample=x, eps=1e-6)
     tokens = torch.randn(2, 4, 48)
     torch.testing.assert_close(net.norm(tokens), F.rms_norm(tokens, [48], gain, 1e-6) + shift)
-    norm.layer(net, sample=x)
+    norm.layer(net, sample=x, eps=1e-5)
     torch.testing.assert_close(net.norm(tokens), F.layer_norm(tokens, [48], gain, shift))
     assert net.norm.weight is gain
 
@@ -351,27 +353,75 @@ def test_torchs_own_rms_norm_gets_a_shift_of_zero():
     assert not net.norm.bias.any()
 
 
-@pytest.mark.parametrize("fill", [norm.batch, norm.ghost_batch, norm.group, norm.instance])
-@pytest.mark.parametrize("sample", [None, torch.randn(2, 3, 8, 8)])
-def test_kinds_that_need_channels_first_refuse_the_last_axis_by_name(fill, sample):
+TOKENS = torch.randn(6, 5, 48, dtype=torch.float64, generator=_DRAW) * 3 + 2
+
+
+def on_tokens(fill, sample, **hp):
+    """The norm that takes the place of a LayerNorm of tokens, with random gain 1 and shift 0 so far."""
+    net = Tokens().double()
+    gain = net.norm.weight
+    fill(net, sample=sample, eps=1e-12, **hp)
+    assert net.norm.weight is gain
+    return net.norm
+
+
+@pytest.mark.parametrize("sample", [None, torch.randn(2, 3, 8, 8, dtype=torch.float64)])
+def test_tokens_take_every_norm(sample):
+    is_standard(on_tokens(norm.batch, sample)(TOKENS), [0, 1])
+    is_standard(on_tokens(norm.instance, sample)(TOKENS), [1])
+    parts = on_tokens(norm.ghost_batch, sample, ghost_size=3)(TOKENS)
+    is_standard(parts[:3], [0, 1])
+    is_standard(parts[3:], [0, 1])
+    is_standard(on_tokens(norm.group, sample, groups=4)(TOKENS).view(6, 5, 4, 12), [3])
+
+
+@pytest.mark.parametrize("fill", [norm.group, norm.layer, norm.rms])
+def test_no_token_sees_another(fill):
+    module = on_tokens(fill, None)
+    torch.testing.assert_close(module(TOKENS)[:, 2:3], module(TOKENS[:, 2:3]))
+
+
+def test_token_norms_take_any_number_of_axes_and_units():
+    rows = TOKENS.view(6, 5, 6, 8)
+    for fill in (norm.batch, norm.instance, norm.group):
+        net = nn.Sequential(nn.LayerNorm(8)).double()
+        fill(net)
+        torch.testing.assert_close(net(rows), net(rows.flatten(1, 2)).view_as(rows))
+    units = nn.Sequential(nn.LayerNorm(48)).double()
+    norm.batch(units)
+    is_standard(units(TOKENS[:, 0]), [0])
+
+
+def test_tokens_come_back_to_layer_norm():
     net = Tokens()
-    with pytest.raises(InputError, match=r"cannot act on norm, which normalises the last axis"):
-        fill(net, sample=sample)
-    assert type(net.norm) is nn.LayerNorm
+    for fill in (norm.batch, norm.ghost_batch, norm.instance, norm.group, norm.rms):
+        fill(net)
+        norm.layer(net)
+        assert type(net.norm) is nn.LayerNorm
+
+
+def test_running_statistics_pass_between_batch_kinds_of_tokens():
+    net, x = Tokens(), torch.randn(8, 3, 8, 8)
+    norm.batch(net)
+    net(x)
+    before = net.eval()(x)
+    norm.ghost_batch(net, ghost_size=4)
+    assert torch.equal(net(x), before)
+
+
+@pytest.mark.parametrize("fill", [norm.batch, norm.group, norm.instance])
+def test_gains_of_single_values_are_no_channels(fill):
+    net = nn.Sequential(nn.LayerNorm([4, 4]))
+    with pytest.raises(InputError, match=r"cannot act on 0, whose gains belong to single values of shape \(4, 4\)"):
+        fill(net)
+    norm.rms(net)
+    assert net[0].normalized_shape == (4, 4)
 
 
 def test_layer_norm_of_units_may_become_batch_norm_where_the_sample_shows_it():
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2))
     norm.batch(net, sample=torch.randn(2, 3, 2, 2))
     is_standard(net[:3].double()(torch.randn(64, 3, 2, 2, dtype=torch.float64)).detach(), [0])
-
-
-def test_an_unknown_layer_norm_is_refused_by_name():
-    class Odd(nn.LayerNorm):
-        pass
-
-    with pytest.raises(InputError, match="Odd"):
-        norm.rms(Tokens(Odd))
 
 
 def test_norms_of_a_pixels_channels():
@@ -386,6 +436,16 @@ def test_norms_of_a_pixels_channels():
     assert net[1].num_groups == 4
 
 
+@pytest.mark.parametrize("fill", [norm.layer, norm.group, norm.instance, norm.rms])
+def test_eps_is_the_layers_own_unless_it_is_given(fill):
+    net = net_of_others()
+    del net.head[2]
+    fill(net)
+    assert [m.eps for _, m in modules_of(net, nn.Module) if hasattr(m, "eps")] == [1e-5, 1e-5, 1e-3]
+    fill(net, eps=0.5)
+    assert {m.eps for _, m in modules_of(net, nn.Module) if hasattr(m, "eps")} == {0.5}
+
+
 @pytest.mark.parametrize("fill", FILLS)
 def test_torchvision_nets_train(fill):
     for make in (tv.resnet18, tv.mobilenet_v3_small):
@@ -394,9 +454,13 @@ def test_torchvision_nets_train(fill):
         net(torch.randn(4, 3, 64, 64)).sum().backward()
 
 
-@pytest.mark.parametrize("fill", [norm.layer, norm.rms])
+@pytest.mark.parametrize("fill", FILLS)
 def test_transformers_and_convnext_train(fill):
-    for net in (tv.swin_t(num_classes=5), tv.convnext_tiny(num_classes=5)):
+    small = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": [4, 4]}
+    swin = tv.SwinTransformer(patch_size=[4, 4], num_classes=5, **small)
+    vit = tv.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5)
+    convnext = tv.ConvNeXt([tv.convnext.CNBlockConfig(8, None, 2)], num_classes=5)
+    for net in (swin, vit, convnext)[: 2 if fill is norm.instance else 3]:
         x = torch.randn(2, 3, 32, 32)
         names = [name for name, _ in net.named_parameters()]
         fill(net, sample=x)
@@ -430,6 +494,215 @@ def test_shared_weights_are_refused(trick):
     net[1].weight = net[0].weight
     with pytest.raises(InputError, match="shared"):
         trick(net)
+
+
+# Subclasses and look-alikes.
+
+
+class NormAct(nn.BatchNorm2d):
+    """Norm, dropout and activation in one class."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, x):
+        statistics = (None, None) if self.training else (self.running_mean, self.running_var)
+        y = F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return self.act(self.drop(y))
+
+
+class Pixels(nn.LayerNorm):
+    def forward(self, x):
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
+
+
+class Root(nn.Module):
+    """The root mean square norm of language models, in float32."""
+
+    def __init__(self, channels, offset=0.0):
+        super().__init__()
+        self.weight, self.variance_epsilon, self.offset = nn.Parameter(torch.ones(channels)), 1e-5, offset
+
+    def forward(self, x):
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (self.offset + self.weight) * y.to(x.dtype)
+
+
+def test_what_follows_in_a_norms_class_is_kept():
+    for device in ("cpu", "meta"):
+        net = nn.Sequential(nn.Conv2d(3, 8, 1), NormAct(8)).to(device)
+        gain, act = net[1].weight, net[1].act
+        assert {c.after for c in norm.batch(net)} == {"kept"}
+        changes = norm.group(net, groups=4)
+        assert [(c.path, c.after) for c in changes] == [("1", "GroupNorm(4, 8, eps=1e-05, affine=True, bias=True), ReLU()")]
+        assert net[1].norm.weight is gain
+        assert net[1].act is act
+
+
+def test_a_subclass_that_does_more_is_refused_by_name():
+    class Shifted(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    net = nn.Sequential(nn.Linear(4, 4), Shifted(4))
+    with pytest.raises(InputError, match=r"1 \(Shifted\) does more than normalise"):
+        norm.rms(net)
+    assert type(net[1]) is Shifted
+
+
+def test_a_subclass_in_name_only_is_plain():
+    class Odd(nn.LayerNorm):
+        pass
+
+    net = Tokens(Odd)
+    norm.rms(net)
+    assert type(net.norm) is LastRMSNorm
+
+
+def test_a_layer_norm_of_pixels_is_seen_as_one():
+    x, net = torch.randn(2, 8, 5, 5), nn.Sequential(Pixels(8))
+    norm.rms(net)
+    assert type(net[0]) is PixelRMSNorm
+    net = nn.Sequential(Pixels(8))
+    assert norm.layer(net)[0].after == "kept"
+    norm.group(net, groups=2)
+    torch.testing.assert_close(net(x), F.group_norm(x, 2))
+
+
+def test_a_look_alike_is_replaced_with_its_gain_and_eps():
+    net = nn.Sequential(nn.Linear(6, 6), Root(6))
+    nn.init.uniform_(net[1].weight)
+    gain, x = net[1].weight, torch.randn(2, 5, 6)
+    assert norm.rms(net)[0].after == "kept"
+    assert isinstance(net[1], Root)
+    norm.layer(net)
+    assert net[1].weight is gain
+    torch.testing.assert_close(net[1](x), F.layer_norm(x, [6], gain))
+    assert net[1].eps == 1e-5
+
+
+def test_what_is_only_called_a_norm_stays_and_is_listed():
+    class OffsetNorm(Root):
+        pass
+
+    net = nn.Sequential(nn.LayerNorm(6), OffsetNorm(6, offset=1.0))
+    changes = norm.rms(net)
+    assert [(c.path, c.after.split(":")[0]) for c in changes[1:]] == [("1", "not reached")]
+    assert isinstance(net[1], OffsetNorm)
+    with pytest.raises(NoEffectError, match=r"0 \(OffsetNorm\) is no plain norm"):
+        norm.rms(nn.Sequential(OffsetNorm(6, offset=1.0)))
+
+
+def test_frozen_and_synchronised_batch_norm():
+    net = nn.Sequential(nn.SyncBatchNorm(4), nn.Conv2d(4, 4, 1))
+    x = torch.randn(2, 4, 3, 3)
+    assert norm.batch(net)[0].after == "kept"
+    norm.group(net, sample=x)
+    assert isinstance(net[0], GroupNorm)
+    with pytest.raises(NoEffectError, match="FrozenBatchNorm2d"):
+        norm.batch(nn.Sequential(FrozenBatchNorm2d(4)), sample=x)
+
+
+class Auxiliary(nn.Module):
+    """A head that acts in training mode only, on a signal of one value per channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.extra = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        y = self.fc(x.mean((2, 3)))
+        return y + self.extra(x) if self.training else y
+
+
+def test_heads_of_training_mode_are_seen_too():
+    net, x = Auxiliary().eval(), torch.randn(1, 3, 5, 5)
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(InputError, match=r"single value at extra\.1"):
+        norm.instance(net, sample=x)
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert not any(m.training for m in net.modules())
+
+
+# Insertion.
+
+
+def plain_net():
+    shared = nn.ReLU()
+    features = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 8, 1), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), shared)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(inplace=True), nn.Linear(16, 4), nn.ReLU())
+    return nn.Sequential(features, head)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("sample", [torch.randn(4, 3, 6, 6), None])
+def test_insertion_behind_layers_that_an_activation_follows(fill, sample):
+    if sample is None and fill is norm.instance:
+        return  # only a sample shows that the linear layer has one value per channel
+    net = plain_net()
+    with pytest.raises(NoEffectError, match=r"write norm\.insert=true"):
+        fill(net, sample=sample)
+    changes = fill(net, sample=sample, insert=True)
+    done = [c.path for c in changes if not c.after.startswith("no norm")]
+    assert done == ["0.0", "0.4", "1.1"][: 2 if fill is norm.instance else 3]
+    assert [c.path for c in changes if c.path not in done] == (["1.1"] if fill is norm.instance else [])
+    assert isinstance(net[0][0].layer, nn.Conv2d)
+    net(torch.randn(4, 3, 6, 6)).sum().backward()
+
+
+class Functions(nn.Module):
+    """Convolutions with activations that are functions; what follows fc2 is a gate, and fc3 is the classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.b(F.relu(self.a(x))).relu().mean((2, 3))
+        x = torch.sigmoid(self.fc2(x)) * F.silu(self.fc1(x), inplace=True)
+        return F.relu(self.fc3(x))
+
+
+class Branching(Functions):
+    def forward(self, x):
+        return super().forward(x) if x.mean() < 9 else x
+
+
+def test_insertion_before_functions():
+    x = torch.randn(4, 3, 6, 6)
+    for net, sample in ((Functions(), x), (Functions(), None), (Branching(), x)):
+        changes = norm.batch(net, sample=sample, insert=True)
+        assert [c.path for c in changes] == ["a", "b", "fc1"]
+        torch.testing.assert_close(net.b(x[:, [0, 1, 2, 0]]).mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match=r"norm\.batch with insert=true needs sample="):
+        norm.batch(Branching(), insert=True)
+
+
+def test_insertion_of_tokens_and_its_limits():
+    x = torch.randn(2, 5, 6)
+    net = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6))
+    norm.batch(net, sample=x, insert=True)
+    assert type(net[0].norm) is TokenBatchNorm
+    with pytest.raises(InputError, match="position=before_activation"):
+        norm.batch(plain_net(), insert=True, position="after_activation")
+    with pytest.raises(NoEffectError, match="followed by an activation"):
+        norm.batch(nn.Sequential(nn.Linear(4, 2)), insert=True)
+    net = tv.squeezenet1_1(num_classes=5)
+    changes = norm.batch(net, sample=torch.randn(2, 3, 32, 32), insert=True)
+    assert len(changes) == 25
+    assert isinstance(net.classifier[1], nn.Conv2d)
+
+
+def test_insert_leaves_models_with_norms_to_replacement():
+    net = net_of_others()
+    changes = norm.group(net, insert=True)
+    assert [c.path for c in changes] == ["shared.1", "again.1", "deep.branch.0.0", "head.2"]
 
 
 @pytest.mark.parametrize("fill", FILLS)
