@@ -106,6 +106,7 @@ def _methods(cls: type[nn.Module]) -> Iterator[tuple[str, FunctionType]]:
             yield name, fn
 
 
+@cache
 def _sites(name: str, fn: FunctionType) -> list[Site]:
     tree = _source(fn)
     if tree is None:

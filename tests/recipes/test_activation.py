@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import leaky_relu
 from torch.overrides import TorchFunctionMode
+from torchvision.models.googlenet import BasicConv2d
 
 from knep.errors import InputError, NoEffectError
 from knep.listing import CONF, options
@@ -223,7 +224,7 @@ def test_calls_that_are_right_already_are_kept_to_the_bit():
     net, twin = functions(), functions()
     changes = activation.relu(net, sample=IMAGES)
     assert [c.path for c in changes if c.after != "kept"] == ["act", "activation_2", "activation_5"]
-    only = nn.Sequential(nn.Conv2d(3, 4, 1), tv.googlenet.__globals__["BasicConv2d"](4, 4, kernel_size=1))
+    only = nn.Sequential(nn.Conv2d(3, 4, 1), BasicConv2d(4, 4, kernel_size=1))
     cls, before = type(only[1]), only(IMAGES)
     assert [c.after for c in activation.relu(only, sample=IMAGES)] == ["kept"]
     assert type(only[1]) is cls
