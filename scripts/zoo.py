@@ -73,13 +73,12 @@ def build(name: str, limit: float) -> tuple[nn.Module, Tensor, bool]:
     torch.manual_seed(0)
     for size in SIZES:
         try:
-            with torch.device("meta"):
-                shapes = torchvision(3, CLASSES, size, name=name)
+            model = torchvision(3, CLASSES, size, name=name)
         except InputError:
             continue
-        if sum(p.numel() for p in shapes.parameters()) > limit * 1e6:
-            return shapes, torch.rand(BATCH, 3, size, size, device="meta"), True
-        return torchvision(3, CLASSES, size, name=name), torch.rand(BATCH, 3, size, size), False
+        meta = sum(p.numel() for p in model.parameters()) > limit * 1e6
+        device = "meta" if meta else "cpu"
+        return model.to(device), torch.rand(BATCH, 3, size, size, device=device), meta
     raise InputError(f"{name} reads images of none of {SIZES} pixels")
 
 
@@ -109,11 +108,11 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
         return model.eval()(x)
 
 
-def norm_kind(model: nn.Module) -> str:
-    """The norm option that a model's own norm layers are of."""
+def norm_kind(model: nn.Module) -> str | None:
+    """The norm option that all of a model's norm layers are of; None where it has none or mixes kinds."""
     kinds = {"batch": nn.modules.batchnorm._BatchNorm, "layer": nn.LayerNorm, "group": nn.GroupNorm}
-    counts = {kind: sum(isinstance(m, cls) for m in model.modules()) for kind, cls in kinds.items()}
-    return max(counts, key=lambda kind: counts[kind])
+    found = [kind for kind, cls in kinds.items() if any(isinstance(m, cls) for m in model.modules())]
+    return found[0] if len(found) == 1 else None
 
 
 def activation_kind(model: nn.Module) -> str | None:
@@ -140,7 +139,7 @@ def apply_norm(model: nn.Module, x: Tensor, name: str) -> None:
 def try_kept(model: nn.Module, x: Tensor, what: str) -> None:
     before = outputs(model, x)
     if what == "norm":
-        apply_norm(model, x, norm_kind(model))
+        option("norm", str(norm_kind(model)))(model, sample=x)
     elif what == "activation":
         option("activation", str(activation_kind(model)))(model, sample=x)
     else:
@@ -194,8 +193,9 @@ def try_model(name: str, slots: Sequence[str], limit: float) -> list[Cell]:
     plain = copy.deepcopy(model)
     expected = train_step(plain, x, plain_optimizer(plain))
     todo = [(slot, o) for slot in slots for o in SLOTS[slot]]
-    if not activation_kind(model):
-        todo = [cell for cell in todo if cell != ("kept", "activation")]  # there is no "itself"
+    # Where a model has no norms, or several kinds, there is no "itself" to replace them by.
+    own = {("kept", "norm"): norm_kind(model), ("kept", "activation"): activation_kind(model)}
+    todo = [cell for cell in todo if own.get(cell, "any")]
     return [Cell(name, slot, o, *try_cell(model, x, slot, o, expected), meta=meta) for slot, o in todo]
 
 
