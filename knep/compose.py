@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.core.config_search_path import SearchPathElement
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from knep.conflicts import refuse_conflicts
 from knep.errors import InputError
+from knep.listing import CONF, options
 
 # Keys that take words as well as numbers: their reader checks them.
 _FREE = frozenset({"accumulate", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"})
@@ -34,30 +38,95 @@ class Composed:
     overrides: list[str]
 
 
-def compose_config(overrides: Sequence[str], search: Sequence[str] = ()) -> Composed:
-    """Composes `train.yaml` with override lines as on the command line.
+def compose_config(
+    overrides: Sequence[str], search: Sequence[str] = (), *, primary: str = "train", ahead: bool = False
+) -> Composed:
+    """Composes a primary config of knep with override lines as on the command line.
 
-    search: further config folders, searched after knep's own primary config and before its groups.
+    primary: `train`, a whole run; or `knep`, the slots alone, for another project.
+    search: further config folders ("file:///home/me/conf", "pkg://mypkg.conf"), searched after knep's own or, with
+    `ahead`, before them, so that the same name means theirs.
     Raises InputError for whatever is misspelt, of a wrong type or out of range, or contradictory.
     """
     parsed = parse(overrides)
-    extra = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
-    with initialize_config_module("knep.conf", version_base="1.3"):
+    named = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in _items(o)]
+    with _own_hydra([*search, *named], ahead):
         groups = [o for o in parsed if _is_group(o)]
         for override in groups:
             _check_group(override)
-        bare = _compose([*extra, *(_line(o) for o in parsed if o in groups)])
+        bare = _compose(primary, [_line(o) for o in parsed if o in groups])
         for override in parsed:
             if override not in groups:
                 _check_value(override, bare)
-        cfg = _compose([*extra, *overrides], return_hydra_config=True)
+        cfg = _compose(primary, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
         with _one_line():
             config = plain(cfg)
     check_ranges(config)
-    refuse_conflicts(choices, config)
+    refuse_conflicts(choices if primary == "train" else slots_of(choices), _with_trainer(config))
     return Composed(config, choices, list(overrides))
+
+
+def _items(override: Override) -> list[Any]:
+    value = override.value()
+    return value if isinstance(value, list) else [value]
+
+
+@contextmanager
+def _own_hydra(search: Sequence[str], ahead: bool) -> Iterator[None]:
+    """Hydra over knep's configs and `search`, for a moment: an app that calls knep while it runs keeps its own."""
+    running, its_config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("knep.conf", version_base="1.3"):
+            _extend(search, ahead)
+            yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, its_config
+
+
+def _extend(search: Sequence[str], ahead: bool) -> None:
+    loader = _loader()
+    folders = loader.get_search_path().get_path()
+    schema = next(i for i, folder in enumerate(folders) if folder.provider == "schema")
+    main = next(i for i, folder in enumerate(folders) if folder.provider == "main")
+    at = main if ahead else schema
+    folders[at:at] = [SearchPathElement("search", folder) for folder in search]
+    loader.repository.initialize_sources(loader.get_search_path())
+    for source in loader.get_sources():
+        if source.provider == "search" and not source.available():
+            where = f"{source.scheme()}://{source.path}"
+            raise InputError(f"search path {where} is not there: write file:///FOLDER, or pkg://PACKAGE.FOLDER")
+
+
+def slots_of(choices: Mapping[str, str]) -> dict[str, str]:
+    """The choices that a recipe makes for any model: without data, model and trainer, which another project owns."""
+    return {group: option for group, option in choices.items() if group not in ("data", "model", "trainer", "recipe")}
+
+
+def _with_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what another project need not have: the keys that contradictions are looked for in."""
+    trainer = config.get("trainer") or {}
+    return {"accumulate": 1, **config, "trainer": {"precision": "32-true", **trainer}}
+
+
+def refuse_contradictions(config: Mapping[str, Any]) -> None:
+    """As `compose_config` does, for the slots of a config that another project composed: options by their targets."""
+    choices = {slot: option for slot, option in ((s, _option_of(s, node)) for s, node in config.items()) if option}
+    refuse_conflicts(slots_of(choices), _with_trainer(config))
+
+
+def _option_of(slot: str, node: Any) -> str | None:
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    return _targets(slot).get(target) if target else None
+
+
+@lru_cache
+def _targets(slot: str) -> dict[str, str]:
+    """`_target_` -> the first option of a slot that has it; nothing for what is no group."""
+    nodes = {option: OmegaConf.load(CONF / slot / f"{option}.yaml") for option in reversed(options(slot))}
+    return {str(node["_target_"]): option for option, node in nodes.items() if "_target_" in node}
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -88,9 +157,9 @@ def _line(override: Override) -> str:
     return override.input_line
 
 
-def _compose(lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+def _compose(primary: str, lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     with _one_line():
-        return compose("train", list(lines), return_hydra_config=return_hydra_config)
+        return compose(primary, list(lines), return_hydra_config=return_hydra_config)
 
 
 class _one_line:
@@ -202,16 +271,17 @@ def _shown(value: Any) -> str:
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Ranges of the keys that no constructor checks in time."""
+    """Ranges of the keys that no constructor checks in time; keys that the config lacks are not asked for."""
+    present = set(_flat(config))
     for key, least in _AT_LEAST.items():
-        value = _at(config, key)
-        if value is None or value < least:
+        if key in present and ((value := _at(config, key)) is None or value < least):
             raise InputError(f"{key}={value} must be at least {least}")
     if not isinstance(config["accumulate"], int) or isinstance(config["accumulate"], bool) or config["accumulate"] < 1:
         raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
     if not 0 < config["layer_decay"] <= 1:
         raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
-    if not 0 <= config["seed"] < 2**32:
+    if not 0 <= config.get("seed", 0) < 2**32:
         raise InputError(f"seed={config['seed']} must be in [0, 2**32)")
-    if config["threads"] is not None and (not isinstance(config["threads"], int) or config["threads"] < 1):
-        raise InputError(f"threads={config['threads']} must be a whole number, at least 1, or null for all cores")
+    threads = config.get("threads")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads={threads} must be a whole number, at least 1, or null for all cores")
