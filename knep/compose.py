@@ -68,6 +68,21 @@ def compose_config(
     return Composed(config, choices, list(overrides))
 
 
+def compose_recipe(name: str, overrides: Sequence[str] = (), search: Sequence[str] = ()) -> dict[str, Any]:
+    """The slots of a named recipe, checked; folders of `search` come before knep's own. Raises InputError."""
+    if not isinstance(name, str):
+        raise InputError(
+            f"a recipe is asked for by its name, got {name!r}: write one of {', '.join(options('recipe'))}"
+        )
+    for kind, lines in (("overrides", overrides), ("search", search)):
+        if isinstance(lines, str):
+            raise InputError(f"{kind}={lines!r} is a string: write a list, {kind}=[{lines!r}]")
+    second = next((line for line in overrides if line.startswith("recipe=")), None)
+    if second is not None:
+        raise InputError(f"{second} in overrides chooses a second recipe: write knep.load({second[7:]!r})")
+    return compose_config([f"+recipe={name}", *overrides], search, primary="knep", ahead=True).config
+
+
 def _items(override: Override) -> list[Any]:
     value = override.value()
     return value if isinstance(value, list) else [value]
