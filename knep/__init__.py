@@ -12,7 +12,7 @@ __all__ = ["__version__", "allow", "load"]
 __version__ = "0.1.0"
 
 
-def load(name: str = "modern", overrides: Sequence[str] = (), *, search: Sequence[str] = ()) -> Recipe:
+def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()) -> Recipe:
     """A named recipe for a model of your own: `knep.load("modern", ["norm=group", "optimizer.lr=3e-3"])`.
 
     name: as `knep ls recipe` lists them, or a YAML of your own in a folder of `search`; overrides: lines as on the

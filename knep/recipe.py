@@ -162,7 +162,8 @@ class Recipe:
 
         sample: scaled images (N, C, H, W); with it, layer-wise rates follow the order in which layers act on it.
         """
-        extra: dict[str, Any] = {} if sample is None else {"sample": _beside(model, sample)}
+        traced = sample is not None and self.layer_decay < 1
+        extra: dict[str, Any] = {"sample": _beside(model, sample)} if traced else {}
         with named("optimizer"):
             groups = param_groups(
                 model, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay, **extra

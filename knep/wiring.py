@@ -25,8 +25,8 @@ class _Validated(Callback):
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         if not trainer.enable_validation:
             raise InputError(
-                f"the recipe stops by {self._monitor}, and fit got no validation data: give val_dataloaders, or load the "
-                "recipe with stopping=none"
+                f"the recipe stops by {self._monitor}, and fit got no validation data: give val_dataloaders, or load "
+                "the recipe with stopping=none"
             )
 
 
@@ -55,8 +55,8 @@ def _refuse(recipe: Recipe, options: Mapping[str, Any]) -> None:
         )
     if recipe.members > 1:
         raise InputError(
-            f"averaging=ensemble trains {recipe.members} models, and a Trainer one: load the recipe with averaging=none "
-            "and fit a model per seed, or use knep train"
+            f"averaging=ensemble trains {recipe.members} models, and a Trainer one: load the recipe with "
+            "averaging=none and fit a model per seed, or use knep train"
         )
     if recipe.accumulate == "epoch" and "accumulate_grad_batches" not in options:
         raise InputError(
@@ -65,6 +65,6 @@ def _refuse(recipe: Recipe, options: Mapping[str, Any]) -> None:
         )
     if options.get("enable_checkpointing") is False and hasattr(recipe.stopping, "monitor"):
         raise InputError(
-            "trainer(enable_checkpointing=False) leaves no best weights to go back to: leave it out, or load the recipe "
-            "with stopping=none"
+            "trainer(enable_checkpointing=False) leaves no best weights to go back to: leave it out, or load the "
+            "recipe with stopping=none"
         )
