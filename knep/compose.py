@@ -123,7 +123,7 @@ def slots_of(choices: Mapping[str, str]) -> dict[str, str]:
 def _with_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with what another project need not have: the keys that contradictions are looked for in."""
     trainer = config.get("trainer") or {}
-    return {"accumulate": 1, **config, "trainer": {"precision": "32-true", **trainer}}
+    return {"accumulate": 1, "optimizer": {}, **config, "trainer": {"precision": "32-true", **trainer}}
 
 
 def refuse_contradictions(config: Mapping[str, Any]) -> None:

@@ -22,7 +22,6 @@ class _Validated(Callback):
         self._monitor = monitor
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.fit_loop.epoch_loop.val_loop.setup_data()
         if not trainer.enable_validation:
             raise InputError(
                 f"the recipe stops by {self._monitor}, and fit got no validation data: give val_dataloaders, or load "
