@@ -75,7 +75,15 @@ def test_it_answers_in_half_a_second(arguments):
 def test_plan_prints_what_a_recipe_would_do(capsys):
     main(["plan", "--model", "torchvision.models.resnet18", "recipe=modern", "norm=group", "--sample", "2,3,32,32"])
     text = capsys.readouterr().out
-    for words in ("layer4.1.bn2", "512, eps=1e-05, affine=True, bias=True)", "fc.weight", "1000x512", "he_normal", "muon", "adamw"):
+    for words in (
+        "layer4.1.bn2",
+        "512, eps=1e-05, affine=True, bias=True)",
+        "fc.weight",
+        "1000x512",
+        "he_normal",
+        "muon",
+        "adamw",
+    ):
         assert words in text
 
 

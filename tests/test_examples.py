@@ -3,12 +3,14 @@
 import ast
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PACKAGE = str(EXAMPLES.parent)
@@ -20,9 +22,20 @@ def elsewhere(tmp_path_factory):
     return Path(shutil.copytree(EXAMPLES, tmp_path_factory.mktemp("project") / "examples"))
 
 
-def run(folder, *arguments):
+@pytest.fixture
+def script(elsewhere, monkeypatch, capsys):
+    """Runs an example of one file as `python FILE` does, and gives what it prints."""
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.syspath_prepend(str(elsewhere))
+    yield lambda name: runpy.run_path(name, run_name="__main__") and capsys.readouterr().out
+    sys.modules.pop("data", None)
+
+
+def app(folder, *arguments):
+    """Runs the Hydra app in a process of its own, and gives what it prints."""
     env = os.environ | {"PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    command = [sys.executable, "train.py", *arguments]
+    done = subprocess.run(command, cwd=folder / "own_hydra_app", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -31,21 +44,21 @@ def share(text):
     return float(re.findall(r"([\d.]+)%", text)[-1])
 
 
-def test_own_model(elsewhere):
-    out = run(elsewhere, "own_model.py")
+def test_own_model(script):
+    out = script("own_model.py")
     assert share(out) > 80
     assert "GroupNorm(8, 32" in out
 
 
-def test_own_lightning(elsewhere):
-    out = run(elsewhere, "own_lightning.py")
+def test_own_lightning(script, elsewhere):
+    out = script("own_lightning.py")
     assert share(out) > 80
     assert "muon" in out  # the dry run's table
     assert not (elsewhere / "checkpoints").exists()
 
 
-def test_finetune(elsewhere):
-    out = run(elsewhere, "finetune.py")
+def test_finetune(script):
+    out = script("finetune.py")
     losses = [float(x) for x in out.splitlines()[-1].partition(":")[2].split(",")]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] / 2
@@ -54,25 +67,17 @@ def test_finetune(elsewhere):
     assert rates[0] < rates[-1] / 10
 
 
-APP = {
-    "": r"Muon lr=0.01 ",
-    "recipe=mine": r"Adam lr=0.01 ",
-    "optimizer=sgd": r"SGD lr=0.01 ",
-}
-
-
-@pytest.mark.parametrize("arguments", APP)
-def test_own_hydra_app(arguments, elsewhere):
-    out = run(elsewhere / "own_hydra_app", "train.py", *arguments.split())
-    assert re.search(APP[arguments], out)
-    assert float(out.rpartition("loss=")[2]) < 0.65
-
-
-def test_the_apps_own_option_shadows_and_its_recipe_is_found(elsewhere):
-    out = run(elsewhere / "own_hydra_app", "train.py", "recipe=mine", "optimizer=sgd", "--cfg", "job")
-    assert "momentum: 0.8" in out
-    assert "knep.recipes.scheduler.one_cycle" in out
-    assert "knep.recipes.clip.norm" in out
+def test_own_hydra_app(elsewhere):
+    """Its recipe and knep's, in a sweep; then its own SGD in the place of knep's, with the recipe's other slots."""
+    out = app(elsewhere, "-m", "recipe=modern,mine", "hydra.sweep.dir=sweep")
+    assert re.findall(r"(\w+) lr=0.01", out) == ["Muon", "Adam"]
+    assert all(float(loss) < 0.65 for loss in re.findall(r"loss=([\d.]+)", out))
+    assert "SGD lr=0.01" in app(elsewhere, "recipe=mine", "optimizer=sgd", "hydra.run.dir=run")
+    config = yaml.safe_load((elsewhere / "own_hydra_app" / "run" / ".hydra" / "config.yaml").read_text())
+    assert config["optimizer"]["momentum"] == 0.8
+    assert config["scheduler"]["_target_"] == "knep.recipes.scheduler.one_cycle"
+    assert config["clip"]["_target_"] == "knep.recipes.clip.norm"
+    assert config["norm"]["_target_"] == "knep.recipes.norm.none"
 
 
 def test_every_example_is_tested():
