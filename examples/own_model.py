@@ -38,16 +38,19 @@ def main() -> float:
     scheduler = recipe.scheduler(optimizer, total_steps=EPOCHS * len(loader), steps_per_epoch=len(loader))
     smoothing = recipe.regularization.label_smoothing
     for epoch in range(EPOCHS):
+        losses, norms = [], []
         model.train()
         for x, y in loader:
             x, y = recipe.augment(x, y, 10)
             loss = F.cross_entropy(model(scaling(x)), y, label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()
-            norm = recipe.clip(model.parameters())
+            norms.append(recipe.clip(model.parameters()).item())
             optimizer.step()
             scheduler.step()
-        print(f"epoch {epoch}: loss {loss.item():.3f}, gradient norm before clipping {norm.item():.2f}")
+            losses.append(loss.item())
+        mean = sum(losses) / len(losses)
+        print(f"epoch {epoch}: loss {mean:.3f}, longest gradient before clipping {max(norms):.2f}")
 
     model.eval()
     with torch.no_grad():

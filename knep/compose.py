@@ -140,7 +140,7 @@ def _option_of(slot: str, node: Any) -> str | None:
 @lru_cache
 def _targets(slot: str) -> dict[str, str]:
     """`_target_` -> the first option of a slot that has it; nothing for what is no group."""
-    nodes = {option: OmegaConf.load(CONF / slot / f"{option}.yaml") for option in reversed(options(slot))}
+    nodes = {o: dict(OmegaConf.load(CONF / slot / f"{o}.yaml")) for o in reversed(options(slot))}
     return {str(node["_target_"]): option for option, node in nodes.items() if "_target_" in node}
 
 

@@ -92,6 +92,7 @@ from knep.safe import instantiate
 
 groups, hardware = json.loads(sys.argv[1]), set(json.loads(sys.argv[2]))
 recipes = groups.pop("recipe")
+CPU = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "logger": False}
 built = {}
 
 
@@ -103,8 +104,7 @@ def try_all(way, primary, lines):
         Recipe.from_config(cfg)
         for group in set(groups) - set(SLOTS):
             if picked[group] not in hardware:
-                extra = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "logger": False} if group == "trainer" else {}
-                instantiate(cfg[group] | extra)
+                instantiate(cfg[group] | (CPU if group == "trainer" else {}))
         for group, name in picked.items():
             built.setdefault(f"{way} {group}", set()).add(name)
     for name in recipes:

@@ -29,6 +29,7 @@ def main(cfg: DictConfig) -> float:
     recipe.apply(model)
     optimizer = recipe.optimizer(model)
     scheduler = recipe.scheduler(optimizer, total_steps=cfg.steps)
+    losses = []
     for _ in range(cfg.steps):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
@@ -36,8 +37,9 @@ def main(cfg: DictConfig) -> float:
         recipe.clip(model.parameters())
         optimizer.step()
         scheduler.step()
-    print(f"{type(optimizer).__name__} lr={recipe.lr} loss={loss.item():.4f}")
-    return loss.item()
+        losses.append(loss.item())
+    print(f"{type(optimizer).__name__} lr={recipe.lr} loss={losses[-1]:.4f}")
+    return losses[-1]
 
 
 if __name__ == "__main__":
