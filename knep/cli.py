@@ -38,16 +38,16 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("group")
     show.add_argument("option", nargs="?")
     show.set_defaults(run=_show)
-    cp = commands.add_parser("cp", help="copy an option's YAML for editing, for example: knep cp optimizer/muon ./conf")
-    cp.add_argument("option", metavar="group/option")
-    cp.add_argument("folder", type=Path)
-    cp.set_defaults(run=_cp)
     plan = commands.add_parser("plan", help="what a recipe would do to a model, layer by layer; nothing is trained")
     plan.add_argument("--model", required=True, metavar="PATH", help="what builds it: torchvision.models.resnet50")
     plan.add_argument("--sample", metavar="N,C,H,W", help="a shape that the model reads, for tricks that look at data")
     plan.add_argument("--classes", type=int, metavar="K", help="num_classes for the builder (default: its own)")
     plan.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="recipe=modern norm=group optimizer.lr=3e-3")
     plan.set_defaults(run=_plan)
+    cp = commands.add_parser("cp", help="copy an option's YAML for editing, for example: knep cp optimizer/muon ./conf")
+    cp.add_argument("option", metavar="group/option")
+    cp.add_argument("folder", type=Path)
+    cp.set_defaults(run=_cp)
     commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
     return parser
 
@@ -88,20 +88,6 @@ def _show(args: argparse.Namespace) -> None:
                 print(f"\n# values of {slot}={picked}\n{values.read_text(encoding='utf-8').rstrip()}")
 
 
-def _cp(args: argparse.Namespace) -> None:
-    group, option = _split(args.option, None)
-    paths = [CONF / group / f"{option}.yaml", *sorted((CONF / group / option).glob("*.yaml"))]
-    for source in paths:
-        target = args.folder / source.relative_to(CONF)
-        if target.exists():
-            raise InputError(f"{target} exists already: remove it or copy to another folder")
-    for source in paths:
-        target = args.folder / source.relative_to(CONF)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-        print(target)
-
-
 def _plan(args: argparse.Namespace) -> None:
     shape = _shape(args.sample)
     name = next((line[7:] for line in args.overrides if line.startswith("recipe=")), "none")
@@ -126,6 +112,20 @@ def _shape(text: str | None) -> list[int]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"--sample={text} is no shape: write whole numbers, for example --sample 2,3,64,64")
     return [int(part) for part in parts]
+
+
+def _cp(args: argparse.Namespace) -> None:
+    group, option = _split(args.option, None)
+    paths = [CONF / group / f"{option}.yaml", *sorted((CONF / group / option).glob("*.yaml"))]
+    for source in paths:
+        target = args.folder / source.relative_to(CONF)
+        if target.exists():
+            raise InputError(f"{target} exists already: remove it or copy to another folder")
+    for source in paths:
+        target = args.folder / source.relative_to(CONF)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        print(target)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""README and docs: tables are generated, every code block is run or, where a run takes hours, checked like one."""
+"""README: its tables are generated; every code block is run or, where a training takes hours, rehearsed."""
 
 import re
 import shlex
@@ -22,12 +22,7 @@ from knep.train import _check_all, main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCKS = [
-    (language, code)
-    for path in DOCUMENTS
-    for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
-]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 
 def blocks(language):
@@ -49,7 +44,7 @@ def test_the_tables_are_up_to_date():
 
 def test_every_block_has_a_language_that_is_tested():
     assert {language for language, _ in BLOCKS} == {"console", "sh", "python", "yaml", ""}
-    assert len(BLOCKS) == sum(path.read_text().count("```") for path in DOCUMENTS) / 2
+    assert len(BLOCKS) == TEXT.count("```") / 2
     assert len(LINES) >= 10
 
 
@@ -132,6 +127,11 @@ def test_its_commands_run(line, project, monkeypatch, capsys):
     words = line.split()
     if words[0] == "knep" and words[1] in said:
         assert said[words[1]] in capsys.readouterr().out
+
+
+def test_every_other_document_with_code_has_a_test_that_names_it():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [p for p in (ROOT / "docs").rglob("*.md") if "```" in p.read_text() and f'"{p.name}"' not in tests]
 
 
 def test_its_pictures_and_folders_are_there():
