@@ -5,13 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from hydra.core.config_search_path import SearchPathElement
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from knep.conflicts import refuse_conflicts
 from knep.errors import InputError
-from knep.listing import CONF, options
+from knep.listing import options
+from knep.nodes import slots_of, with_trainer
+from knep.searchpath import own_hydra
 
 # Keys that take words as well as numbers: their reader checks them.
 _FREE = frozenset({"accumulate", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"})
@@ -50,7 +49,7 @@ def compose_config(
     """
     parsed = parse(overrides)
     named = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in _items(o)]
-    with _own_hydra([*search, *named], ahead):
+    with own_hydra([*search, *named], ahead):
         groups = [o for o in parsed if _is_group(o)]
         for override in groups:
             _check_group(override)
@@ -64,7 +63,7 @@ def compose_config(
         with _one_line():
             config = plain(cfg)
     check_ranges(config)
-    refuse_conflicts(choices if primary == "train" else slots_of(choices), _with_trainer(config))
+    refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
     return Composed(config, choices, list(overrides))
 
 
@@ -86,62 +85,6 @@ def compose_recipe(name: str, overrides: Sequence[str] = (), search: Sequence[st
 def _items(override: Override) -> list[Any]:
     value = override.value()
     return value if isinstance(value, list) else [value]
-
-
-@contextmanager
-def _own_hydra(search: Sequence[str], ahead: bool) -> Iterator[None]:
-    """Hydra over knep's configs and `search`, for a moment: an app that calls knep while it runs keeps its own."""
-    running, its_config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module("knep.conf", version_base="1.3"):
-            _extend(search, ahead)
-            yield
-    finally:
-        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, its_config
-
-
-def _extend(search: Sequence[str], ahead: bool) -> None:
-    loader = _loader()
-    folders = loader.get_search_path().get_path()
-    schema = next(i for i, folder in enumerate(folders) if folder.provider == "schema")
-    main = next(i for i, folder in enumerate(folders) if folder.provider == "main")
-    at = main if ahead else schema
-    folders[at:at] = [SearchPathElement("search", folder) for folder in search]
-    loader.repository.initialize_sources(loader.get_search_path())
-    for source in loader.get_sources():
-        if source.provider == "search" and not source.available():
-            where = f"{source.scheme()}://{source.path}"
-            raise InputError(f"search path {where} is not there: write file:///FOLDER, or pkg://PACKAGE.FOLDER")
-
-
-def slots_of(choices: Mapping[str, str]) -> dict[str, str]:
-    """The choices that a recipe makes for any model: without data, model and trainer, which another project owns."""
-    return {group: option for group, option in choices.items() if group not in ("data", "model", "trainer", "recipe")}
-
-
-def _with_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what another project need not have: the keys that contradictions are looked for in."""
-    trainer = config.get("trainer") or {}
-    return {"accumulate": 1, "optimizer": {}, **config, "trainer": {"precision": "32-true", **trainer}}
-
-
-def refuse_contradictions(config: Mapping[str, Any]) -> None:
-    """As `compose_config` does, for the slots of a config that another project composed: options by their targets."""
-    choices = {slot: option for slot, option in ((s, _option_of(s, node)) for s, node in config.items()) if option}
-    refuse_conflicts(slots_of(choices), _with_trainer(config))
-
-
-def _option_of(slot: str, node: Any) -> str | None:
-    target = node.get("_target_") if isinstance(node, Mapping) else None
-    return _targets(slot).get(target) if target else None
-
-
-@lru_cache
-def _targets(slot: str) -> dict[str, str]:
-    """`_target_` -> the first option of a slot that has it; nothing for what is no group."""
-    nodes = {o: dict(OmegaConf.load(CONF / slot / f"{o}.yaml")) for o in reversed(options(slot))}
-    return {str(node["_target_"]): option for option, node in nodes.items() if "_target_" in node}
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from knep.errors import InputError, NoEffectError
 from knep.groups import param_groups
+from knep.nodes import resolved, slot_node
 from knep.probe import probe
 from knep.recipes.scaling import none as raw_pixels
 from knep.regularizer import Regularizer
@@ -41,16 +42,6 @@ SLOTS = (
 )
 # Keys of a slot's node that say how the training loop uses the trick; the trick itself never sees them.
 _BESIDE = ("accumulate", "interval", "monitor")
-# What a slot is that another project's config leaves out; an update rule it has to choose.
-_ABSENT = {
-    "augment": {"_target_": "knep.recipes.augment.none"},
-    "averaging": {"_target_": "knep.recipes.averaging.none"},
-    "regularization": {"_target_": "knep.regularizer.Regularizer"},
-    "stopping": {"_target_": "knep.recipes.stopping.none"},
-} | {
-    slot: {"_target_": f"knep.recipes.{slot}.none", "_partial_": True}
-    for slot in ("scaling", *MODEL_SLOTS, "clip", "scheduler")
-}
 
 
 @dataclass(frozen=True)
@@ -100,8 +91,8 @@ class Recipe:
         Raises InputError naming the slot that cannot be built.
         """
         if isinstance(cfg, DictConfig):
-            cfg = _resolved(cfg)
-        nodes = {slot: _slot_node(cfg, slot) for slot in SLOTS}
+            cfg = resolved(cfg, SLOTS)
+        nodes = {slot: slot_node(cfg, slot) for slot in SLOTS}
         beside = {slot: {k: nodes[slot].pop(k) for k in _BESIDE if k in nodes[slot]} for slot in ("optimizer",)}
         at = {k: nodes["scheduler"].pop(k) for k in ("interval", "monitor") if k in nodes["scheduler"]}
         built = {slot: _build(slot, node) for slot, node in nodes.items()}
@@ -226,24 +217,6 @@ class Recipe:
         """The input scaling, fitted on raw batches (N, C, H, W) of the training split."""
         with named("scaling"):
             return self.make_scaling(batches)
-
-
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    """What another app's config has for a recipe, as plain data; the rest of it is not looked at."""
-    from knep.compose import refuse_contradictions
-
-    keys = (*SLOTS, "layer_decay", "accumulate", "trainer")
-    values = {k: cfg[k] for k in keys if k in cfg}
-    plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
-    refuse_contradictions(plain)
-    return plain
-
-
-def _slot_node(cfg: Mapping[str, Any], slot: str) -> dict[str, Any]:
-    node = cfg.get(slot, _ABSENT.get(slot))
-    if not isinstance(node, Mapping):
-        raise InputError(f"the config has no {slot}: add `- {slot}: adamw` to its defaults, or another option")
-    return dict(node)
 
 
 def copied(model: nn.Module) -> nn.Module:

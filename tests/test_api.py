@@ -86,6 +86,10 @@ BAD = {
     "ensemble": (lambda: knep.load("modern", ["averaging=ensemble"]).trainer(), "averaging=none"),
     "step an epoch": (lambda: knep.load("none", ["optimizer=gd"]).trainer(1), "accumulate_grad_batches"),
     "no checkpoints": (lambda: knep.load("modern").trainer(enable_checkpointing=False), "stopping=none"),
+    "no slot": (
+        lambda: Recipe.from_config(OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGD"}, "norm": "batch"})),
+        "norm=batch is no option of a slot: add `- norm: none`",
+    ),
     "no optimizer": (lambda: Recipe.from_config(OmegaConf.create({"seed": 1})), "- optimizer: adamw"),
 }
 
