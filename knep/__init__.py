@@ -1,3 +1,34 @@
 """knep: training tricks as recipes, for any `nn.Module`, each one Hydra override and backed by a measured number."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from knep.recipe import Recipe
+
+__all__ = ["__version__", "allow", "load"]
 __version__ = "0.1.0"
+
+
+def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()) -> Recipe:
+    """A named recipe for a model of your own: `knep.load("modern", ["norm=group", "optimizer.lr=3e-3"])`.
+
+    name: as `knep ls recipe` lists them, or a YAML of your own in a folder of `search`; overrides: lines as on the
+    command line, for the slots and their values; search: folders of your own configs, "file:///home/me/conf" or
+    "pkg://mypkg.conf", where a name means yours before it means knep's.
+    Raises InputError for what is misspelt, out of range or contradictory, naming it and the nearest name.
+    """
+    # Imported here, so that `import knep` costs nothing: torch alone takes seconds.
+    from knep.compose import compose_recipe
+    from knep.recipe import Recipe
+
+    return Recipe.from_config(compose_recipe(name, overrides, search))
+
+
+def allow(prefix: str) -> None:
+    """Lets configs instantiate targets under `prefix`, for example "mypkg."; as `knep.safe.allow`."""
+    from knep.safe import allow as allow_prefix
+
+    allow_prefix(prefix)

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
-    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | train")
+    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | train")
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
     ls.set_defaults(run=_ls)
@@ -38,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("group")
     show.add_argument("option", nargs="?")
     show.set_defaults(run=_show)
+    plan = commands.add_parser("plan", help="what a recipe would do to a model, layer by layer; nothing is trained")
+    plan.add_argument("--model", required=True, metavar="PATH", help="what builds it: torchvision.models.resnet50")
+    plan.add_argument("--sample", metavar="N,C,H,W", help="a shape that the model reads, for tricks that look at data")
+    plan.add_argument("--classes", type=int, metavar="K", help="num_classes for the builder (default: its own)")
+    plan.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="recipe=modern norm=group optimizer.lr=3e-3")
+    plan.set_defaults(run=_plan)
     cp = commands.add_parser("cp", help="copy an option's YAML for editing, for example: knep cp optimizer/muon ./conf")
     cp.add_argument("option", metavar="group/option")
     cp.add_argument("folder", type=Path)
@@ -80,6 +86,32 @@ def _show(args: argparse.Namespace) -> None:
             values = CONF / "recipe" / option / f"{slot}-{picked}.yaml"
             if values.is_file():
                 print(f"\n# values of {slot}={picked}\n{values.read_text(encoding='utf-8').rstrip()}")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    shape = _shape(args.sample)
+    name = next((line[7:] for line in args.overrides if line.startswith("recipe=")), "none")
+
+    import torch
+
+    from knep import load
+    from knep.models.imported import build
+
+    recipe = load(name, [line for line in args.overrides if not line.startswith("recipe=")])
+    offered = {} if args.classes is None else {"num_classes": args.classes}
+    if len(shape) == 4:
+        offered |= {"in_channels": shape[1], "image_size": shape[-1]}
+    plan = recipe.dry_run(build(args.model, offered, key="--model"), torch.zeros(shape) if shape else None)
+    if plan.refused:
+        raise InputError(f"this recipe does not fit {args.model}: " + "; ".join(plan.refused.values()))
+
+
+def _shape(text: str | None) -> list[int]:
+    """[N, C, H, W] of "N,C,H,W"; [] for None."""
+    parts = text.split(",") if text is not None else []
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--sample={text} is no shape: write whole numbers, for example --sample 2,3,64,64")
+    return [int(part) for part in parts]
 
 
 def _cp(args: argparse.Namespace) -> None:

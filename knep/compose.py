@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra import compose, initialize_config_module
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from knep.conflicts import refuse_conflicts
 from knep.errors import InputError
+from knep.listing import options
+from knep.nodes import slots_of, with_trainer
+from knep.searchpath import own_hydra
 
 # Keys that take words as well as numbers: their reader checks them.
 _FREE = frozenset({"accumulate", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"})
@@ -34,30 +37,54 @@ class Composed:
     overrides: list[str]
 
 
-def compose_config(overrides: Sequence[str], search: Sequence[str] = ()) -> Composed:
-    """Composes `train.yaml` with override lines as on the command line.
+def compose_config(
+    overrides: Sequence[str], search: Sequence[str] = (), *, primary: str = "train", ahead: bool = False
+) -> Composed:
+    """Composes a primary config of knep with override lines as on the command line.
 
-    search: further config folders, searched after knep's own primary config and before its groups.
+    primary: `train`, a whole run; or `knep`, the slots alone, for another project.
+    search: further config folders ("file:///home/me/conf", "pkg://mypkg.conf"), searched after knep's own or, with
+    `ahead`, before them, so that the same name means theirs.
     Raises InputError for whatever is misspelt, of a wrong type or out of range, or contradictory.
     """
     parsed = parse(overrides)
-    extra = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
-    with initialize_config_module("knep.conf", version_base="1.3"):
+    named = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in _items(o)]
+    with own_hydra([*search, *named], ahead):
         groups = [o for o in parsed if _is_group(o)]
         for override in groups:
             _check_group(override)
-        bare = _compose([*extra, *(_line(o) for o in parsed if o in groups)])
+        bare = _compose(primary, [_line(o) for o in parsed if o in groups])
         for override in parsed:
             if override not in groups:
                 _check_value(override, bare)
-        cfg = _compose([*extra, *overrides], return_hydra_config=True)
+        cfg = _compose(primary, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
         with _one_line():
             config = plain(cfg)
     check_ranges(config)
-    refuse_conflicts(choices, config)
+    refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
     return Composed(config, choices, list(overrides))
+
+
+def compose_recipe(name: str, overrides: Sequence[str] = (), search: Sequence[str] = ()) -> dict[str, Any]:
+    """The slots of a named recipe, checked; folders of `search` come before knep's own. Raises InputError."""
+    if not isinstance(name, str):
+        raise InputError(
+            f"a recipe is asked for by its name, got {name!r}: write one of {', '.join(options('recipe'))}"
+        )
+    for kind, lines in (("overrides", overrides), ("search", search)):
+        if isinstance(lines, str):
+            raise InputError(f"{kind}={lines!r} is a string: write a list, {kind}=[{lines!r}]")
+    second = next((line for line in overrides if line.startswith("recipe=")), None)
+    if second is not None:
+        raise InputError(f"{second} in overrides chooses a second recipe: write knep.load({second[7:]!r})")
+    return compose_config([f"+recipe={name}", *overrides], search, primary="knep", ahead=True).config
+
+
+def _items(override: Override) -> list[Any]:
+    value = override.value()
+    return value if isinstance(value, list) else [value]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -88,9 +115,9 @@ def _line(override: Override) -> str:
     return override.input_line
 
 
-def _compose(lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+def _compose(primary: str, lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     with _one_line():
-        return compose("train", list(lines), return_hydra_config=return_hydra_config)
+        return compose(primary, list(lines), return_hydra_config=return_hydra_config)
 
 
 class _one_line:
@@ -202,16 +229,17 @@ def _shown(value: Any) -> str:
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Ranges of the keys that no constructor checks in time."""
+    """Ranges of the keys that no constructor checks in time; keys that the config lacks are not asked for."""
+    present = set(_flat(config))
     for key, least in _AT_LEAST.items():
-        value = _at(config, key)
-        if value is None or value < least:
+        if key in present and ((value := _at(config, key)) is None or value < least):
             raise InputError(f"{key}={value} must be at least {least}")
     if not isinstance(config["accumulate"], int) or isinstance(config["accumulate"], bool) or config["accumulate"] < 1:
         raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
     if not 0 < config["layer_decay"] <= 1:
         raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
-    if not 0 <= config["seed"] < 2**32:
+    if not 0 <= config.get("seed", 0) < 2**32:
         raise InputError(f"seed={config['seed']} must be in [0, 2**32)")
-    if config["threads"] is not None and (not isinstance(config["threads"], int) or config["threads"] < 1):
-        raise InputError(f"threads={config['threads']} must be a whole number, at least 1, or null for all cores")
+    threads = config.get("threads")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads={threads} must be a whole number, at least 1, or null for all cores")

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from knep.errors import InputError, NoEffectError
 from knep.groups import param_groups
+from knep.nodes import resolved, slot_node
+from knep.probe import probe
+from knep.recipes.scaling import none as raw_pixels
 from knep.regularizer import Regularizer
 from knep.safe import instantiate
-from knep.surgery import Change
+from knep.surgery import Change, bare
+
+if TYPE_CHECKING:
+    from knep.lit import Classifier
+    from knep.plan import Plan
 
 MODEL_SLOTS = ("norm", "activation", "dropout", "init")
 SLOTS = (
@@ -35,9 +46,10 @@ _BESIDE = ("accumulate", "interval", "monitor")
 
 @dataclass(frozen=True)
 class Report:
-    """What a recipe did to a model: slot -> the edits, layer by layer."""
+    """What a recipe did to a model: slot -> the edits, layer by layer; and the model that has them."""
 
     changes: Mapping[str, list[Change]]
+    model: nn.Module
 
     def __str__(self) -> str:
         return "\n".join(
@@ -47,7 +59,12 @@ class Report:
 
 @dataclass
 class Recipe:
-    """The slots of one recipe, instantiated. Build it with `from_config`; every part is usable alone."""
+    """The slots of one recipe, instantiated: from `knep.load` or `from_config`. Every part is usable alone.
+
+    lr, weight_decay: of the optimizer; layer_decay: factor on lr per layer below the head; accumulate: micro-batches
+    per optimizer step, or "epoch"; max_epochs: how long the recipe trains, None where it does not say.
+    clip: edits the gradients of `recipe.clip(model.parameters())` in place, returns their norm before that.
+    """
 
     model_slots: dict[str, Callable[..., list[Change]]]
     make_scaling: Callable[[Iterable[Tensor]], nn.Module]
@@ -62,12 +79,20 @@ class Recipe:
     weight_decay: float = 0.0
     layer_decay: float = 1.0
     accumulate: int | str = 1
+    max_epochs: int | None = None
     schedule_at: dict[str, str] = field(default_factory=lambda: {"interval": "step"})
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> Recipe:
-        """From a composed config with one node per slot. Raises InputError naming the slot that cannot be built."""
-        nodes = {slot: _slot_node(cfg, slot) for slot in SLOTS}
+        """From a composed config with one node per slot: one of knep's own, or the DictConfig of another Hydra app.
+
+        A slot that the config leaves out is `none`; the optimizer must be there. A DictConfig is resolved, and checked
+        for options that contradict each other, which knep's own configs were already.
+        Raises InputError naming the slot that cannot be built.
+        """
+        if isinstance(cfg, DictConfig):
+            cfg = resolved(cfg, SLOTS)
+        nodes = {slot: slot_node(cfg, slot) for slot in SLOTS}
         beside = {slot: {k: nodes[slot].pop(k) for k in _BESIDE if k in nodes[slot]} for slot in ("optimizer",)}
         at = {k: nodes["scheduler"].pop(k) for k in ("interval", "monitor") if k in nodes["scheduler"]}
         built = {slot: _build(slot, node) for slot, node in nodes.items()}
@@ -85,6 +110,7 @@ class Recipe:
             weight_decay=nodes["optimizer"].get("weight_decay") or 0.0,
             layer_decay=cfg.get("layer_decay", 1.0),
             accumulate=beside["optimizer"].get("accumulate", cfg.get("accumulate", 1)),
+            max_epochs=(cfg.get("trainer") or {}).get("max_epochs"),
             schedule_at={"interval": "step"} | at,
         )
 
@@ -93,28 +119,99 @@ class Recipe:
         """How many independent models a run trains: 1, or more for an ensemble."""
         return self.averaging.members
 
-    def apply(self, model: nn.Module, sample: Tensor | None = None) -> Report:
-        """Norm, activation, dropout and init, in place, in this order.
+    def apply(self, model: nn.Module, sample: Tensor | None = None, *, inplace: bool = True) -> Report:
+        """Norm, activation, dropout and init, in this order: edits `model` itself, or with inplace=False a copy of it.
 
-        sample: scaled images (N, C, H, W) for the tricks that look at the data.
-        Raises NoEffectError where a chosen trick found nothing to change.
+        sample: scaled images (N, C, H, W), for the tricks that look at the data and to see that the model runs. The
+        changed model is `report.model`.
+        Raises NoEffectError where a chosen trick found nothing to change, InputError for a model that fails on the
+        sample, naming the layer, or that cannot be copied.
         """
+        target = bare(model) if inplace else bare(copied(model))
+        sample = _beside(target, sample)
+        if sample is not None:
+            probe(target, sample)
         changes = {}
         for slot, trick in self.model_slots.items():
             with named(slot):
-                changes[slot] = trick(model, sample=sample)
-        return Report(changes)
+                changes[slot] = trick(target, sample=sample)
+        return Report(changes, model if inplace else target)
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer over the model's parameter groups: no decay on norms and biases, layer-wise rates."""
+    def dry_run(self, model: nn.Module, sample: Tensor | None = None) -> Plan:
+        """Prints what `apply` and `optimizer` would do, as a table, and returns it; the model stays as it is.
+
+        sample: as for `apply`. Raises InputError where the model cannot be copied, or fails on the sample.
+        """
+        from knep.plan import plan
+
+        made = plan(self, model, sample)
+        print(made)
+        return made
+
+    def optimizer(self, model: nn.Module, sample: Tensor | None = None) -> torch.optim.Optimizer:
+        """The optimizer over the model's parameter groups: no decay on norms and biases, layer-wise rates.
+
+        sample: scaled images (N, C, H, W); with it, layer-wise rates follow the order in which layers act on it.
+        """
+        traced = sample is not None and self.layer_decay < 1
+        extra: dict[str, Any] = {"sample": _beside(model, sample)} if traced else {}
         with named("optimizer"):
-            groups = param_groups(model, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
+            groups = param_groups(
+                model, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay, **extra
+            )
             return self.make_optimizer(groups)
 
-    def scheduler(self, optimizer: torch.optim.Optimizer, *, total_steps: int, steps_per_epoch: int) -> Any:
-        """The learning-rate schedule; counts are optimizer steps."""
+    def scheduler(
+        self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int | None = None
+    ) -> LRScheduler:
+        """The learning-rate schedule; counts are optimizer steps. Call its `step()` after each of them.
+
+        steps_per_epoch: read by schedules that count epochs (exponential, step, multistep, plateau); without it,
+        total_steps over the recipe's own number of epochs. `plateau` is stepped once an epoch, with a metric that
+        should fall.
+        """
+        if steps_per_epoch is None:
+            steps_per_epoch = max(1, round(total_steps / (self.max_epochs or 1)))
         with named("scheduler"):
             return self.make_scheduler(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+    def lightning(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        *,
+        images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]] | None = None,
+        seed: int = 0,
+    ) -> Classifier:
+        """A LightningModule that trains `model` as it is; call `apply` first. For any DataLoader or datamodule.
+
+        num_classes: width of the model's scores; images: raw training batches, x (N, C, H, W) in 0..255 or (x, y), on
+        which the recipe's scaling is fitted, to act in the model's module; without them batches must come scaled, and a
+        warning says so.
+        """
+        from knep.lit import Classifier
+
+        if images is None:
+            scaling = None
+            if getattr(self.make_scaling, "func", None) is not raw_pixels:
+                warnings.warn(
+                    "the recipe's scaling is left to your loader: give images=<raw training batches> to fit it here",
+                    stacklevel=2,
+                )
+        else:
+            scaling = self.scaling(x if isinstance(x, Tensor) else x[0] for x in images)
+        return Classifier(model, self, num_classes=num_classes, scaling=scaling, seed=seed)
+
+    def trainer(self, max_epochs: int | None = None, **trainer_kwargs: Any) -> Trainer:
+        """Lightning's Trainer with the recipe's averaging, stopping and accumulation; clipping is in `lightning`.
+
+        max_epochs: without it, the recipe's own. trainer_kwargs: any of lightning.pytorch.Trainer; they win.
+        Stopping restores the weights of the best epoch, which it needs checkpoints for.
+        Raises InputError for what contradicts the recipe.
+        """
+        from knep.wiring import build_trainer
+
+        return build_trainer(self, max_epochs, trainer_kwargs)
 
     def scaling(self, batches: Iterable[Tensor]) -> nn.Module:
         """The input scaling, fitted on raw batches (N, C, H, W) of the training split."""
@@ -122,10 +219,19 @@ class Recipe:
             return self.make_scaling(batches)
 
 
-def _slot_node(cfg: Mapping[str, Any], slot: str) -> dict[str, Any]:
-    if slot not in cfg:
-        raise InputError(f"the config has no slot {slot}: add `- {slot}: none` to its defaults")
-    return dict(cfg[slot])
+def copied(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing. Raises InputError for a model that holds what cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"the model cannot be copied: use apply(model), which edits it in place ({text})") from error
+
+
+def _beside(model: nn.Module, sample: Tensor | None) -> Tensor | None:
+    """The sample on the model's device."""
+    like = next(model.parameters(), None)
+    return sample if sample is None or like is None else sample.to(like.device)
 
 
 def _build(slot: str, node: dict[str, Any]) -> Any:
@@ -134,7 +240,7 @@ def _build(slot: str, node: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def named(slot: str) -> Any:
+def named(slot: str) -> Iterator[None]:
     """Errors about a value say which slot they come from."""
     try:
         yield

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from knep.errors import InputError
+from knep.models.imported import find, imported
 from knep.recipe import Recipe, named
 from knep.safe import instantiate
 
@@ -23,6 +24,8 @@ def rehearse(config: Mapping[str, Any]) -> None:
         recipe = Recipe.from_config(config)
         with named("data"):
             instantiate(config["data"])
+        with named("model"):
+            _find_model(config["model"])
         for slot, trick in recipe.model_slots.items():
             _try_values(slot, trick)
         recipe.scaling([torch.zeros(1, 1, 2, 2, dtype=torch.uint8)])
@@ -31,6 +34,13 @@ def rehearse(config: Mapping[str, Any]) -> None:
         toy(torch.ones(2, 4)).sum().backward()
         with named("clip"):
             recipe.clip(list(toy.parameters()))
+
+
+def _find_model(node: Mapping[str, Any]) -> None:
+    """A model of another project is looked up; it is built when the shape of the images is known."""
+    builder = instantiate(node)
+    if getattr(builder, "func", None) is imported:
+        find(builder.keywords["path"])
 
 
 def _try_values(slot: str, trick: Any) -> None:

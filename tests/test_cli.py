@@ -64,6 +64,51 @@ def test_it_answers_without_torch(arguments, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["ls"], ["ls", "optimizer"], ["show", "recipe", "modern"]])
+def test_it_answers_in_half_a_second(arguments):
+    """The processor's time is counted, so that what else runs on the machine does not matter."""
+    code = "import sys, time; from knep.cli import main; main(); print(time.process_time(), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ)
+    assert float(done.stderr) < 0.5
+
+
+def test_plan_prints_what_a_recipe_would_do(capsys):
+    main(["plan", "--model", "torchvision.models.resnet18", "recipe=modern", "norm=group", "--sample", "2,3,32,32"])
+    text = capsys.readouterr().out
+    for words in (
+        "layer4.1.bn2",
+        "512, eps=1e-05, affine=True, bias=True)",
+        "fc.weight",
+        "1000x512",
+        "he_normal",
+        "muon",
+        "adamw",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "torchvision.models.resnet81"], "did you mean resnet"),
+        (["--model", "torchvision.model:resnet18"], "no module torchvision.model"),
+        (["--model", "torch.nn:Linear"], "--model: torch.nn:Linear() failed: TypeError"),
+        (["--model", "torch.nn:Flatten", "--sample", "2,x"], "write whole numbers"),
+        (["--model", "torch.nn:Flatten", "recipe=modrn"], "did you mean modern"),
+        (["--model", "torch.nn:Flatten"], "no trained parameters"),
+        (["--model", "torchvision.models.resnet18", "--sample", "2,1,32,32"], "conv1 (Conv2d) got float32 (2, 1, 32,"),
+        (["--model", "torchvision.models.resnet18", "init=lsuv"], "lsuv measures a batch"),
+    ],
+)
+def test_plan_refuses_in_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+
+
 def test_help_of_train_lists_every_option(capsys):
     from knep.train import main as train
 

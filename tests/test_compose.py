@@ -1,12 +1,13 @@
 """Composition: a recipe's values go with its options, and the command line has the last word."""
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 
 from knep.compose import compose_config, plain
 from knep.conflicts import CONFLICTS, find_conflict
 from knep.errors import InputError
-from knep.listing import GROUPS, options
+from knep.listing import CONF, GROUPS, options
 from knep.recipe import SLOTS, Recipe
 
 
@@ -58,3 +59,27 @@ def test_each_conflict_is_refused_with_its_reason(conflict):
 def test_what_does_not_conflict_is_not_refused():
     assert find_conflict({"optimizer": "schedule_free", "scheduler": "none"}) is None
     assert find_conflict({"averaging": "swa", "scheduler": "cosine"}) is None
+
+
+def test_both_tables_of_contents_list_every_slot():
+    tables = {name: yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"] for name in ("train", "knep")}
+    for name, lines in tables.items():
+        slots = {k: v for line in lines if isinstance(line, dict) for k, v in line.items() if k in SLOTS}
+        values = {k.removeprefix("optional recipe@") for line in lines if isinstance(line, dict) for k in line}
+        assert set(slots) == set(SLOTS), name
+        assert set(SLOTS) <= values, name
+    picked = [{k: v for line in lines if isinstance(line, dict) for k, v in line.items()} for lines in tables.values()]
+    assert {slot: picked[0][slot] for slot in SLOTS} == {slot: picked[1][slot] for slot in SLOTS}
+
+
+def test_a_folder_on_the_search_path_adds_options_and_recipes(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.7\n")
+    for line in ([f"file://{tmp_path}"], []), ([], [f"hydra.searchpath=[file://{tmp_path}]"]):
+        search, extra = line
+        config = compose_config(["recipe=none", "optimizer=mine", *extra], search).config
+        assert config["optimizer"]["lr"] == 0.7
+    with pytest.raises(InputError, match="did you mean mine"):
+        compose_config(["optimizer=mien"], [f"file://{tmp_path}"])
+    with pytest.raises(InputError, match="not there"):
+        compose_config(["optimizer=mine"], [f"file://{tmp_path}/nowhere"])

@@ -50,7 +50,7 @@ def test_none_exists_in_every_slot(slot):
 
 def test_every_group_is_listed_and_every_file_is_in_a_group():
     assert {p.name for p in CONF.iterdir() if p.is_dir()} - {"__pycache__"} == set(GROUPS)
-    assert {p.name for p in CONF.glob("*.yaml")} == {"train.yaml"}
+    assert {p.name for p in CONF.glob("*.yaml")} == {"train.yaml", "knep.yaml"}
 
 
 def test_every_option_says_when_to_use_it():
@@ -86,5 +86,5 @@ def test_the_walk_saw_everything():
     files = sorted(p.relative_to(CONF) for p in CONF.rglob("*.yaml"))
     seen = [f"{g}/{o}.yaml" for g in GROUPS for o in options(g)]
     values = [str(p.relative_to(CONF)) for p in (CONF / "recipe").glob("*/*.yaml")]
-    assert sorted(map(str, files)) == sorted([*seen, *values, "train.yaml"])
+    assert sorted(map(str, files)) == sorted([*seen, *values, "train.yaml", "knep.yaml"])
     assert len(files) > 120

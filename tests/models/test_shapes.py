@@ -82,7 +82,7 @@ def test_places_know_their_channels(make):
     assert all(said == true for said, true in seen)
 
 
-@pytest.mark.parametrize("option", options("model"))
+@pytest.mark.parametrize("option", sorted({*options("model")} - {"import"}))
 def test_yaml_builds_and_a_copy_computes_the_same(option):
     model = instantiate(OmegaConf.load(CONF / "model" / f"{option}.yaml"))(in_channels=1, num_classes=10, image_size=8)
     x = torch.rand(2, 1, 8, 8)
