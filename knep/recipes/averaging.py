@@ -33,8 +33,8 @@ def _reestimate(trainer: Trainer, module: Any, batches: int) -> None:
     """
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.model.modules()):
         return
-    source = getattr(trainer, "datamodule", None)
-    images = source.train_images() if source is not None else (x for x, *_ in trainer.train_dataloader)  # type: ignore
+    read = getattr(getattr(trainer, "datamodule", None), "train_images", None)
+    images = read() if read else (x for x, *_ in trainer.train_dataloader)  # type: ignore
     scaled = (module.scaling(x.to(module.device)) for i, x in enumerate(images) if not batches or i < batches)
     mode = module.model.training
     with torch.no_grad():
@@ -57,13 +57,17 @@ class _Average(WeightAveraging):
     def started(self) -> bool:
         return self._latest_update_step > 0
 
+    def _swaps(self, trainer: Trainer) -> bool:
+        """Within a fit; after it the module holds the weights that were chosen, which `validate` must not exchange."""
+        return trainer.state.fn == "fit" and self._average_model is not None and self.started
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._average_model is not None and self.started:
+        if self._swaps(trainer):
             self._swap_models(pl_module)
             _reestimate(trainer, pl_module, self._bn_batches)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._average_model is not None and self.started:
+        if self._swaps(trainer):
             self._swap_models(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -37,7 +37,14 @@ class Early(EarlyStopping):
             raise ValueError(f"min_delta must not be negative, got {min_delta}")
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be min or max, got {mode}")
-        super().__init__(monitor=monitor, patience=patience, min_delta=min_delta, mode=mode, check_finite=False)
+        super().__init__(
+            monitor=monitor,
+            patience=patience,
+            min_delta=min_delta,
+            mode=mode,
+            check_finite=False,
+            check_on_train_epoch_end=False,  # a run that max_steps ends inside an epoch has no metric there
+        )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)

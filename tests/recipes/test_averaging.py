@@ -151,3 +151,25 @@ def test_property(option):
 def test_bad_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Images(L.LightningDataModule):
+    """Another project's data: loaders and nothing else."""
+
+    def train_dataloader(self):
+        return data()
+
+    def val_dataloader(self):
+        return data()
+
+
+@pytest.mark.parametrize("make", [Ema, lambda: Swa(start=0.5), lambda: Soup(k=2)])
+def test_any_datamodule_will_do_and_validating_later_exchanges_nothing(make, tmp_path):
+    module = Net()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_epochs=EPOCHS, default_root_dir=tmp_path, callbacks=[make()], **quiet)
+    trainer.fit(module, datamodule=Images())
+    chosen = weights(module.model)
+    trainer.validate(module, datamodule=Images(), verbose=False)
+    assert torch.equal(module.validated[-1], chosen)
+    assert torch.equal(weights(module.model), chosen)

@@ -81,3 +81,12 @@ def test_it_does_not_stop_while_it_improves(tmp_path):
 def test_bad_values_are_refused(hp, message):
     with pytest.raises(ValueError, match=message):
         Early(**hp)
+
+
+def test_a_run_that_ends_inside_an_epoch_has_nothing_to_compare(tmp_path):
+    module = Crafted([1.0])
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_steps=2, callbacks=[Early()], default_root_dir=tmp_path, num_sanity_val_steps=0, **quiet)
+    loader = torch.utils.data.DataLoader(torch.zeros(4, 1))
+    trainer.fit(module, loader, loader)
+    assert trainer.global_step == 2
