@@ -141,4 +141,8 @@ def load_members(run: Path) -> list[Any]:
     if not run.is_dir():
         raise InputError(f"{run} is missing: give a run folder such as outputs/<date>/<time>_<name>")
     folders = sorted(run.glob("member_*"), key=lambda folder: (len(folder.name), folder.name)) or [run]
+    for folder in folders:
+        checkpoints = folder / "checkpoints"
+        if not (checkpoints / "final.ckpt").is_file() and (checkpoints / "best.ckpt").is_file():
+            raise InputError(f"{folder} did not finish: resume it with ckpt={run}, or give {checkpoints / 'best.ckpt'}")
     return [load_module(folder / "checkpoints" / "final.ckpt") for folder in folders]
