@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +66,7 @@ def portable(module: Classifier) -> Portable:
     if not logits.isfinite().all():
         raise InputError("the run's model gives logits that are not finite: export another checkpoint, or train again")
     plain, steps = _rebuild(facts, module.scaling)
-    _take_state(plain, folded(bare(module.model)))
+    _take_state(plain, bare(module.model))
     found = Portable(plain.eval(), module.scaling, _about(facts, module.scaling, steps), pixels, logits)
     found.check(found.model(module.scaling(pixels)), "the model that its config rebuilds")
     return found
@@ -79,14 +78,11 @@ def check_images(facts: Mapping[str, Any]) -> Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
 
 
-def folded(model: nn.Module) -> nn.Module:
-    """A copy in which each parametrization (weight or spectral normalization) has become a plain tensor."""
-    plain = copy.deepcopy(model).eval()
-    for module in plain.modules():
-        if is_parametrized(module):
-            for name in list(module.parametrizations):  # pyright: ignore[reportArgumentType, reportCallIssue]
-                remove_parametrizations(module, name, leave_parametrized=True)
-    return plain
+def fold(model: nn.Module) -> None:
+    """Turns each parametrization (weight or spectral normalization) into a plain tensor, in place."""
+    for module in list(model.modules()):
+        for name in list(getattr(module, "parametrizations", ())) if is_parametrized(module) else ():
+            remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def _rebuild(facts: Mapping[str, Any], scaling: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -107,7 +103,7 @@ def _rebuild(facts: Mapping[str, Any], scaling: nn.Module) -> tuple[nn.Module, l
         with named(slot):
             changes = instantiate(cfg[slot])(model, sample=sample)
         if any(map(is_parametrized, model.modules())):
-            model = folded(model)
+            fold(model.eval())
         elif any(change.after != "kept" for change in changes):
             edit = {"edit": cfg[slot]["_target_"], "arguments": _arguments(cfg[slot])}
             steps.append(edit | {"sample": list(sample.shape)})
@@ -148,11 +144,15 @@ def _take_state(plain: nn.Module, trained: nn.Module) -> None:
 
 
 def _layers(model: nn.Module) -> list[dict[str, Tensor]]:
-    """The tensors that each module holds itself, of the modules that hold any."""
-    held = (
-        {**dict(m.named_parameters(recurse=False)), **dict(m.named_buffers(recurse=False))} for m in model.modules()
-    )
-    return [tensors for tensors in held if tensors]
+    """The tensors that each module holds itself, of the modules that hold any; parametrized ones as they are used."""
+    layers = []
+    for path, m in model.named_modules():
+        if "parametrizations" not in path.split("."):
+            held = {**dict(m.named_parameters(recurse=False)), **dict(m.named_buffers(recurse=False))}
+            # A copy of the model could not be folded instead: torch shares the class that holds the parametrization.
+            used = {name: getattr(m, name) for name in getattr(m, "parametrizations", ())} if is_parametrized(m) else {}
+            layers.append(held | used)
+    return [tensors for tensors in layers if tensors]
 
 
 def _about(facts: Mapping[str, Any], scaling: nn.Module, steps: list[dict[str, Any]]) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
     # Arguments by place could be the path of a model, which is a target too.
     if "_args_" in node and not _in(target, _allowed):
         raise InputError(f"{path}._args_: write the arguments of {target} by name")
-    if target.startswith("knep.models.") and node.get("path") is not None:
+    if target.startswith("knep.models.") and node.get("path") not in (None, "???"):
         _check_name(str(node["path"]).replace(":", "."), f"{path}.path", built_in=False)
 
 

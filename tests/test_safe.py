@@ -220,17 +220,24 @@ def test_a_file_allows_nothing(canary):
         safe.take_allowed({"allow_targets": ["mypkg.", "evil."]})
 
 
-NODES = [(group, option) for group in GROUPS for option in options(group)]
+NODES = [(group, option) for group in GROUPS if group != "recipe" for option in options(group)]
 
 
 @pytest.mark.parametrize(("group", "option"), NODES, ids=[f"{g}/{o}" for g, o in NODES])
-def test_every_yaml_is_allowed(group, option, canary):
+def test_every_yaml_is_allowed_and_built(group, option, canary):
     with initialize_config_module("knep.conf", version_base="1.3"):
-        cfg = plain(compose("train", [f"{group}={option}", "name=x"]))
-    safe.take_allowed(cfg)
-    safe.check_targets(cfg)
-    if group not in ("recipe", "trainer"):
-        assert safe.instantiate(cfg[group]) is not None
+        node = plain(compose(f"{group}/{option}", ["+seed=0"]))[group]
+    safe.check_targets(node)
+    assert "_target_" in node
+    if group != "trainer":
+        assert safe.instantiate(node) is not None
+
+
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_every_recipe_is_allowed(recipe, canary):
+    config = compose_config([f"recipe={recipe}"]).config
+    safe.take_allowed(config)
+    safe.check_targets(config)
 
 
 def test_the_trainer_is_built(canary):
