@@ -90,14 +90,7 @@ def _rebuild(facts: Mapping[str, Any], scaling: nn.Module) -> tuple[nn.Module, l
     cfg, size = facts["config"], facts["image_size"]
     given = {"in_channels": facts["channels"], "num_classes": facts["num_classes"], "image_size": size}
     with named("model"):
-        model, steps = (
-            _torchvision(cfg["model"], given)
-            if cfg["model"]["_target_"] == _ZOO
-            else (
-                instantiate(cfg["model"])(**given),
-                [{"call": cfg["model"]["_target_"], "arguments": _arguments(cfg["model"]) | given}],
-            )
-        )
+        model, steps = _model(cfg["model"], given)
     sample = scaling(torch.zeros(1, facts["channels"], size, size))
     for slot in ("norm", "activation"):
         with named(slot):
@@ -114,11 +107,18 @@ def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in _HYDRA}
 
 
-def _torchvision(node: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
+def _model(node: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
+    if node["_target_"] == _ZOO:
+        return _torchvision(node.get("name", "resnet18"), given)
+    step = {"call": node["_target_"], "arguments": _arguments(node) | dict(given)}
+    return instantiate(node)(**given), [step]
+
+
+def _torchvision(name: str, given: Mapping[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
     """torchvision's own model, with another first convolution where it does not read three channels."""
-    arguments = {"num_classes": given["num_classes"], **_options(node["name"], given["image_size"])}
-    model = get_model(node["name"], weights=None, **arguments)
-    steps: list[dict[str, Any]] = [{"call": f"torchvision.models.{node['name']}", "arguments": arguments}]
+    arguments = {"num_classes": given["num_classes"], **_options(name, given["image_size"])}
+    model = get_model(name, weights=None, **arguments)
+    steps: list[dict[str, Any]] = [{"call": f"torchvision.models.{name}", "arguments": arguments}]
     path, conv = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if conv.in_channels != given["in_channels"]:
         own = {key: getattr(conv, key) for key in ("out_channels", "kernel_size", "stride", "padding")}

@@ -101,9 +101,11 @@ def check_stored(lines: Sequence[str], place: str) -> None:
 
     Raises InputError for an option of the command, a key of Hydra's own, or a resolver such as ${oc.env:HOME}.
     """
+    from knep.compose import parse
+
     for line in lines:
-        key = line.lstrip("+~")
-        if line.startswith("-") or re.match(r"hydra\b", key) or _RESOLVER.search(line):
+        option = line.strip().startswith("-")
+        if option or _RESOLVER.search(line) or any(o.key_or_group.startswith("hydra") for o in parse([line])):
             raise InputError(f"{place} holds {line!r}, which is not taken from a file: remove it, or type it yourself")
 
 
@@ -162,13 +164,11 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
             raise InputError(f"{path}.{key}={node[key]!r}: write true or false")
     if node.get("_convert_", "all") not in _CONVERT:
         raise InputError(f"{path}._convert_={node['_convert_']!r}: write one of {', '.join(_CONVERT)}")
-    _check_name(target, f"{path}._target_", built_in=True)
-    if target in _allowed:
-        return
+    real = _check_name(target, f"{path}._target_", built_in=True)
     # Arguments by place could be the path of a model, which is a target too.
-    if "_args_" in node and not _in(target, _allowed):
+    if "_args_" in node and _in(real, list(_ROOMS)):
         raise InputError(f"{path}._args_: write the arguments of {target} by name")
-    if target.startswith("knep.models.") and node.get("path") not in (None, "???"):
+    if real.startswith("knep.models.") and node.get("path") not in (None, "???"):
         _check_name(str(node["path"]).replace(":", "."), f"{path}.path", built_in=False)
 
 
@@ -176,10 +176,13 @@ def _in(name: str, prefixes: Sequence[str]) -> str | None:
     return next((p for p in prefixes if p.endswith(".") and name.startswith(p)), None)
 
 
-def _check_name(name: str, place: str, built_in: bool) -> None:
-    """InputError unless the user named it, or it is what it seems: defined in an allowed package, and of its kind."""
+def _check_name(name: str, place: str, built_in: bool) -> str:
+    """The name under which the object of a name is defined.
+
+    InputError unless the user named it outright, or it is defined in an allowed package and of its kind.
+    """
     if name in _allowed:
-        return
+        return name
     rooms = list(_ROOMS) if built_in else []
     if not _NAME.fullmatch(name) or "__" in name:
         raise InputError(f"{place}={name} is no name that a config may use: write one such as torch.optim.SGD")
@@ -190,13 +193,14 @@ def _check_name(name: str, place: str, built_in: bool) -> None:
         raise InputError(f"{place}={name} is a {type(found).__name__}: write the name of a class or function")
     real = f"{found.__module__}.{found.__qualname__}"
     if _in(real, _allowed):
-        return
+        return real
     room = _in(real, rooms)
     if room is None:
         raise InputError(f"{place}={name} is {real}, which is not allowed: {_remedy(real)}")
     kind, fits = _ROOMS[room]
     if not fits(found):
         raise InputError(f"{place}={name} is not allowed, {room[:-1]} gives configs {kind} only: {_remedy(name)}")
+    return real
 
 
 def _remedy(name: str) -> str:

@@ -20,6 +20,7 @@ from knep.train import main
 PACKAGE = """
 import os
 from torch.nn import ReLU
+from knep.models.cnn import cnn
 from torch.optim import SGD
 from pathlib import Path
 def touch(*args, **kwargs):
@@ -195,6 +196,10 @@ def test_the_path_of_a_model_is_allowed_by_its_package(canary):
     node = {"_target_": CNN, "path": "mypkg:build"}
     safe.allow("mypkg.")
     safe.check_targets(node)
+    for target in (CNN, "mypkg.cnn"):
+        with pytest.raises(InputError, match=r"path=evilnet\.build"):
+            safe.check_targets({"_target_": target, "path": "evilnet:build"})
+    safe.allow_typed([f"model._target_={CNN}"])
     with pytest.raises(InputError, match=r"path=evilnet\.build"):
         safe.check_targets(node | {"path": "evilnet:build"})
 
@@ -303,6 +308,7 @@ def refusal(arguments, capsys):
     [
         ("hydra.searchpath=[file:///tmp]", "hydra.searchpath"),
         ("+hydra.job_logging.handlers.x={'()':os.system,command:ls}", "hydra.job_logging"),
+        (" +hydra.job.env_set.X=1", "hydra.job"),
         ("hydra/launcher=evil", "hydra/launcher"),
         ("--config-dir=/tmp", "--config-dir"),
         ("-m", "-m"),
