@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     cp.add_argument("option", metavar="group/option")
     cp.add_argument("folder", type=Path)
     cp.set_defaults(run=_cp)
+    export = commands.add_parser("export", help="a run's model for other programs: knep export RUN model.safetensors")
+    export.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
+    export.add_argument("file", type=Path, help="ends in .safetensors, .onnx or .pt2")
+    export.add_argument("--format", choices=("safetensors", "onnx", "pt2"), help="as the file's ending")
+    export.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
+    export.set_defaults(run=_export)
     commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
     return parser
 
@@ -126,6 +132,16 @@ def _cp(args: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         print(target)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from knep.export import export
+    from knep.safe import allow
+
+    for name in args.allow:
+        allow(name)
+    for path in export(args.source, args.file, args.format):
+        print(path)
 
 
 if __name__ == "__main__":

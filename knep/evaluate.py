@@ -16,6 +16,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from knep.errors import InputError
 from knep.fit import build_module
+from knep.recipe import SLOTS
+from knep.safe import check_targets
+
+_FACTS = {"config": dict, "num_classes": int, "channels": int, "image_size": int, "class_names": list}
 
 
 @dataclass
@@ -94,11 +98,29 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return state
 
 
+def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The config and what else a checkpoint says about its model: plain data, see `knep.fit.about`.
+
+    Raises InputError where a part is missing, or where the config names a target that is not allowed.
+    """
+    facts = state["knep"]
+    for key, kind in _FACTS.items():
+        if not isinstance(facts, dict) or not isinstance(facts.get(key), kind):
+            raise InputError(f"{path} was not written by knep: it does not say its {key}, give another checkpoint")
+    missing = [key for key in (*SLOTS, "model") if not isinstance(facts["config"].get(key), dict)]
+    if missing:
+        raise InputError(f"{path} was not written by knep: its config has no {missing[0]}, give another checkpoint")
+    try:
+        check_targets(facts["config"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return facts
+
+
 def load_module(path: Path) -> Any:
-    """The Classifier in a checkpoint file, in eval mode on the CPU."""
+    """The Classifier in a checkpoint file, in eval mode on the CPU. Nothing is built before its config is checked."""
     state = read_checkpoint(path)
-    about = state["knep"]
-    module = build_module(about, initialise=False)
+    module = build_module(read_facts(path, state), initialise=False)
     load_weights(module, state["state_dict"], path)
     return module.eval()
 
@@ -118,5 +140,9 @@ def load_members(run: Path) -> list[Any]:
         return [load_module(run)]
     if not run.is_dir():
         raise InputError(f"{run} is missing: give a run folder such as outputs/<date>/<time>_<name>")
-    folders = sorted(run.glob("member_*")) or [run]
+    folders = sorted(run.glob("member_*"), key=lambda folder: (len(folder.name), folder.name)) or [run]
+    for folder in folders:
+        checkpoints = folder / "checkpoints"
+        if not (checkpoints / "final.ckpt").is_file() and (checkpoints / "best.ckpt").is_file():
+            raise InputError(f"{folder} did not finish: resume it with ckpt={run}, or give {checkpoints / 'best.ckpt'}")
     return [load_module(folder / "checkpoints" / "final.ckpt") for folder in folders]

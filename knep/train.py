@@ -33,8 +33,11 @@ def _start(arguments: list[str]) -> None:
     from hydra.errors import HydraException
 
     from knep.resume import expand_ckpt
+    from knep.safe import allow_typed, check_stored
 
-    arguments = expand_ckpt(arguments)
+    typed, arguments = arguments, expand_ckpt(arguments)
+    allow_typed(get_args_parser().parse_args(typed).overrides)
+    check_stored([a for a in arguments if a not in typed and not a.startswith("hydra.run.dir=")], "overrides.txt")
     args = get_args_parser().parse_args(arguments)
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
         _check_all(args.overrides, args.multirun, args.config_dir)
@@ -66,6 +69,7 @@ def _check_all(overrides: list[str], multirun: bool, config_dir: str | None) -> 
 
     from knep.compose import compose_config, parse
     from knep.rehearse import rehearse
+    from knep.safe import take_allowed
 
     jobs = [overrides]
     if multirun:
@@ -74,7 +78,9 @@ def _check_all(overrides: list[str], multirun: bool, config_dir: str | None) -> 
         jobs = [list(job) for batch in batches for job in batch]
     search = [f"file://{Path(config_dir).resolve()}"] if config_dir else []
     for job in jobs:
-        rehearse(compose_config(job, search).config)
+        config = compose_config(job, search).config
+        take_allowed(config)
+        rehearse(config)
 
 
 def _job(cfg: Any) -> float:
@@ -83,12 +89,15 @@ def _job(cfg: Any) -> float:
 
     from knep.compose import plain
     from knep.files import discard
+    from knep.safe import take_allowed
 
     hydra_cfg = HydraConfig.get()
     folder = Path(hydra_cfg.runtime.output_dir)
     choices = {k: str(v) for k, v in hydra_cfg.runtime.choices.items() if "/" not in k and "@" not in k}
+    config = plain(cfg)
+    take_allowed(config)
     try:
-        summary = run(plain(cfg), folder, choices, list(hydra_cfg.overrides.task))
+        summary = run(config, folder, choices, list(hydra_cfg.overrides.task))
     except InputError:
         discard(folder)
         raise

@@ -1,0 +1,181 @@
+"""A trained model as plain torch has it: folded, under plain names, with the facts that another program needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torchvision.models import get_model
+
+from knep import __version__
+from knep.errors import InputError
+from knep.lit import Classifier
+from knep.models.zoo import _options
+from knep.recipe import named
+from knep.safe import instantiate
+from knep.surgery import bare, replace
+
+TOLERANCE = 1e-4
+_IMAGES = 64
+_ZOO = "knep.models.zoo.torchvision"
+_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_")
+
+
+@dataclass(frozen=True)
+class Portable:
+    """A model that maps scaled images (N, C, H, W) to logits (N, K), and what to know about it as JSON-able data.
+
+    pixels: raw images for checks, float32 (N, C, H, W) in 0..255; logits: what the run's own model says of them.
+    """
+
+    model: nn.Module
+    scaling: nn.Module
+    about: dict[str, Any]
+    pixels: Tensor
+    logits: Tensor
+
+    def check(self, logits: Tensor, what: str) -> float:
+        """The largest difference from the run's logits, as a share of their largest size (or of 1, if that is less).
+
+        Raises InputError, naming `what`, where it is above 1e-4 or not a number.
+        """
+        size = max(1.0, self.logits[: len(logits)].abs().max().item())
+        difference = (logits - self.logits[: len(logits)]).abs().max().item() / size
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"{what} differs from the run's model by {difference:.2g}, more than {TOLERANCE}: not kept"
+            )
+        return difference
+
+
+@torch.no_grad()
+def portable(module: Classifier) -> Portable:
+    """The plain model of a run: weight and spectral normalization folded, training-only layers (dropout) left out.
+
+    Its steps of construction are run here and its weights loaded by name, so that what `about` says is what works.
+    Raises InputError for weights that are not finite, or a model that its steps do not rebuild.
+    """
+    facts = module.about
+    module.eval()
+    pixels = check_images(facts)
+    logits = module(pixels)
+    if not logits.isfinite().all():
+        raise InputError("the run's model gives logits that are not finite: export another checkpoint, or train again")
+    plain, steps = _rebuild(facts, module.scaling)
+    _take_state(plain, bare(module.model))
+    found = Portable(plain.eval(), module.scaling, _about(facts, module.scaling, steps), pixels, logits)
+    found.check(found.model(module.scaling(pixels)), "the model that its config rebuilds")
+    return found
+
+
+def check_images(facts: Mapping[str, Any]) -> Tensor:
+    """64 images of random pixels, float32 (64, C, H, W) with whole values in 0..255, always the same."""
+    shape = (_IMAGES, facts["channels"], facts["image_size"], facts["image_size"])
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
+
+
+def fold(model: nn.Module) -> None:
+    """Turns each parametrization (weight or spectral normalization) into a plain tensor, in place."""
+    for module in list(model.modules()):
+        for name in list(getattr(module, "parametrizations", ())) if is_parametrized(module) else ():
+            remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def _rebuild(facts: Mapping[str, Any], scaling: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """A new model by a config's model, norm and activation, and the steps that made it."""
+    cfg, size = facts["config"], facts["image_size"]
+    given = {"in_channels": facts["channels"], "num_classes": facts["num_classes"], "image_size": size}
+    with named("model"):
+        model, steps = _model(cfg["model"], given)
+    sample = scaling(torch.zeros(1, facts["channels"], size, size))
+    for slot in ("norm", "activation"):
+        with named(slot):
+            changes = instantiate(cfg[slot])(model, sample=sample)
+        if any(map(is_parametrized, model.modules())):
+            fold(model.eval())
+        elif any(change.after != "kept" for change in changes):
+            edit = {"edit": cfg[slot]["_target_"], "arguments": _arguments(cfg[slot])}
+            steps.append(edit | {"sample": list(sample.shape)})
+    return model, steps
+
+
+def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in _HYDRA}
+
+
+def _model(node: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
+    if node["_target_"] == _ZOO:
+        return _torchvision(node.get("name", "resnet18"), given)
+    step = {"call": node["_target_"], "arguments": _arguments(node) | dict(given)}
+    return instantiate(node)(**given), [step]
+
+
+def _torchvision(name: str, given: Mapping[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """torchvision's own model, with another first convolution where it does not read three channels."""
+    arguments = {"num_classes": given["num_classes"], **_options(name, given["image_size"])}
+    model = get_model(name, weights=None, **arguments)
+    steps: list[dict[str, Any]] = [{"call": f"torchvision.models.{name}", "arguments": arguments}]
+    path, conv = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    if conv.in_channels != given["in_channels"]:
+        own = {key: getattr(conv, key) for key in ("out_channels", "kernel_size", "stride", "padding")}
+        sizes = {"in_channels": given["in_channels"], **own, "bias": conv.bias is not None}
+        replace(model, path, nn.Conv2d(**sizes))
+        steps.append({"put": "torch.nn.Conv2d", "at": path, "arguments": sizes})
+    return model, steps
+
+
+def _take_state(plain: nn.Module, trained: nn.Module) -> None:
+    """Copies weights and buffers layer by layer, in order: dropout has none, and wraps a layer without moving it.
+
+    Raises InputError where the layers are not the same.
+    """
+    ours, theirs = _layers(plain), _layers(trained)
+    if [{k: v.shape for k, v in layer.items()} for layer in ours] != [
+        {k: v.shape for k, v in layer.items()} for layer in theirs
+    ]:
+        raise InputError(f"the run's model has other layers than its config builds: {len(theirs)}, not {len(ours)}")
+    for new, old in zip(ours, theirs, strict=True):
+        for name, tensor in new.items():
+            tensor.copy_(old[name])
+
+
+def _layers(model: nn.Module) -> list[dict[str, Tensor]]:
+    """The tensors that each module holds itself, of the modules that hold any; parametrized ones as they are used."""
+    layers = []
+    for path, m in model.named_modules():
+        if "parametrizations" not in path.split("."):
+            held = {**dict(m.named_parameters(recurse=False)), **dict(m.named_buffers(recurse=False))}
+            # A copy of the model could not be folded instead: torch shares the class that holds the parametrization.
+            used = {name: getattr(m, name) for name in getattr(m, "parametrizations", ())} if is_parametrized(m) else {}
+            layers.append(held | used)
+    return [tensors for tensors in layers if tensors]
+
+
+def _about(facts: Mapping[str, Any], scaling: nn.Module, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    side = facts["image_size"]
+    packages = {name.partition(".")[0] for step in steps for key, name in step.items() if key in ("call", "edit")}
+    return {
+        "knep": __version__,
+        "architecture": {"steps": steps, "needs": sorted({"torch"} | packages)},
+        "classes": facts["class_names"],
+        "input": {
+            "shape": ["N", facts["channels"], side, side],
+            "pixels": [0, 255],
+            "scaling": _scaling(facts, scaling),
+        },
+        "output": "logits (N, classes)",
+    }
+
+
+def _scaling(facts: Mapping[str, Any], scaling: nn.Module) -> dict[str, Any]:
+    """Kind, and mean and std per channel of (pixels - mean) / std; null where the scaling is none of this form."""
+    kind = facts["config"]["scaling"]["_target_"].rpartition(".")[2]
+    shift, scale = getattr(scaling, "shift", None), getattr(scaling, "scale", None)
+    if not isinstance(shift, Tensor) or not isinstance(scale, Tensor):
+        return {"kind": kind, "mean": None, "std": None}
+    mean, std = (t.flatten().expand(facts["channels"]).tolist() for t in (shift, 1 / scale))
+    return {"kind": kind, "formula": "(pixels - mean) / std", "mean": mean, "std": std}
