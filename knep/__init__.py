@@ -18,12 +18,16 @@ def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()
     name: as `knep ls recipe` lists them, or a YAML of your own in a folder of `search`; overrides: lines as on the
     command line, for the slots and their values; search: folders of your own configs, "file:///home/me/conf" or
     "pkg://mypkg.conf", where a name means yours before it means knep's.
+    Classes of your own that the overrides name outright, or that `allow_targets=[mypkg.]` covers, are allowed.
     Raises InputError for what is misspelt, out of range or contradictory, naming it and the nearest name.
     """
     # Imported here, so that `import knep` costs nothing: torch alone takes seconds.
     from knep.compose import compose_recipe
     from knep.recipe import Recipe
+    from knep.safe import allow_typed
 
+    allow_typed(overrides)
+    overrides = [line for line in overrides if not line.startswith("allow_targets=")]
     return Recipe.from_config(compose_recipe(name, overrides, search))
 
 

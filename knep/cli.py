@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
-    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | train")
+    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | export | train")
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
     ls.set_defaults(run=_ls)

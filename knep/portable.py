@@ -14,7 +14,7 @@ from torchvision.models import get_model
 from knep import __version__
 from knep.errors import InputError
 from knep.lit import Classifier
-from knep.models.zoo import _options
+from knep.models.zoo import builder_options
 from knep.recipe import named
 from knep.safe import instantiate
 from knep.surgery import bare, replace
@@ -116,7 +116,7 @@ def _model(node: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[nn.Module
 
 def _torchvision(name: str, given: Mapping[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
     """torchvision's own model, with another first convolution where it does not read three channels."""
-    arguments = {"num_classes": given["num_classes"], **_options(name, given["image_size"])}
+    arguments = {"num_classes": given["num_classes"], **builder_options(name, given["image_size"])}
     model = get_model(name, weights=None, **arguments)
     steps: list[dict[str, Any]] = [{"call": f"torchvision.models.{name}", "arguments": arguments}]
     path, conv = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))

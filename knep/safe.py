@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from inspect import isclass, isfunction, isroutine
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
@@ -172,6 +174,13 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
         _check_name(str(node["path"]).replace(":", "."), f"{path}.path", built_in=False)
 
 
+def see_current_folder() -> None:
+    """Makes modules of the current folder importable, as `python -m` does; an installed command starts without it."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+
+
 def _in(name: str, prefixes: Sequence[str]) -> str | None:
     return next((p for p in prefixes if p.endswith(".") and name.startswith(p)), None)
 
@@ -229,6 +238,7 @@ def _locate(name: str, place: str = "config") -> Any:
 
 
 def _import(module: str, name: str, place: str) -> Any:
+    see_current_folder()
     try:
         return importlib.import_module(module)
     except ImportError as error:

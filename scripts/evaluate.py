@@ -7,16 +7,19 @@ import json
 from pathlib import Path
 
 from knep.cli_errors import one_line
+from knep.safe import allow, instantiate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder, or one .ckpt file")
     parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
     args = parser.parse_args()
     with one_line():
+        for name in args.allow:
+            allow(name)
         from knep.evaluate import evaluate, load_members
-        from knep.safe import instantiate
 
         members = load_members(args.run)
         data = instantiate(members[0].about["config"]["data"])

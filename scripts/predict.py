@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from knep.cli_errors import one_line
+from knep.safe import allow
 
 
 def main() -> None:
@@ -13,8 +14,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder, or one .ckpt file")
     parser.add_argument("images", type=Path, nargs="+", help="PNG, JPEG, WebP or GIF files")
     parser.add_argument("--top", type=int, default=3, help="classes to print for each image")
+    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
     args = parser.parse_args()
     with one_line():
+        for name in args.allow:
+            allow(name)
         from knep.predict import predict
 
         for path, ranked in predict(args.run, args.images, args.top):

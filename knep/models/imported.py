@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import reduce
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 import torch
 from knep.errors import InputError
 from knep.probe import probe
+from knep.safe import see_current_folder
 
 
 def find(path: str | None, key: str = "model.path") -> Callable[..., Any]:
@@ -40,9 +40,7 @@ def find(path: str | None, key: str = "model.path") -> Callable[..., Any]:
 
 
 def _module(name: str, key: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does; an installed command starts without it
+    see_current_folder()
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
@@ -50,7 +48,7 @@ def _module(name: str, key: str) -> Any:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise InputError(f"{key}: importing {name} failed, because module {error.name} is missing") from error
         raise InputError(
-            f"{key}: there is no module {error.name}, neither installed nor in {here}: check the spelling, or run from "
+            f"{key}: there is no module {error.name}, neither installed nor in {Path.cwd()}: check the spelling, or run from "
             "the folder that holds it"
         ) from error
     except Exception as error:  # a module of another project may raise anything while it is imported

@@ -17,7 +17,7 @@ from knep.surgery import replace
 _SINGLE_HEAD = {"aux_logits": False, "init_weights": True}
 
 
-def _options(name: str, image_size: int) -> dict[str, Any]:
+def builder_options(name: str, image_size: int) -> dict[str, Any]:
     """What a family's builder has to be told besides the number of classes."""
     family = signature(get_model_builder(name)).return_annotation
     options = {
@@ -80,7 +80,7 @@ def torchvision(in_channels: int, num_classes: int, image_size: int, *, name: st
         near = get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
         raise InputError(f"name must be a classifier of torchvision, got {name}: did you mean {near}?")
     try:
-        model = get_model(name, weights=None, num_classes=num_classes, **_options(name, image_size))
+        model = get_model(name, weights=None, num_classes=num_classes, **builder_options(name, image_size))
     except AssertionError as error:
         raise InputError(
             f"{name} cannot read images of {image_size} pixels: image_size must be a multiple of its patches ({error})"
