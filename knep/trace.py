@@ -1,0 +1,246 @@
+"""How a signal passes a model: each module's own forward as a graph, and what one pass of a sample shows.
+
+A module is traced alone, its children as leaves, so that one forward that `torch.fx` cannot read spoils no other.
+"""
+
+import copy
+import inspect
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from knep.errors import InputError
+
+# Functions that bend a signal, by the name that module, function and method share.
+BENDS = ("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "elu_", "celu", "selu", "gelu",
+         "silu", "mish", "hardswish")  # fmt: skip
+BENDS_OR_GATES = ("sigmoid", "tanh", "hardsigmoid")
+_ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+_PLAIN = (type(None), bool, int, float, str)
+
+
+class _Alone(fx.Tracer):
+    """Enters no child."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """All modules in one mode; each gets its own back."""
+    modes = {m: m.training for m in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for m, was in modes.items():
+            m.training = was
+
+
+def graph_of(module: nn.Module, training: bool = True, given: dict[str, Any] | None = None) -> fx.Graph | str:
+    """What the module's own forward computes in this mode, or the reason, one line, why it cannot be read.
+
+    Optional arguments stand for their defaults, which the generated code asserts, or for what is `given`.
+    """
+    before = set(vars(module))
+    optional = _optional(module, given or {})
+    try:
+        with mode(module, training):
+            graph = _Alone().trace(module, concrete_args=optional or None)
+    except Exception as error:  # torch.fx raises whatever the module's own forward raises on a proxy
+        return " ".join(str(error).split())
+    finally:
+        made = set(vars(module)) - before
+        for name in made:
+            delattr(module, name)
+    if made:
+        return "its forward makes a tensor or keeps a value of its own"
+    for node in graph.find_nodes(op="placeholder"):
+        name = node.target.removesuffix("_1")
+        node.target = name if name in optional else node.target
+    return graph
+
+
+def _optional(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the forward that are fixed while it is traced."""
+    optional = {}
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        value = given.get(name, parameter.default)
+        if parameter.default is not inspect.Parameter.empty and isinstance(value, _PLAIN):
+            optional[name] = value
+    return optional
+
+
+def own_parts(graph: fx.Graph) -> Counter[str]:
+    """How often a graph calls each child."""
+    return Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+
+
+def name_of(function: Any) -> str:
+    """The name of a torch function or method."""
+    return getattr(function, "__name__", str(function))
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether the node adds two computed signals."""
+    named_so = node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
+    method = node.op == "call_method" and node.target in ("add", "add_")
+    return (named_so or method) and len(terms(node)) == 2
+
+
+def terms(node: fx.Node) -> list[fx.Node]:
+    """The two signals of an addition, of its keywords too."""
+    values = (*node.args[:2], node.kwargs.get("other"))
+    return [v for v in values if isinstance(v, fx.Node)]
+
+
+def bend_of(node: fx.Node) -> str | None:
+    """The name of the activation function that the node calls."""
+    if node.op == "call_function":
+        name = name_of(node.target)
+        torchs = getattr(node.target, "__module__", None) in (F.__name__, "torch._C._nn", "torch", None)
+        return name if torchs and name in (*BENDS, *BENDS_OR_GATES) else None
+    if node.op == "call_method" and str(node.target) in (*BENDS, *BENDS_OR_GATES):
+        return str(node.target)
+    return None
+
+
+def ready(model: nn.Module, sample: Tensor) -> Tensor:
+    """Two images of the sample, on the model's device and, if they are not whole numbers, in its dtype."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return sample[:2]
+    return sample[:2].to(device=like.device, dtype=like.dtype if sample.is_floating_point() else None)
+
+
+class Bend:
+    """One call of an activation, by a module or, in the forward of `module`, by a function of this name."""
+
+    def __init__(self, module: nn.Module, function: str | None, input: Any, output: Any) -> None:
+        self.module, self.function, self.input, self.output = module, function, input, output
+
+
+class Pass(TorchFunctionMode):
+    """What one pass in eval mode, without gradients, shows of each module.
+
+    start: when its first call began, with those of all modules on one clock; end: when it ended; times: calls;
+    given: its arguments by name at the first call; adds: modules whose own forward adds two signals of one shape;
+    seen: calls with one tensor in and one out, of modules and of activation functions, in the order of their ends.
+    """
+
+    def __init__(self, model: nn.Module, sample: Tensor) -> None:
+        super().__init__()
+        self.clock, self.times = 0, Counter[nn.Module]()
+        self.start: dict[nn.Module, int] = {}
+        self.end: dict[nn.Module, int] = {}
+        self.given: dict[nn.Module, dict[str, Any]] = {}
+        self.adds: set[nn.Module] = set()
+        self.seen: list[Bend] = []
+        self._inside: list[nn.Module] = []
+        hooks = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in model.modules()]
+        hooks += [m.register_forward_hook(self._leave) for m in model.modules()]
+        try:
+            with torch.no_grad(), mode(model, False), self:
+                model(ready(model, sample))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inside.append(module)
+        self.times[module] += 1
+        self.start.setdefault(module, self._tick())
+        if module not in self.given:
+            names = list(inspect.signature(module.forward).parameters)
+            self.given[module] = dict(zip(names, args, strict=False)) | kwargs
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside.pop()
+        self.end.setdefault(module, self._tick())
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            self.seen.append(Bend(module, None, args[0], output))
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = name_of(func)
+        owner = self._inside[-1] if self._inside else None
+        if owner is None or not args:
+            return output
+        if name in _ADDITIONS and len(args) > 1 and all(_signal(a) for a in args[:2]) and args[0].shape == args[1].shape:
+            self.adds.add(owner)
+        if name in (*BENDS, *BENDS_OR_GATES) and isinstance(output, Tensor):
+            self.seen.append(Bend(owner, name, args[0], output))
+        return output
+
+
+def _signal(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+
+
+def same_in_training(
+    model: nn.Module, sample: Tensor, forwards: dict[nn.Module, Callable[..., Any]]
+) -> dict[nn.Module, str]:
+    """Which of the modules compute something else by the other forward than by their own: module -> reason.
+
+    Each is tried on a copy in training mode, on what it sees of the sample, from one state of the random generator.
+    """
+    found: dict[nn.Module, str] = {}
+    tried: set[nn.Module] = set()
+
+    def compare(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if module in tried:
+            return
+        tried.add(module)
+        own, other = (
+            _run_copy(module, forward, args, kwargs) for forward in (type(module).forward, forwards[module])
+        )
+        if not _equal(own, other):
+            found[module] = "torch.fx reads its forward wrongly"
+
+    hooks = [m.register_forward_pre_hook(compare, with_kwargs=True) for m in forwards]
+    try:
+        with torch.no_grad(), mode(model, False):
+            images = ready(model, sample)
+            model(torch.cat([images, images]) if len(images) == 1 else images)  # batch norm trains on two at least
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _run_copy(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> list[Any]:
+    twin, args, kwargs = copy.deepcopy((module, args, kwargs))
+    for m in twin.modules():
+        m._forward_pre_hooks.clear()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return pytree.tree_leaves(forward(twin.train(), *args, **kwargs))
+
+
+def _equal(a: list[Any], b: list[Any]) -> bool:
+    def same(x: Any, y: Any) -> bool:
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return x == y
+        return x.shape == y.shape and (x.is_meta or torch.equal(x.nan_to_num(), y.nan_to_num()))
+
+    return len(a) == len(b) and all(map(same, a, b))
+
+
+def refuse_scripted(model: nn.Module, slot: str) -> None:
+    """InputError, naming the module, where a part is TorchScript, whose forward cannot be edited."""
+    for path, m in model.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            raise InputError(f"{slot} cannot edit {path or 'the model'}, it is TorchScript: apply the recipe before scripting")
