@@ -114,12 +114,17 @@ def bend_of(node: fx.Node) -> str | None:
     return None
 
 
+def like(model: nn.Module, sample: Tensor) -> Tensor:
+    """The sample on the model's device and, if it is not of whole numbers, in the model's dtype."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if first is None:
+        return sample
+    return sample.to(device=first.device, dtype=first.dtype if sample.is_floating_point() else None)
+
+
 def ready(model: nn.Module, sample: Tensor) -> Tensor:
-    """Two images of the sample, on the model's device and, if they are not whole numbers, in its dtype."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if like is None:
-        return sample[:2]
-    return sample[:2].to(device=like.device, dtype=like.dtype if sample.is_floating_point() else None)
+    """Two images of the sample, as the model reads them."""
+    return like(model, sample[:2])
 
 
 class Bend:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.fill import Fans, assign, fans, fill, groups_of, rms, weighted_layers
+from knep.fill import Fans, Weight, assign, covered, fans, fill, groups_of, rms
 from knep.ranges import check
-from knep.surgery import Change
+from knep.surgery import Change, bare
+from knep.trace import like, mode
 
 __all__ = [
     "default",
@@ -147,8 +148,9 @@ def delta_orthogonal(model: nn.Module, *, sample: Tensor | None = None, gain: fl
 
 
 def _orthogonal_like(weight: Tensor, gain: float) -> Tensor:
-    """A random orthogonal tensor of the weight's shape, float32: half precision has no QR decomposition."""
-    return nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device), gain)
+    """A random orthogonal tensor of the weight's shape, float32 at least: half precision has no QR decomposition."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device, dtype=dtype), gain)
 
 
 def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
@@ -156,27 +158,29 @@ def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
 
     LSUV, Mishkin and Matas 2016, algorithm 1, in one pass: with zero biases a layer is linear in its weight, so one
     division is exact, and the layer passes on the scaled output. Measured in eval mode; modes are restored. A layer
-    stays orthogonal if the sample does not reach it, its output is constant, or its scale is not its own (spectral
-    normalization).
+    stays orthogonal if the sample does not reach it as a module (attention's packed projections are read by a
+    function), its output is constant, or its scale is not its own (spectral normalization).
 
-    sample: (N, C, H, W) batch, scaled as in training. Raises InputError without one.
+    sample: (N, C, H, W) batch, scaled as in training. Raises InputError without one, and on the meta device.
     """
+    model = bare(model)
     if sample is None:
         raise InputError("lsuv measures a batch of training images: give sample, or use init=orthogonal")
+    if sample.is_meta or any(p.is_meta for p in model.parameters()):
+        raise InputError("lsuv measures signals, and the meta device has none: use init=orthogonal")
     changes = {change.path: change for change in orthogonal(model)}
-    waiting = {layer: path for path, layer in weighted_layers(model)}
+    waiting: dict[nn.Module, Weight] = {weight.layer: weight for weight in covered(model) if weight.attribute == "weight"}
 
-    def divide(layer: Any, args: Any, output: Tensor) -> Tensor | None:
-        path = waiting.pop(layer, None)
-        std = output.float().std(unbiased=False).to(output.dtype)
-        if path is None or not std > 0 or not std.isfinite():
+    def divide(layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        weight = waiting.pop(layer, None)
+        std = output.to(torch.promote_types(output.dtype, torch.float32)).std(unbiased=False).to(output.dtype)
+        if weight is None or not std > 0 or not std.isfinite():
             return None
-        wanted = layer.weight.detach() / std
-        assign(path, layer, wanted.clone())
-        if not torch.allclose(layer.weight, wanted, rtol=1e-3):
+        wanted = weight.value / std
+        assign(weight, wanted.clone())
+        if not torch.allclose(weight.value, wanted, rtol=1e-3):
             return None
-        name = f"{path}.weight".lstrip(".")
-        changes[name] = Change(name, changes[name].before, f"lsuv, rms {rms(wanted)}")
+        changes[weight.name] = Change(weight.name, changes[weight.name].before, f"lsuv, rms {rms(wanted)}")
         return output / std
 
     _observe(model, sample, list(waiting), divide)
@@ -185,15 +189,10 @@ def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
 
 def _observe(model: nn.Module, sample: Tensor, layers: list[nn.Module], hook: Callable[..., Any]) -> None:
     """One forward pass in eval mode with `hook` behind each of the layers; every module's mode is restored."""
-    modes = {module: module.training for module in model.modules()}
     handles = [layer.register_forward_hook(hook) for layer in layers]
-    model.eval()
     try:
-        with torch.no_grad():
-            like = next(model.parameters())
-            model(sample.to(device=like.device, dtype=like.dtype))
+        with torch.no_grad(), mode(model, False):
+            model(like(model, sample))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
