@@ -17,6 +17,7 @@ class CNN(nn.Module):
         self,
         channels: Sequence[int],
         convs: int,
+        pool: str,
         pixels: int,
         num_classes: int,
         norm: Norm | None,
@@ -25,8 +26,9 @@ class CNN(nn.Module):
         super().__init__()
         self.stages = nn.Sequential()
         for before, width in pairwise(channels):
-            units = [conv_unit(n, width, 3, norm=norm, activation=act) for n in (before, *[width] * (convs - 1))]
-            self.stages.append(nn.Sequential(*units, nn.MaxPool2d(2), Place("features", width)))
+            units: list[nn.Module] = [conv_unit(n, width, 3, norm=norm, activation=act) for n in (before, *[width] * (convs - 1))]
+            units.insert(1 if pool == "first" else convs, nn.MaxPool2d(2))
+            self.stages.append(nn.Sequential(*units, Place("features", width)))
         self.dropout = Place("head", channels[-1] * pixels)
         self.classifier = nn.Linear(channels[-1] * pixels, num_classes)
 
@@ -41,6 +43,7 @@ def cnn(
     *,
     widths: Sequence[int] = (32, 64),
     convs: int = 1,
+    pool: str = "last",
     norm: Norm | None = None,
     activation: Activation = nn.ReLU,
 ) -> CNN:
@@ -50,11 +53,14 @@ def cnn(
     Places: norm and norm_after behind each convolution, features behind each pooling, head before the classifier.
 
     widths: channels of each stage, which halves the image; convs: convolutions per stage, from 1 on; two or more make
-    it a small VGG (Simonyan and Zisserman 2015). norm: None leaves the places.
-    Raises InputError for widths or convs that are not positive whole numbers, or more stages than the image can be
-    halved.
+    it a small VGG (Simonyan and Zisserman 2015); pool: "last" in a stage, or "first", behind its first convolution, which
+    leaves the others a quarter of the pixels. norm: None leaves the places.
+    Raises InputError for widths or convs that are not positive whole numbers, an unknown pool, or more stages than the
+    image can be halved.
     """
     whole("convs", convs, 1)
+    if pool not in ("first", "last"):
+        raise InputError(f"pool must be first or last, got {pool}")
     if not widths or not all(isinstance(w, int) and w > 0 for w in widths):
         raise InputError(f"widths must be positive whole numbers such as [32,64], got {list(widths)}")
     side = image_size >> len(widths)
@@ -63,4 +69,4 @@ def cnn(
         raise InputError(
             f"widths must have at most {most} stages, each halves the image of {image_size} pixels: got {list(widths)}"
         )
-    return CNN((in_channels, *widths), convs, side**2, num_classes, norm, activation)
+    return CNN((in_channels, *widths), convs, pool, side**2, num_classes, norm, activation)

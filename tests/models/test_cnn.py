@@ -35,3 +35,15 @@ def test_more_convolutions_per_stage():
     assert [(m.in_channels, m.out_channels) for m in convs] == [(1, 4), (4, 4), (4, 8), (8, 8)]
     with pytest.raises(InputError, match="convs"):
         cnn(1, 10, 28, convs=0)
+
+
+def test_pooling_first_leaves_fewer_pixels_to_the_other_convolutions():
+    sizes = []
+    model = cnn(1, 10, 28, widths=[4, 8], convs=2, pool="first")
+    for m in model.modules():
+        if isinstance(m, torch.nn.Conv2d):
+            m.register_forward_hook(lambda m, x, y: sizes.append(y.shape[-1]))
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert sizes == [28, 14, 14, 7]
+    with pytest.raises(InputError, match="pool"):
+        cnn(1, 10, 28, pool="middle")
