@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import is_parametrized
 
 from knep.errors import InputError
 from knep.groups import is_norm
@@ -57,7 +57,11 @@ class Weight:
         if is_parametrized(self.layer, self.attribute):
             return next(self.layer.parametrizations[self.attribute].parameters(), None)
         own = self.layer._parameters.get(self.attribute)
-        return own if own is not None else self.layer._parameters.get(f"{self.attribute}_v", self.layer._parameters.get(f"{self.attribute}_orig"))
+        return (
+            own
+            if own is not None
+            else self.layer._parameters.get(f"{self.attribute}_v", self.layer._parameters.get(f"{self.attribute}_orig"))
+        )
 
 
 def groups_of(layer: nn.Module) -> int:
@@ -96,7 +100,9 @@ def covered(model: nn.Module) -> Iterator[Weight]:
     chosen: dict[int, Weight] = {}
     for path, layer in model.named_modules():
         if type(layer).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
-            raise InputError(f"init cannot draw {path or 'the model'}, {type(layer).__name__} is quantised: use init=none")
+            raise InputError(
+                f"init cannot draw {path or 'the model'}, {type(layer).__name__} is quantised: use init=none"
+            )
         for weight in _weights_of(path, layer):
             stored = weight.stored
             if stored is None or not stored.requires_grad:
@@ -173,10 +179,8 @@ def _left(model: nn.Module, drawn: list[Weight]) -> list[Change]:
 
 def _behind(weight: Weight) -> list[nn.Parameter]:
     """The parameters that the weight is computed of."""
-    lists = getattr(weight.layer, "parametrizations", {})
-    owner = lists[weight.attribute] if weight.attribute in lists else None
-    if isinstance(owner, ParametrizationList):
-        return list(owner.parameters())
+    if is_parametrized(weight.layer, weight.attribute):
+        return list(weight.layer.parametrizations[weight.attribute].parameters())
     return [] if weight.stored is None else [weight.stored]
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-
 # A node of a graph, and the node that is to read it changed; None for all that read it.
 Spot = tuple[fx.Node, fx.Node | None]
 
@@ -93,7 +92,11 @@ def _subclass(edit: _Edit) -> type[nn.Module]:
     base = _subclass(edit.base) if isinstance(edit.base, _Edit) else edit.base
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        return (_blank, (edit._replace(base=getattr(base, "knep_edit", base)),), *base.__reduce_ex__(self, protocol)[2:])
+        return (
+            _blank,
+            (edit._replace(base=getattr(base, "knep_edit", base)),),
+            *base.__reduce_ex__(self, protocol)[2:],
+        )
 
     body = {"forward": _forward(base, edit), "__reduce_ex__": reduce, "__module__": base.__module__, "knep_edit": edit}
     return type(base.__name__, (base,), body)
@@ -106,20 +109,15 @@ def _blank(edit: _Edit) -> nn.Module:
 
 def _forward(base: type[nn.Module], edit: _Edit) -> Callable[..., Any]:
     own = base.forward
-    if edit.place == "before":
+    generated = _compiled(edit.source, edit.names) if edit.place == "inside" else None
 
-        def forward(self: nn.Module, input: Any, *args: Any, **kwargs: Any) -> Any:
-            return own(self, getattr(self, edit.child)(input), *args, **kwargs)
+    def before(self: nn.Module, input: Any, *args: Any, **kwargs: Any) -> Any:
+        return own(self, getattr(self, edit.child)(input), *args, **kwargs)
 
-    elif edit.place == "behind":
+    def behind(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, edit.child)(own(self, *args, **kwargs))
 
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return getattr(self, edit.child)(own(self, *args, **kwargs))
+    def inside(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return generated(self, *args, **kwargs) if generated and self.training else own(self, *args, **kwargs)
 
-    else:
-        generated = _compiled(edit.source, edit.names)
-
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return generated(self, *args, **kwargs) if self.training else own(self, *args, **kwargs)
-
-    return functools.wraps(own)(forward)
+    return functools.wraps(own)({"before": before, "behind": behind, "inside": inside}[edit.place])

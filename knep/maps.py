@@ -1,10 +1,10 @@
 """Where a model bends feature maps (N, C, H, W), by a module or by a function in a forward.
 
 (N, H, W, C) looks the same, so a neighbour must tell: a layer of channels (convolution, pooling, norm of channels)
-that made what is bent or reads what comes of it.
+that made what is bent or reads what comes of it. A linear layer or layer norm tells that channels are last, in a model
+that turns (N, C, H, W) into (N, H, W, C) somewhere.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -29,64 +29,88 @@ _CHANNELS_FIRST = (
 )
 
 
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+
+
+class ChannelsLast(nn.Module):
+    """Lets a module of (N, C, H, W) act on (N, H, W, C)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def extra_repr(self) -> str:
+        return type(self.inner).__name__
+
+
 @dataclass(frozen=True)
-class Bends:
-    """Activation modules that only see maps larger than one pixel; in forwards, (path, module, graph, nodes) of those
-    that call such functions; and what is left: path -> reason.
+class Map:
+    """What bends feature maps larger than one pixel at every call: a module or, in its forward, a node of its graph.
+
+    last: whether channels are the last axis, not the second.
     """
 
-    modules: list[nn.Module]
-    inside: list[tuple[str, nn.Module, fx.Graph, list[fx.Node]]]
-    left: dict[str, str]
+    path: str
+    module: nn.Module
+    last: bool
+    graph: fx.Graph | None = None
+    node: fx.Node | None = None
 
 
-def bends_of_maps(model: nn.Module, sample: Tensor) -> Bends:
-    """What bends feature maps when the model reads two images of the sample."""
+def maps_of(model: nn.Module, sample: Tensor) -> tuple[list[Map], dict[str, str]]:
+    """What bends maps when the model reads two images of the sample, and what is left as it is: path -> reason."""
     seen = Pass(model, sample)
-    by_channels = [call for call in seen.seen if call.function is None and isinstance(call.module, _CHANNELS_FIRST)]
-    read = {id(call.input) for call in by_channels}
-    made = {id(call.output) for call in by_channels}
-
-    def good(call: Bend, gate: bool) -> bool:
-        shaped = call.output.dim() == 4 and call.output.shape[2:].numel() > 1
-        return shaped and (id(call.output) in read or (id(call.input) in made and not gate))
-
-    modules: dict[nn.Module, bool] = {}
-    functions: dict[nn.Module, list[tuple[str, bool]]] = {}
-    for call in seen.seen:
-        if isinstance(call.module, (*ACTIVATIONS, *GATES)):
-            if call.function is None:
-                always = modules.get(call.module, True)
-                modules[call.module] = always and good(call, isinstance(call.module, GATES))
-        elif call.function is not None:
-            told = good(call, call.function in BENDS_OR_GATES)
-            functions.setdefault(call.module, []).append((call.function, told))
-    inside, left = _inside(model, seen, functions)
-    wrong = same_in_training(model, sample, {m: function_of(graph) for _, m, graph, _ in inside}) if inside else {}
-    left |= {path: wrong[m] for path, m, _, _ in inside if m in wrong}
-    return Bends(
-        [m for m, always in modules.items() if always], [place for place in inside if place[1] not in wrong], left
-    )
+    paths = {m: path for path, m in model.named_modules()}
+    calls: dict[nn.Module, list[tuple[Bend, bool | None]]] = {}
+    for call, last in zip(seen.seen, _tell(seen), strict=True):
+        by_module = call.function is None and isinstance(call.module, (*ACTIVATIONS, *GATES))
+        by_function = call.function is not None and not isinstance(call.module, (*ACTIVATIONS, *GATES))
+        if by_module or by_function:
+            calls.setdefault(call.module, []).append((call, last))
+    found: list[Map] = []
+    left: dict[str, str] = {}
+    for module, bends in calls.items():
+        kinds = {last for _, last in bends}
+        if isinstance(module, (*ACTIVATIONS, *GATES)):
+            found += [Map(paths[module], module, last) for last in kinds if last is not None and len(kinds) == 1]
+        elif kinds != {None}:
+            inside = _inside(paths[module], module, seen, bends)
+            left |= {paths[module]: inside} if isinstance(inside, str) else {}
+            found += [] if isinstance(inside, str) else inside
+    rewritten = {place.module: function_of(place.graph) for place in found if place.graph is not None}
+    wrong = same_in_training(model, sample, rewritten) if rewritten else {}
+    left |= {paths[m]: reason for m, reason in wrong.items()}
+    return [place for place in found if place.module not in wrong], left
 
 
-def _inside(
-    model: nn.Module, seen: Pass, functions: dict[nn.Module, list[tuple[str, bool]]]
-) -> tuple[list[tuple[str, nn.Module, fx.Graph, list[fx.Node]]], dict[str, str]]:
-    """The graphs of forwards that bend maps by functions, with the nodes that do so at every call."""
-    inside, left = [], {}
-    for path, module in model.named_modules():
-        found = functions.get(module, [])
-        if not any(told for _, told in found):
-            continue
-        graph = graph_of(module, given=seen.given[module])
-        if isinstance(graph, str):
-            left[path] = f"torch.fx cannot read its forward: {graph}"
-            continue
-        nodes = [(node, name) for node in graph.nodes if (name := bend_of(node))]
-        names = [name for _, name in nodes]
-        if names * seen.times[module] != [name for name, _ in found]:
-            left[path] = "its forward does something else in training"
-            continue
-        bad = Counter(i % len(names) for i, (_, told) in enumerate(found) if not told)
-        inside.append((path, module, graph, [node for i, (node, _) in enumerate(nodes) if not bad[i]]))
-    return [place for place in inside if place[3]], left
+def _tell(seen: Pass) -> list[bool | None]:
+    """For each call whether what it gives is a map with channels last, True, or second, False; None for no map."""
+    sides = {}
+    for last, kinds in ((False, _CHANNELS_FIRST), (True, _CHANNELS_LAST)):
+        layers = [call for call in seen.seen if call.function is None and isinstance(call.module, kinds)]
+        sides[last] = {id(call.input) for call in layers}, {id(call.output) for call in layers}
+
+    def side(call: Bend, last: bool) -> bool:
+        read, made = sides[last]
+        pixels = call.output.shape[1:3] if last else call.output.shape[2:]
+        gate = isinstance(call.module, GATES) or call.function in BENDS_OR_GATES
+        told = id(call.output) in read or (id(call.input) in made and not gate)
+        return call.output.dim() == 4 and pixels.numel() > 1 and told and (seen.to_last or not last)
+
+    return [next((last for last in (False, True) if side(call, last)), None) for call in seen.seen]
+
+
+def _inside(path: str, module: nn.Module, seen: Pass, bends: list[tuple[Bend, bool | None]]) -> list[Map] | str:
+    """The calls of functions in the module's forward that bend maps each time, or why they are not known."""
+    graph = graph_of(module, given=seen.given[module])
+    if isinstance(graph, str):
+        return f"torch.fx cannot read its forward: {graph}"
+    nodes = [(node, name) for node in graph.nodes if (name := bend_of(node))]
+    if [name for _, name in nodes] * seen.times[module] != [call.function for call, _ in bends]:
+        return "its forward does not do the same in training and in eval mode"
+    kinds = [{last for _, last in bends[i :: len(nodes)]} for i in range(len(nodes))]
+    told = [(node, kind.pop()) for (node, _), kind in zip(nodes, kinds, strict=True) if len(kind) == 1]
+    return [Map(path, module, last, graph, node) for node, last in told if last is not None]

@@ -5,6 +5,7 @@ Else the shortcut is the term with the fewest weight matrices, if each of its st
 projection; what no rule tells is not proved. A branch holds parameters.
 """
 
+import inspect
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,11 @@ from knep.surgery import Change, Place, describe, modules_of, replace
 from knep.trace import Pass, graph_of, is_sum, own_parts, same_in_training, terms
 
 _LEFT = "left as it is: "
+# torch's own blocks, whose forwards torch.fx cannot read, and the modules that end their branches.
+_TORCHS_OWN = {
+    nn.TransformerEncoderLayer: ("dropout1", "dropout2"),
+    nn.TransformerDecoderLayer: ("dropout1", "dropout2", "dropout3"),
+}
 
 
 def drops_branches(module: nn.Module) -> bool:
@@ -26,18 +32,17 @@ def drops_branches(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Branch:
-    """The end of a residual branch: a module to put something behind, or a node in the forward of `owner`.
+    """The end of a residual branch: a layer to put something behind, or a node in the forward of `owner`.
 
+    inside: the graph of that forward, the node and the sum that reads it.
     order: later branches have the larger, by the modules that act before.
     """
 
     path: str
     owner: nn.Module
-    graph: fx.Graph
-    node: fx.Node
-    sum: fx.Node
     end: nn.Module | None
     order: int
+    inside: tuple[fx.Graph, fx.Node, fx.Node] | None = None
 
 
 class Residuals:
@@ -67,19 +72,33 @@ class Residuals:
 
     def _worth_reading(self, module: nn.Module) -> bool:
         plain = type(module).forward in (nn.Sequential.forward, nn.Module.forward)
-        called = self.order_of(module) is not None
-        return called and not plain and (any(module.children()) or any(p.dim() > 1 for p in module.parameters()))
+        if plain or isinstance(module, nn.MultiheadAttention) or self.order_of(module) is None:
+            return False
+        return any(module.children()) or any(p.dim() > 1 for p in module.parameters())
 
     def _read(self, path: str, module: nn.Module) -> None:
+        for kind, names in _TORCHS_OWN.items():
+            if type(module).forward is kind.forward:
+                return self._read_torchs_own(path, module, names)
         graph = graph_of(module, given=self.seen.given[module] if self.seen else None)
         if isinstance(graph, str):
-            may_add = any(module.children()) or not type(module).__module__.startswith("torch.nn.modules")
-            if module in self.seen.adds if self.seen else may_add:
+            if self.seen is None or module in self.seen.adds:
                 self.left[path] = f"torch.fx cannot read its forward: {graph}"
-            return
-        for node in graph.nodes:
-            if is_sum(node) and not any(is_sum(user) and len(node.users) == 1 for user in node.users):
+            return None
+        sums = [node for node in graph.nodes if is_sum(node)]
+        if not sums and self.seen and module in self.seen.adds:
+            self.left[path] = "torch.fx does not see the sum that its forward takes"
+        for node in sums:
+            if not any(is_sum(user) and len(node.users) == 1 for user in node.users):
                 self._judge(path, module, graph, node)
+        return None
+
+    def _read_torchs_own(self, path: str, module: nn.Module, names: tuple[str, ...]) -> None:
+        for name in names:
+            end = module.get_submodule(name)
+            if not any(map(drops_branches, end.modules())):
+                order = self.order_of(module) or 0
+                self.branches.append(Branch(f"{path}.{name}".lstrip("."), module, end, order))
 
     def _judge(self, path: str, module: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
         flat = _flat(node)
@@ -102,7 +121,11 @@ class Residuals:
             return
         for i, (term, reader) in enumerate(flat):
             if i != shortcut and held[i] and not self._dropped(module, only[i]):
-                self.branches.append(self._branch(path, module, graph, term, reader))
+                branch = self._branch(path, module, graph, term, reader)
+                if branch.end is None and self.seen is None and _asks_types(module):
+                    self.left[path] = "its forward asks for types, which needs a sample to be read rightly"
+                else:
+                    self.branches.append(branch)
 
     def _dropped(self, module: nn.Module, nodes: set[fx.Node]) -> bool:
         called = [module.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
@@ -116,7 +139,7 @@ class Residuals:
         if node.op == "call_module" and len(node.users) == 1 and own_parts(graph)[str(node.target)] == 1:
             end = self._end(owner, owner.get_submodule(str(node.target)))
         where = next((p for p, m in modules_of(self.model, nn.Module) if m is end), path) if end else path
-        return Branch(where, owner, graph, node, reader, end, order)
+        return Branch(where, owner, end, order, (graph, node, reader))
 
     def _last(self, module: nn.Module) -> nn.Module:
         """The part of the module that is called last."""
@@ -134,7 +157,7 @@ class Residuals:
 
     def _verify(self, sample: Tensor) -> None:
         """Leave out what torch.fx reads wrongly of the forwards that would be rewritten."""
-        rewritten = {b.owner: function_of(b.graph) for b in self.branches if b.end is None}
+        rewritten = {b.owner: function_of(b.inside[0]) for b in self.branches if b.end is None and b.inside}
         wrong = same_in_training(self.model, sample, rewritten) if rewritten else {}
         self.left |= {path: wrong[m] for path, m in self.model.named_modules() if m in wrong}
         self.branches = [b for b in self.branches if b.end is not None or b.owner not in wrong]
@@ -149,8 +172,10 @@ def end_with(model: nn.Module, branch: Branch, new: nn.Module, name: str) -> Cha
     """Let `new` change the branch before the sum; no parameter gets another name."""
     if branch.end is not None:
         return follow(model, branch.end, new, name)
-    child = put_inside(branch.owner, new, name, branch.graph, [(branch.node, branch.sum)])
-    return Change(f"{branch.path}.{child}".lstrip("."), f"{type(branch.owner).__name__}: {branch.node.name}", describe(new))
+    assert branch.inside
+    graph, node, reader = branch.inside
+    child = put_inside(branch.owner, new, name, graph, [(node, reader)])
+    return Change(f"{branch.path}.{child}".lstrip("."), f"{type(branch.owner).__name__}: {node.name}", describe(new))
 
 
 def follow(model: nn.Module, module: nn.Module, new: nn.Module, name: str) -> Change:
@@ -169,6 +194,11 @@ def follow(model: nn.Module, module: nn.Module, new: nn.Module, name: str) -> Ch
 def has_places(model: nn.Module) -> bool:
     """Whether the model has places for tricks, as knep's own models have."""
     return any(True for _ in modules_of(model, Place))
+
+
+def _asks_types(module: nn.Module) -> bool:
+    """Whether the forward branches on what torch.fx hides: to it no signal is a tensor."""
+    return bool({"isinstance", "is_tensor", "type"} & set(inspect.unwrap(type(module).forward).__code__.co_names))
 
 
 def _flat(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:

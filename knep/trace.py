@@ -139,6 +139,7 @@ class Pass(TorchFunctionMode):
 
     start: when its first call began, with those of all modules on one clock; end: when it ended; times: calls;
     given: its arguments by name at the first call; adds: modules whose own forward adds two signals of one shape;
+    to_last: whether (N, C, H, W) is turned into (N, H, W, C) somewhere;
     seen: calls with one tensor in and one out, of modules and of activation functions, in the order of their ends.
     """
 
@@ -149,6 +150,7 @@ class Pass(TorchFunctionMode):
         self.end: dict[nn.Module, int] = {}
         self.given: dict[nn.Module, dict[str, Any]] = {}
         self.adds: set[nn.Module] = set()
+        self.to_last = False
         self.seen: list[Bend] = []
         self._inside: list[nn.Module] = []
         hooks = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in model.modules()]
@@ -178,21 +180,30 @@ class Pass(TorchFunctionMode):
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             self.seen.append(Bend(module, None, args[0], output))
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = name_of(func)
+        self.to_last |= name == "permute" and _axes(args) == [0, 2, 3, 1]
         owner = self._inside[-1] if self._inside else None
         if owner is None or not args:
             return output
-        if name in _ADDITIONS and len(args) > 1 and all(_signal(a) for a in args[:2]) and args[0].shape == args[1].shape:
+        if name in _ADDITIONS and _same_shape(*args[:2]):
             self.adds.add(owner)
         if name in (*BENDS, *BENDS_OR_GATES) and isinstance(output, Tensor):
             self.seen.append(Bend(owner, name, args[0], output))
         return output
 
 
-def _signal(value: Any) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+def _axes(args: tuple[Any, ...]) -> list[Any]:
+    """The order of axes that permute is given, as a list or one by one."""
+    order: Any = args[1] if len(args) == 2 else args[1:]
+    return [axis % 4 for axis in order if isinstance(axis, int)] if isinstance(order, (list, tuple)) else []
+
+
+def _same_shape(*values: Any) -> bool:
+    """Whether two values are signals of one shape."""
+    signals = [v for v in values if isinstance(v, Tensor) and not isinstance(v, nn.Parameter)]
+    return len(signals) == 2 and signals[0].shape == signals[1].shape
 
 
 def same_in_training(
@@ -209,9 +220,7 @@ def same_in_training(
         if module in tried:
             return
         tried.add(module)
-        own, other = (
-            _run_copy(module, forward, args, kwargs) for forward in (type(module).forward, forwards[module])
-        )
+        own, other = (_run_copy(module, forward, args, kwargs) for forward in (type(module).forward, forwards[module]))
         if not _equal(own, other):
             found[module] = "torch.fx reads its forward wrongly"
 
@@ -248,4 +257,6 @@ def refuse_scripted(model: nn.Module, slot: str) -> None:
     """InputError, naming the module, where a part is TorchScript, whose forward cannot be edited."""
     for path, m in model.named_modules():
         if isinstance(m, torch.jit.ScriptModule):
-            raise InputError(f"{slot} cannot edit {path or 'the model'}, it is TorchScript: apply the recipe before scripting")
+            raise InputError(
+                f"{slot} cannot edit {path or 'the model'}, it is TorchScript: apply the recipe before scripting"
+            )

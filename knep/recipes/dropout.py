@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from knep.errors import InputError
 from knep.insert import put_before, put_inside
 from knep.layers import DropBlock, StochasticDepth, classifier_of
-from knep.maps import Bends, bends_of_maps
+from knep.maps import ChannelsLast, Map, maps_of
 from knep.ranges import check
 from knep.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
 from knep.surgery import Change, Place, bare, describe, modules_of, replace_each, required
@@ -157,18 +157,23 @@ def _drop_maps(model: nn.Module, sample: Tensor | None, name: str, make: Callabl
         if sample is None:
             raise InputError(f"dropout.{name} needs a sample batch to find the feature maps of a model without places")
         refuse_scripted(model, f"dropout.{name}")
-        changes = _behind_bends(model, bends_of_maps(model, sample), name, make)
+        changes = _behind_maps(model, *maps_of(model, sample), name, make)
     return required(changes, f"dropout.{name}", "the model has no feature maps (N, C, H, W) that an activation bends")
 
 
-def _behind_bends(model: nn.Module, bends: Bends, name: str, make: Callable[[], nn.Module]) -> list[Change]:
-    if bends.left and not bends.modules and not bends.inside:
-        path, reason = next(iter(bends.left.items()))
+def _behind_maps(
+    model: nn.Module, maps: list[Map], left: dict[str, str], name: str, make: Callable[[], nn.Module]
+) -> list[Change]:
+    if left and not maps:
+        path, reason = next(iter(left.items()))
         raise InputError(f"dropout.{name}: {path or 'the model'}: {reason}, use dropout=none or standard")
-    changes = [follow(model, module, make(), name) for module in bends.modules]
-    for path, module, graph, nodes in bends.inside:
-        for node in nodes:
-            child = put_inside(module, make(), name, graph, [(node, None)])
-            before = f"{type(module).__name__}: {node.name}"
-            changes.append(Change(f"{path}.{child}".lstrip("."), before, describe(getattr(module, child))))
-    return changes + left_alone(model, bends.left)
+    changes = []
+    for place in maps:
+        new = ChannelsLast(make()) if place.last else make()
+        if place.graph is None or place.node is None:
+            changes.append(follow(model, place.module, new, name))
+            continue
+        child = put_inside(place.module, new, name, place.graph, [(place.node, None)])
+        path = f"{place.path}.{child}".lstrip(".")
+        changes.append(Change(path, f"{type(place.module).__name__}: {place.node.name}", describe(new)))
+    return changes + left_alone(model, left)
