@@ -131,6 +131,6 @@ def summary(groups: list[dict[str, Any]]) -> list[str]:
     return [
         f"{g['name']}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "
         f"lr {g['lr']:.4g}, weight decay {g['weight_decay']:.4g}"
-        + (f", no output depends on {', '.join(g['unreached'])}" if g.get("unreached") else "")
+        + (f", not reached by the sample in eval mode: {', '.join(g['unreached'])}" if g.get("unreached") else "")
         for g in groups
     ]

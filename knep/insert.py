@@ -52,6 +52,15 @@ def put_inside(module: nn.Module, new: nn.Module, name: str, graph: fx.Graph, sp
     return _swap(module, new, child, "inside", *_code(graph))
 
 
+def inserted(module: nn.Module) -> list[nn.Module]:
+    """The modules that this file's functions put into the module, in this order."""
+    edit, found = getattr(type(module), "knep_edit", None), []
+    while isinstance(edit, _Edit):
+        found.append(module.get_submodule(edit.child))
+        edit = getattr(edit.base, "knep_edit", edit.base)
+    return found[::-1]
+
+
 def function_of(graph: fx.Graph) -> Callable[..., Any]:
     """The forward that the graph describes: a function of the module and its arguments."""
     return _compiled(*_code(graph))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torchvision import ops
 
-from knep.insert import function_of, put_behind, put_inside
+from knep.insert import function_of, inserted, put_behind, put_inside
 from knep.surgery import Change, Place, describe, modules_of, replace
 from knep.trace import Pass, graph_of, is_sum, own_parts, same_in_training, terms
 
@@ -57,6 +57,7 @@ class Residuals:
         self.seen = None if sample is None else Pass(model, sample)
         self.names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
         self.place = {m: i for i, m in enumerate(model.modules())}
+        self.owners = {child: m for m in model.modules() for child in inserted(m)}
         self.branches: list[Branch] = []
         self.left: dict[str, str] = {}
         for path, module in model.named_modules():
@@ -68,7 +69,10 @@ class Residuals:
 
     def order_of(self, module: nn.Module) -> int | None:
         """When the module is first called, None for never; without a sample its place among all modules."""
-        return self.place[module] if self.seen is None else self.seen.start.get(module)
+        if self.seen is None:
+            return self.place[module]
+        owner = self.owners.get(module)  # in eval mode it may not call what was put into it
+        return self.seen.start.get(module) if owner is None else self.seen.end.get(owner)
 
     def _worth_reading(self, module: nn.Module) -> bool:
         plain = type(module).forward in (nn.Sequential.forward, nn.Module.forward)

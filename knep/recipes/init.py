@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.fill import Fans, Weight, assign, covered, fans, fill, groups_of, rms
+from knep.follow import gains_of
 from knep.ranges import check
 from knep.surgery import Change, bare
 from knep.trace import like, mode
@@ -94,22 +95,41 @@ def glorot_uniform(model: nn.Module, *, sample: Tensor | None = None) -> list[Ch
     return _uniform(model, "glorot_uniform", lambda fan: math.sqrt(6 / (fan.n_in + fan.n_out)))
 
 
-def he_normal(model: nn.Module, *, sample: Tensor | None = None, slope: float = 0.0) -> list[Change]:
+def he_normal(model: nn.Module, *, sample: Tensor | None = None, slope: float | str = 0.0) -> list[Change]:
     """Weights with std sqrt(2 / ((1 + slope^2) n_in)): keeps the mean square under ReLU (He et al. 2015, eq. 15).
 
-    slope: of a leaky ReLU below 0, in [0, 1]. Raises InputError outside it.
+    slope: of a leaky ReLU below 0, in [0, 1]; or auto: std gain / sqrt(n_in) with the gain that what follows the layer
+    on the sample asks for (`knep.follow`). Raises InputError for any other, and for auto without a sample.
     """
-    check("slope", slope, "[0, 1]")
-    return _normal(model, "he_normal", lambda fan: math.sqrt(2 / ((1 + slope**2) * fan.n_in)))
+    gain = _gain(model, sample, slope)
+    return fill(model, "he_normal", lambda layer, weight: weight.normal_(0, gain(layer) * fans(layer, weight).n_in**-0.5))
 
 
-def he_uniform(model: nn.Module, *, sample: Tensor | None = None, slope: float = 0.0) -> list[Change]:
+def he_uniform(model: nn.Module, *, sample: Tensor | None = None, slope: float | str = 0.0) -> list[Change]:
     """Weights from U(-a, a), a = sqrt(6 / ((1 + slope^2) n_in)): the std of `he_normal` (He et al. 2015, eq. 15).
 
-    slope: of a leaky ReLU below 0, in [0, 1]. Raises InputError outside it.
+    slope: as for `he_normal`.
     """
-    check("slope", slope, "[0, 1]")
-    return _uniform(model, "he_uniform", lambda fan: math.sqrt(6 / ((1 + slope**2) * fan.n_in)))
+    gain = _gain(model, sample, slope)
+
+    def rule(layer: Any, weight: Tensor) -> None:
+        bound = gain(layer) * math.sqrt(3 / fans(layer, weight).n_in)
+        weight.uniform_(-bound, bound)
+
+    return fill(model, "he_uniform", rule)
+
+
+def _gain(model: nn.Module, sample: Tensor | None, slope: float | str) -> Callable[[nn.Module], float]:
+    """The factor on 1 / sqrt(n_in) of each layer."""
+    if slope != "auto":
+        check("slope", slope, "[0, 1]")
+        fixed = math.sqrt(2 / (1 + float(slope) ** 2))
+        return lambda layer: fixed
+    if sample is None:
+        raise InputError("slope=auto looks at what follows each layer: give sample, or a number in [0, 1]")
+    model = bare(model)
+    gains = gains_of(model, sample, [weight.layer for weight in covered(model)])
+    return gains.__getitem__
 
 
 def orthogonal(model: nn.Module, *, sample: Tensor | None = None, gain: float = 1.0) -> list[Change]:
