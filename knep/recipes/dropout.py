@@ -13,15 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
 from knep.insert import put_before, put_inside
-from knep.layers import DropBlock, StochasticDepth, classifier_of
+from knep.layers import DropBlock, StochasticDepth
 from knep.maps import ChannelsLast, Map, maps_of
 from knep.ranges import check
 from knep.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
 from knep.surgery import Change, Place, bare, describe, modules_of, replace_each, required
-from knep.trace import refuse_scripted
+from knep.trace import Pass, refuse_scripted
 
 __all__ = ["alpha", "dropblock", "none", "spatial", "standard", "stochastic_depth"]
 
@@ -135,9 +136,15 @@ def _drop_values(
         changes = replace_each(model, _VALUES, lambda old: make(p), lambda old: True)
     if not changes and not has_places(model) and "head" in where:
         refuse_scripted(model, f"dropout.{name}")
-        last = classifier_of(model, sample)
+        last = _classifier(model, sample)
         changes = [_before(model, last, make(p))] if last else []
     return required(changes, f"dropout.{name}", f"the model has no place for it among {', '.join(where)}")
+
+
+def _classifier(model: nn.Module, sample: Tensor | None) -> nn.Module | None:
+    """The linear layer or convolution that acts last when the model reads the sample; without, the last registered."""
+    acting = model.modules() if sample is None else (call.module for call in Pass(model, sample).seen)
+    return next((m for m in reversed(list(acting)) if isinstance(m, (nn.Linear, _ConvNd))), None)
 
 
 def _before(model: nn.Module, module: nn.Module, new: nn.Module) -> Change:
