@@ -101,14 +101,16 @@ def _subclass(edit: _Edit) -> type[nn.Module]:
     base = _subclass(edit.base) if isinstance(edit.base, _Edit) else edit.base
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        return (
-            _blank,
-            (edit._replace(base=getattr(base, "knep_edit", base)),),
-            *base.__reduce_ex__(self, protocol)[2:],
-        )
+        return (_blank, (_by_value(edit),), *base.__reduce_ex__(self, protocol)[2:])
 
     body = {"forward": _forward(base, edit), "__reduce_ex__": reduce, "__module__": base.__module__, "knep_edit": edit}
     return type(base.__name__, (base,), body)
+
+
+def _by_value(edit: _Edit) -> _Edit:
+    """The edit with nothing but classes that a pickle can name."""
+    base = vars(edit.base).get("knep_edit", edit.base) if isinstance(edit.base, type) else edit.base
+    return edit._replace(base=_by_value(base) if isinstance(base, _Edit) else base)
 
 
 def _blank(edit: _Edit) -> nn.Module:

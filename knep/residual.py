@@ -1,8 +1,8 @@
 """Residual branches of any model, proved by the graph of each module's own forward.
 
 A sum is residual where all its terms start from one signal. If one of them is that signal, the others are branches.
-Else the shortcut is the term with the fewest weight matrices, if each of its steps reads one signal only, as in a
-projection; what no rule tells is not proved. A branch holds parameters.
+Else the shortcut is the term with the fewest weight matrices, or with no parameter where none has a matrix, if each of
+its steps reads one signal only, as in a projection; what no rule tells is not proved. A branch holds parameters.
 """
 
 import inspect
@@ -112,8 +112,8 @@ class Residuals:
         if not any(n.op != "get_attr" for n in common):
             return
         only = [mine - set.union(*(a for j, a in enumerate(above) if j != i)) for i, mine in enumerate(above)]
-        sizes = [_matrices(module, nodes) for nodes in only]
         held = [_parameters(module, nodes) for nodes in only]
+        sizes = [(_matrices(module, nodes), holds) for nodes, holds in zip(only, held, strict=True)]
         signal = [all(term in a for a in above) for term in parts]
         if signal.count(True) == 1:
             shortcut = signal.index(True)

@@ -36,12 +36,16 @@ class _Alone(fx.Tracer):
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in one mode; each gets its own back."""
+    """All modules in one mode; each gets its own back.
+
+    What a module keeps of a pass in eval mode, it clears when it is told to train: so they all are, before.
+    """
     modes = {m: m.training for m in model.modules()}
     model.train(training)
     try:
         yield
     finally:
+        model.train()
         for m, was in modes.items():
             m.training = was
 

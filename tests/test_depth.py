@@ -58,6 +58,28 @@ def test_nothing_of_the_model_changes(grad):
     assert {p.requires_grad for p in model.parameters()} == {grad}
 
 
+class Caching(nn.Linear):
+    """Keeps what it computed of its weight in eval mode until it trains, as LeViT's attention does."""
+
+    cache = None
+
+    def train(self, mode=True):
+        self.cache = None if mode else self.cache
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.cache is None:
+            self.cache = self.weight.t()
+        return x @ self.cache
+
+
+def test_what_a_model_keeps_of_a_pass_is_cleared():
+    model = nn.Sequential(Caching(4, 4), nn.Linear(4, 2)).eval()
+    named_depths(model, torch.randn(2, 4))
+    assert model[0].cache is None
+    assert not model.training
+
+
 def test_shapes_are_enough():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))

@@ -115,6 +115,17 @@ class Scaled(Block):
         return x + self.gamma * self.a(self.norm(x))
 
 
+class Mixed(nn.Module):
+    """A branch without a weight matrix, beside a shortcut that is a module, as in PoolFormer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.pool, self.same = nn.LayerNorm(8), nn.AvgPool1d(3, 1, 1), nn.Identity()
+
+    def forward(self, x):
+        return self.same(x) + self.pool(self.norm(x))
+
+
 class Pair(Block):
     def forward(self, pair):
         x, other = pair
@@ -240,6 +251,7 @@ PROVED = {
     Parallel: 4,
     OwnWeight: 2,
     Scaled: 2,
+    Mixed: 2,
     Pairs: 2,
     OverChildren: 2,
     InSequence: 2,
