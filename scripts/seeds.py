@@ -1,20 +1,26 @@
 """Accuracy of a command over several seeds: `python scripts/seeds.py --seeds 5 recipe=digits_best`.
 
-Prints mean and deviation of the test accuracy, the validation accuracy that chose, and the seconds; `--out` keeps them.
+Prints mean and deviation of the test accuracy, the validation accuracy that chose, and the seconds; `--out` keeps them,
+and goes on where an earlier call with the same overrides was stopped. With `--processes 2 threads=1` seeds run side by
+side; the seconds are then those of a run that shares the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 
-def one(overrides: list[str], seed: int) -> dict[str, float]:
+def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:
     """The summary of one run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "knep.train", *overrides, f"seed={seed}", "progress=false"]
@@ -22,38 +28,59 @@ def one(overrides: list[str], seed: int) -> dict[str, float]:
         return json.loads(Path(folder, "run", "summary.json").read_text())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
-    runs: list[dict[str, float]] = []
-    text = ""
-    for seed in range(args.seeds):
-        runs.append(one(args.overrides, seed))
-        last = runs[-1]
-        print(f"seed {seed}: test {last['test/acc']:.2%}, {last['seconds']:.0f} s", flush=True)
-        text = json.dumps(result(args.overrides, runs), indent=2)
-        if args.out:  # after each seed, so that an interruption leaves what was measured, with its n
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(text + "\n")
-    print(text)
-
-
-def result(overrides: list[str], runs: list[dict[str, float]]) -> dict[str, object]:
-    """Mean and deviation over the runs so far, with the command and how many they are."""
-    tests = [run["test/acc"] for run in runs]
+def result(overrides: Sequence[str], runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation over the runs so far, with the command, how many they are, and where they ran."""
+    ordered = [runs[seed] for seed in sorted(runs)]
+    tests = [run["test/acc"] for run in ordered]
     return {
         "command": " ".join(["python train.py", *overrides]),
         "n": len(runs),
         "test_acc_mean": statistics.fmean(tests),
         "test_acc_std": statistics.stdev(tests) if len(tests) > 1 else None,
-        "test_acc": tests,
-        "val_acc_mean": statistics.fmean(run["val/acc"] for run in runs),
-        "seconds_mean": statistics.fmean(run["seconds"] for run in runs),
-        "parameters": runs[0]["parameters"],
+        "val_acc_mean": statistics.fmean(run["val/acc"] for run in ordered),
+        "seconds_mean": statistics.fmean(run["seconds"] for run in ordered),
+        "parameters": ordered[0]["parameters"],
+        "hardware": f"{platform.machine()}, {processor()}",
+        "runs": {str(seed): runs[seed] for seed in sorted(runs)},
     }
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def earlier(path: Path | None, command: str) -> dict[int, dict[str, Any]]:
+    """The runs that `path` already holds of this command."""
+    if path is None or not path.is_file():
+        return {}
+    kept = json.loads(path.read_text())
+    return {int(seed): run for seed, run in kept.get("runs", {}).items()} if kept["command"] == command else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    runs = earlier(args.out, " ".join(["python train.py", *args.overrides]))
+    with ThreadPoolExecutor(args.processes) as pool:
+        waiting = {pool.submit(one, args.overrides, s): s for s in range(args.seeds) if s not in runs}
+        for done in as_completed(waiting):
+            seed, run = waiting[done], done.result()
+            runs[seed] = run
+            print(f"seed {seed}: test {run['test/acc']:.2%}, {run['seconds']:.0f} s", flush=True)
+            if args.out:  # after each seed, so that an interruption leaves what was measured, with its n
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps(result(args.overrides, runs), indent=2) + "\n")
+    measured = result(args.overrides, runs)
+    print(json.dumps({k: v for k, v in measured.items() if k != "runs"}, indent=2))
 
 
 if __name__ == "__main__":
