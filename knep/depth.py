@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from knep.trace import mode, ready
+from knep.sampling import mode, ready
 
 _Node = Any  # of autograd
 

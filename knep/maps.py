@@ -13,7 +13,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from knep.insert import function_of
 from knep.layers import ACTIVATIONS, GATES, RMSNorm
-from knep.trace import BENDS_OR_GATES, Bend, Pass, bend_of, graph_of, same_in_training
+from knep.sampling import BENDS_OR_GATES, Bend, Pass, same_in_training
+from knep.trace import bend_of, graph_of
 
 # Modules whose second axis is channels.
 _CHANNELS_FIRST = (

@@ -22,7 +22,8 @@ from knep.maps import ChannelsLast, Map, maps_of
 from knep.ranges import check
 from knep.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
 from knep.surgery import Change, Place, bare, describe, modules_of, replace_each, required
-from knep.trace import Pass, refuse_scripted
+from knep.sampling import Pass
+from knep.trace import refuse_scripted
 
 __all__ = ["alpha", "dropblock", "none", "spatial", "standard", "stochastic_depth"]
 

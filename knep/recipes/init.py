@@ -17,7 +17,7 @@ from knep.fill import Fans, Weight, assign, covered, fans, fill, groups_of, rms
 from knep.follow import gains_of
 from knep.ranges import check
 from knep.surgery import Change, bare
-from knep.trace import like, mode
+from knep.sampling import like, mode
 
 __all__ = [
     "default",
