@@ -8,22 +8,38 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
+from knep.depth import depths_of
 from knep.errors import InputError
 from knep.ranges import check
+from knep.surgery import bare
 
-_NO_WEIGHTS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
-_NO_WEIGHT_NAMES = ("bias", "token", "position", "pos_emb", "layer_scale")
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_WEIGHTS = (nn.Linear, _ConvNd, nn.Bilinear)
+# Names of parameters that are no weights: any of these, or one of these words between underscores.
+_NO_WEIGHT_NAMES = ("bias", "token", "position", "embed", "layer_scale")
+_NO_WEIGHT_WORDS = {"pos", "scale", "gamma", "cls", "temperature", "relpos", "gain"}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module is a norm: torch's, or a class that says so, such as LayerNorm2d or LlamaRMSNorm."""
+    return isinstance(module, _NORMS) or (type(module).__name__.lower().rstrip("0123456789d").endswith("norm"))
 
 
 def _decays(model: nn.Module, name: str, parameter: Tensor) -> bool:
     path, _, short = name.rpartition(".")
     owner = model.get_submodule(path)
-    if isinstance(owner, ParametrizationList) and short == "original0":
-        return False  # the gains of weight normalization: one number per unit, in the shape (units, 1, ...)
-    named_so = any(word in short for word in _NO_WEIGHT_NAMES)
-    return parameter.ndim > 1 and not isinstance(owner, _NO_WEIGHTS) and not named_so
+    if isinstance(owner, ParametrizationList):
+        # original0 of weight normalization holds gains: one number per unit, in the shape (units, 1, ...)
+        return short != "original0" and parameter.ndim > 1
+    if isinstance(owner, _WEIGHTS):
+        return parameter.ndim > 1
+    a_vector = sum(size > 1 for size in parameter.shape) < 2
+    named_so = any(word in short for word in _NO_WEIGHT_NAMES) or bool(_NO_WEIGHT_WORDS & set(short.split("_")))
+    return not (a_vector or named_so or is_norm(owner) or isinstance(owner, _EMBEDDINGS))
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
@@ -31,7 +47,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _depths(names: dict[str, bool]) -> dict[str, int]:
+def _registered_depths(names: dict[str, bool]) -> dict[str, int]:
     """Depth of each parameter, from its name and whether it decays: every layer with weights is one deeper.
 
     What has no weights to decay (a norm, a class token) has the depth of the layer before it, or 0.
@@ -47,26 +63,49 @@ def _depths(names: dict[str, bool]) -> dict[str, int]:
     return depths
 
 
-def param_groups(model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def _measured_depths(model: nn.Module, sample: Tensor) -> tuple[dict[str, int], list[str]]:
+    """Depth of each trained parameter when the model reads the sample, and the names of those that it does not reach.
+
+    These have the depth of the parameter registered before them.
+    """
+    weights = {id(p) for name, p in model.named_parameters() if _decays(model, name, p)}
+    found = depths_of(model, sample, lambda p: id(p) in weights)
+    depths, depth, unreached = {}, 0, []
+    for name, p in model.named_parameters():
+        depth = found.get(id(p), depth)
+        if p.requires_grad:
+            depths[name] = depth
+            unreached += [] if id(p) in found else [name]
+    return depths, unreached
+
+
+def param_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0, sample: Tensor | None = None
+) -> list[dict[str, Any]]:
     """The trained parameters of any model as groups for a `torch.optim` optimizer.
 
-    Two groups, "decay" and "no_decay"; with layer_decay < 1 two for each layer with weights, named "layer3.decay",
-    whose rate is lr * layer_decay ** (layers behind it), so that the last layer has lr itself (Clark et al. 2020,
-    sec. 3.2). Depth is the order in which modules are registered. Empty groups are left out.
+    Two groups, "decay" and "no_decay"; with layer_decay < 1 two for each depth, named "layer3.decay", whose rate is
+    lr * layer_decay ** (layers behind it), so that the last layer has lr itself (Clark et al. 2020, sec. 3.2). Depth is
+    the number of layers with weights on the longest path to a parameter when the model reads the sample
+    (`knep.depth`); without a sample it is the order in which modules are registered. Empty groups are left out.
 
-    Each group holds params, param_names, name, lr, weight_decay and decayed (False where weight_decay is 0 by rule).
+    Each group holds params, param_names, name, lr, weight_decay, decayed (False where weight_decay is 0 by rule) and
+    unreached, the names of parameters that have no path to an output (always empty without a sample).
 
-    lr: in (0, inf); weight_decay: in [0, inf); layer_decay: factor per layer, in (0, 1].
+    lr: in (0, inf); weight_decay: in [0, inf); layer_decay: factor per layer, in (0, 1]; sample: images (N, C, H, W).
     Raises InputError for values outside, or when no parameter of the model is trained.
     """
     check("lr", lr, "(0, inf)")
     check("weight_decay", weight_decay, "[0, inf)")
     check("layer_decay", layer_decay, "(0, 1]")
+    model = bare(model)
     trained = _trained(model)
     if not trained:
         raise InputError("the model has no trained parameters: every one has requires_grad=False, or there are none")
     decays = {name: _decays(model, name, p) for name, p in trained.items()}
-    depths = _depths(decays) if layer_decay < 1 else dict.fromkeys(trained, 0)
+    depths, unreached = (_registered_depths(decays), []) if sample is None else _measured_depths(model, sample)
+    if layer_decay == 1:
+        depths = dict.fromkeys(trained, 0)
     last = max(depths.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, p in trained.items():
@@ -77,18 +116,21 @@ def param_groups(model: nn.Module, *, lr: float, weight_decay: float, layer_deca
         group["name"] = (f"layer{depth}." if layer_decay < 1 else "") + ("decay" if decayed else "no_decay")
         group["lr"] = lr * layer_decay ** (last - depth)
         group["weight_decay"] = weight_decay if decayed else 0.0
+        group["unreached"] = [*group.get("unreached", []), *([name] if name in unreached else [])]
     return [groups[key] for key in sorted(groups)]
 
 
 def decayed(model: nn.Module) -> list[Tensor]:
     """The trained weights that decay and that penalties act on, each once, in module order."""
+    model = bare(model)
     return [p for name, p in _trained(model).items() if _decays(model, name, p)]
 
 
 def summary(groups: list[dict[str, Any]]) -> list[str]:
-    """One line per group: name, tensors, parameters, learning rate, weight decay."""
+    """One line per group: name, tensors, parameters, learning rate, weight decay, what no output depends on."""
     return [
         f"{g['name']}: {len(g['params'])} tensors, {sum(p.numel() for p in g['params']):,} parameters, "
         f"lr {g['lr']:.4g}, weight decay {g['weight_decay']:.4g}"
+        + (f", not reached by the sample in eval mode: {', '.join(g['unreached'])}" if g.get("unreached") else "")
         for g in groups
     ]

@@ -90,6 +90,80 @@ def test_weight_norm_decays_directions_and_not_gains() -> None:
     assert deep["layer0.no_decay"]["param_names"] == ["0.bias", "0.parametrizations.weight.original0"]
 
 
+class LayerNorm2d(nn.Module):
+    """A norm of nobody's library, with its gain in the shape of the signal, and tables of names that people use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 2, 2))
+        self.mix = nn.Parameter(torch.ones(4, 4))
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("relative_position_bias_table", "rel_pos_h", "pos_embed", "cls_token", "register_tokens",
+                     "logit_scale", "gamma_1", "query_embedding", "attention_biases", "ls"):  # fmt: skip
+            shape = (3, 1, 1) if name == "ls" else (3, 4)
+            self.register_parameter(name, nn.Parameter(torch.ones(shape)))
+        self.norm, self.kernel = LayerNorm2d(), nn.Parameter(torch.ones(3, 4))
+        self.thin, self.fc = nn.Linear(4, 1), nn.Linear(1, 4)
+
+
+def test_tables_scales_and_norms_of_others_do_not_decay() -> None:
+    groups = by_name(param_groups(Named(), lr=0.1, weight_decay=0.1))
+    assert groups["decay"]["param_names"] == ["kernel", "thin.weight", "fc.weight"]
+
+
+class Branches(nn.Module):
+    """Two layers beside one, a layer registered first that acts last, and one that never acts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.unused = nn.Linear(4, 2), nn.Linear(4, 4)
+        self.token = nn.Parameter(torch.zeros(1, 4))
+        self.shortcut, self.a, self.b, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.token
+        return self.out(self.norm(self.b(self.a(x).relu()) + self.shortcut(x)))
+
+
+def test_depth_is_measured_on_the_longest_path_of_the_sample() -> None:
+    model = Branches()
+    groups = param_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.5, sample=torch.randn(2, 4))
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert {name: rates[f"{name}.weight"] for name in ("a", "shortcut", "b", "norm", "out")} == {
+        "a": 0.25,
+        "shortcut": 0.25,
+        "b": 0.5,
+        "norm": 0.5,
+        "out": 1.0,
+    }
+    assert rates["token"] == 0.25
+    assert {name for group in groups for name in group["unreached"]} == {"unused.weight", "unused.bias"}
+    assert "not reached by the sample in eval mode: unused.weight" in "\n".join(summary(groups))
+
+
+def test_a_frozen_layer_counts_for_depth_and_flags_stay() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].requires_grad_(False)
+    groups = param_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.5, sample=torch.randn(2, 4))
+    assert by_name(groups)["layer0.decay"]["lr"] == 0.25
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False, False, True, True]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_names_of_a_compiled_model_are_the_models_own() -> None:
+    class Compiled(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = model
+
+    (weights, _) = param_groups(Compiled(Branches()), lr=0.1, weight_decay=0.1)
+    assert weights["param_names"][0] == "out.weight"
+
+
 def test_summary_has_one_line_per_group() -> None:
     lines = summary(param_groups(nn.Linear(3, 2), lr=0.1, weight_decay=0.05))
     assert lines[0] == "decay: 1 tensors, 6 parameters, lr 0.1, weight decay 0.05"

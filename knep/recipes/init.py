@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.fill import Fans, assign, fans, fill, groups_of, rms, weighted_layers
+from knep.fill import Fans, Weight, assign, covered, fans, fill, groups_of, rms
+from knep.follow import gains_of
 from knep.ranges import check
-from knep.surgery import Change
+from knep.surgery import Change, bare
+from knep.sampling import like, mode
 
 __all__ = [
     "default",
@@ -93,22 +95,41 @@ def glorot_uniform(model: nn.Module, *, sample: Tensor | None = None) -> list[Ch
     return _uniform(model, "glorot_uniform", lambda fan: math.sqrt(6 / (fan.n_in + fan.n_out)))
 
 
-def he_normal(model: nn.Module, *, sample: Tensor | None = None, slope: float = 0.0) -> list[Change]:
+def he_normal(model: nn.Module, *, sample: Tensor | None = None, slope: float | str = 0.0) -> list[Change]:
     """Weights with std sqrt(2 / ((1 + slope^2) n_in)): keeps the mean square under ReLU (He et al. 2015, eq. 15).
 
-    slope: of a leaky ReLU below 0, in [0, 1]. Raises InputError outside it.
+    slope: of a leaky ReLU below 0, in [0, 1]; or auto: std gain / sqrt(n_in) with the gain that what follows the layer
+    on the sample asks for (`knep.follow`). Raises InputError for any other, and for auto without a sample.
     """
-    check("slope", slope, "[0, 1]")
-    return _normal(model, "he_normal", lambda fan: math.sqrt(2 / ((1 + slope**2) * fan.n_in)))
+    gain = _gain(model, sample, slope)
+    return fill(model, "he_normal", lambda layer, weight: weight.normal_(0, gain(layer) * fans(layer, weight).n_in**-0.5))
 
 
-def he_uniform(model: nn.Module, *, sample: Tensor | None = None, slope: float = 0.0) -> list[Change]:
+def he_uniform(model: nn.Module, *, sample: Tensor | None = None, slope: float | str = 0.0) -> list[Change]:
     """Weights from U(-a, a), a = sqrt(6 / ((1 + slope^2) n_in)): the std of `he_normal` (He et al. 2015, eq. 15).
 
-    slope: of a leaky ReLU below 0, in [0, 1]. Raises InputError outside it.
+    slope: as for `he_normal`.
     """
-    check("slope", slope, "[0, 1]")
-    return _uniform(model, "he_uniform", lambda fan: math.sqrt(6 / ((1 + slope**2) * fan.n_in)))
+    gain = _gain(model, sample, slope)
+
+    def rule(layer: Any, weight: Tensor) -> None:
+        bound = gain(layer) * math.sqrt(3 / fans(layer, weight).n_in)
+        weight.uniform_(-bound, bound)
+
+    return fill(model, "he_uniform", rule)
+
+
+def _gain(model: nn.Module, sample: Tensor | None, slope: float | str) -> Callable[[nn.Module], float]:
+    """The factor on 1 / sqrt(n_in) of each layer."""
+    if slope != "auto":
+        check("slope", slope, "[0, 1]")
+        fixed = math.sqrt(2 / (1 + float(slope) ** 2))
+        return lambda layer: fixed
+    if sample is None:
+        raise InputError("slope=auto looks at what follows each layer: give sample, or a number in [0, 1]")
+    model = bare(model)
+    gains = gains_of(model, sample, [weight.layer for weight in covered(model)])
+    return gains.__getitem__
 
 
 def orthogonal(model: nn.Module, *, sample: Tensor | None = None, gain: float = 1.0) -> list[Change]:
@@ -147,8 +168,9 @@ def delta_orthogonal(model: nn.Module, *, sample: Tensor | None = None, gain: fl
 
 
 def _orthogonal_like(weight: Tensor, gain: float) -> Tensor:
-    """A random orthogonal tensor of the weight's shape, float32: half precision has no QR decomposition."""
-    return nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device), gain)
+    """A random orthogonal tensor of the weight's shape, float32 at least: half precision has no QR decomposition."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device, dtype=dtype), gain)
 
 
 def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
@@ -156,27 +178,29 @@ def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
 
     LSUV, Mishkin and Matas 2016, algorithm 1, in one pass: with zero biases a layer is linear in its weight, so one
     division is exact, and the layer passes on the scaled output. Measured in eval mode; modes are restored. A layer
-    stays orthogonal if the sample does not reach it, its output is constant, or its scale is not its own (spectral
-    normalization).
+    stays orthogonal if the sample does not reach it as a module (attention's packed projections are read by a
+    function), its output is constant, or its scale is not its own (spectral normalization).
 
-    sample: (N, C, H, W) batch, scaled as in training. Raises InputError without one.
+    sample: (N, C, H, W) batch, scaled as in training. Raises InputError without one, and on the meta device.
     """
+    model = bare(model)
     if sample is None:
         raise InputError("lsuv measures a batch of training images: give sample, or use init=orthogonal")
+    if sample.is_meta or any(p.is_meta for p in model.parameters()):
+        raise InputError("lsuv measures signals, and the meta device has none: use init=orthogonal")
     changes = {change.path: change for change in orthogonal(model)}
-    waiting = {layer: path for path, layer in weighted_layers(model)}
+    waiting: dict[nn.Module, Weight] = {weight.layer: weight for weight in covered(model) if weight.attribute == "weight"}
 
-    def divide(layer: Any, args: Any, output: Tensor) -> Tensor | None:
-        path = waiting.pop(layer, None)
-        std = output.float().std(unbiased=False).to(output.dtype)
-        if path is None or not std > 0 or not std.isfinite():
+    def divide(layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        weight = waiting.pop(layer, None)
+        std = output.to(torch.promote_types(output.dtype, torch.float32)).std(unbiased=False).to(output.dtype)
+        if weight is None or not std > 0 or not std.isfinite():
             return None
-        wanted = layer.weight.detach() / std
-        assign(path, layer, wanted.clone())
-        if not torch.allclose(layer.weight, wanted, rtol=1e-3):
+        wanted = weight.value / std
+        assign(weight, wanted.clone())
+        if not torch.allclose(weight.value, wanted, rtol=1e-3):
             return None
-        name = f"{path}.weight".lstrip(".")
-        changes[name] = Change(name, changes[name].before, f"lsuv, rms {rms(wanted)}")
+        changes[weight.name] = Change(weight.name, changes[weight.name].before, f"lsuv, rms {rms(wanted)}")
         return output / std
 
     _observe(model, sample, list(waiting), divide)
@@ -185,15 +209,10 @@ def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
 
 def _observe(model: nn.Module, sample: Tensor, layers: list[nn.Module], hook: Callable[..., Any]) -> None:
     """One forward pass in eval mode with `hook` behind each of the layers; every module's mode is restored."""
-    modes = {module: module.training for module in model.modules()}
     handles = [layer.register_forward_hook(hook) for layer in layers]
-    model.eval()
     try:
-        with torch.no_grad():
-            like = next(model.parameters())
-            model(sample.to(device=like.device, dtype=like.dtype))
+        with torch.no_grad(), mode(model, False):
+            model(like(model, sample))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode

@@ -91,6 +91,8 @@ def _part(group: dict[str, Any], chosen: list[bool], arm: str, **values: Any) ->
         for key in ("params", "param_names")
         if key in group
     }
+    if "unreached" in group:
+        lists["unreached"] = [name for name in group["unreached"] if name in lists["param_names"]]
     return [{**group, **lists, **values, "name": f"{group.get('name', 'group')}.{arm}"}] if lists["params"] else []
 
 

@@ -263,7 +263,9 @@ def test_frozen_layers_stay_and_a_model_without_layers_is_refused() -> None:
     model = small()
     model[0].requires_grad_(False)
     before = model[0].weight.clone()
-    assert len(make("he_normal")(model)) == 3
+    *changes, frozen = make("he_normal")(model)
+    assert len(changes) == 3
+    assert (frozen.path, frozen.after) == ("0.weight", "left as it is: frozen")
     assert torch.equal(model[0].weight, before)
     with pytest.raises(NoEffectError, match="no trained weights"):
         make("he_normal")(nn.Sequential(nn.BatchNorm2d(3)))
@@ -276,6 +278,120 @@ def test_a_bare_layer_and_tied_layers() -> None:
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     tied[1].weight = tied[0].weight
     assert [change.path for change in make("he_normal")(tied)] == ["0.weight"]
+
+
+def test_attention_is_three_matrices_and_an_output() -> None:
+    for attention in (nn.MultiheadAttention(256, 4), nn.MultiheadAttention(256, 4, kdim=64, vdim=128)):
+        changes = make("lecun_normal")(attention)
+        names = ["in_proj_weight"] if attention.kdim == 256 else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+        assert sorted(change.path for change in changes) == sorted([*names, "out_proj.weight"])
+        for name in names:
+            weight = getattr(attention, name).detach()
+            for matrix in weight.chunk(3 if name == "in_proj_weight" else 1):
+                assert matrix.std().item() == pytest.approx(matrix.shape[1] ** -0.5, rel=0.02)
+        assert not attention.in_proj_bias.any()
+    make("orthogonal")(attention := nn.MultiheadAttention(16, 2))
+    for matrix in attention.in_proj_weight.detach().chunk(3):
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(16), rtol=0, atol=1e-5)
+
+
+def test_embeddings_read_one_word_and_bilinear_layers_all_pairs() -> None:
+    words, pairs = nn.Embedding(500, 200, padding_idx=3), nn.Bilinear(30, 40, 50)
+    make("lecun_normal")(nn.ModuleList([words, pairs]))
+    assert words.weight.std().item() == pytest.approx(1.0, rel=0.02)
+    assert not words.weight[3].any()
+    assert pairs.weight.std().item() == pytest.approx((30 * 40) ** -0.5, rel=0.02)
+    assert not pairs.bias.any()
+
+
+def test_a_weight_shared_by_an_embedding_and_a_classifier_is_drawn_for_the_classifier() -> None:
+    model = nn.ModuleDict({"words": nn.Embedding(400, 256), "out": nn.Linear(256, 400)})
+    model["out"].weight = model["words"].weight
+    (change,) = make("lecun_normal")(model)
+    assert change.path == "out.weight"
+    assert model["words"].weight.std().item() == pytest.approx(1 / 16, rel=0.02)
+
+
+class Tokens(nn.Module):
+    """Parameters that no init knows beside a layer that each does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.position = nn.Parameter(torch.ones(1, 4, 8))
+        self.scale = nn.Parameter(torch.ones(8))
+        self.norm = nn.LayerNorm((4, 8))
+        self.memory = nn.LSTM(8, 8)
+        self.out = nn.Linear(8, 3)
+
+
+@pytest.mark.parametrize("option", ["he_normal", "orthogonal", "uniform"])
+def test_what_no_init_knows_stays_and_is_listed(option: str) -> None:
+    model = Tokens()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    drawn, *left = make(option)(model)
+    assert drawn.path == "out.weight"
+    assert {change.path: change.after for change in left} == {
+        "class_token": "left as it is: Tokens is no layer that init knows",
+        "position": "left as it is: Tokens is no layer that init knows",
+        "memory.weight_ih_l0": "left as it is: LSTM is no layer that init knows",
+        "memory.weight_hh_l0": "left as it is: LSTM is no layer that init knows",
+    }
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if not name.startswith("out"))
+
+
+@pytest.mark.parametrize("option", sorted(set(EDITING) - {"lsuv"}))
+def test_meta_and_other_precisions(option: str) -> None:
+    with torch.device("meta"):
+        model = small()
+    assert make(option)(model)[0].before == "rms unknown"
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        model = small().to(dtype, memory_format=torch.channels_last)
+        make(option)(model)
+        assert all(p.dtype == dtype and p.isfinite().all() for p in model.parameters())
+        assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    make("orthogonal")(linear := nn.Linear(8, 8).double())
+    torch.testing.assert_close(linear.weight @ linear.weight.T, torch.eye(8).double(), rtol=0, atol=1e-14)
+
+
+def test_lsuv_says_that_meta_has_no_signals_and_measures_other_precisions() -> None:
+    with torch.device("meta"):
+        model = small()
+    with pytest.raises(InputError, match="meta device"):
+        make("lsuv")(model, sample=sample())
+    model = small().double()
+    make("lsuv")(model, sample=sample())
+    assert model.eval()(sample().double()).var(unbiased=False).item() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_complex_quantised_and_hooked_weights_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"1\.weight of torch\.complex64"):
+        make("he_normal")(nn.Sequential(nn.ReLU(), nn.Linear(2, 2, dtype=torch.complex64)))
+    with pytest.raises(InputError, match=r"0\.weight, a hook computes it"):
+        make("he_normal")(nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(3, 3))))
+
+
+def test_compiled_models_are_unwrapped() -> None:
+    class Compiled(nn.Module):
+        """What torch.compile returns looks like this."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = model
+
+    assert [change.path for change in make("he_normal")(Compiled(small()))][0] == "0.weight"
+
+
+@pytest.mark.parametrize("option", ["he_normal", "he_uniform"])
+def test_auto_draws_for_what_follows(option: str) -> None:
+    model = nn.Sequential(
+        nn.Linear(256, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256)
+    )
+    make(option, slope="auto")(model, sample=torch.randn(4, 256))
+    stds = [model[i].weight.std().item() * 16 for i in (0, 3, 5)]
+    assert stds == pytest.approx([2**0.5, 1.5925, 1.0], rel=0.02)
+    with pytest.raises(InputError, match="sample"):
+        make(option, slope="auto")(model)
 
 
 def test_lsuv_tolerates_dead_and_unreached_layers() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_optimizer
 import torch
+import torchvision.models as tv
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import knep
 from knep.groups import param_groups
+from knep.models.resnet import resnet
+from knep.recipes import norm
 
 CONF = Path(knep.__file__).parent / "conf" / "optimizer"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -398,6 +401,52 @@ def test_parameters_without_gradient_stay(option: str) -> None:
     optimizer.param_groups[0]["params"].append(unused)
     train(model, optimizer, range(2))
     assert torch.equal(unused, torch.ones(3, 2))
+
+
+def small_vit() -> nn.Module:
+    model = tv.VisionTransformer(8, 4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=3)
+    return model.double()
+
+
+def small_resnet() -> nn.Module:
+    model = resnet(3, 3, 8, width=0.25)
+    norm.batch(model)
+    return model.double()
+
+
+def moves(option: str, make_model: Callable[[], nn.Module], layer_decay: float) -> tuple[dict[str, Tensor], dict]:
+    """How far one step moves each parameter, without weight decay, and the share of the rate that each is given."""
+    torch.manual_seed(0)
+    model, x, y = make_model(), torch.randn(4, 3, 8, 8).double(), torch.tensor([0, 1, 2, 0])
+    for p in model.parameters():
+        nn.init.normal_(p, 0.5 if p.ndim == 1 else 0.0, 0.2)  # what starts at 0, such as a head, hides what is before
+    cfg = node(option, weight_decay=0.0)
+    groups = param_groups(model, lr=cfg["lr"], weight_decay=0.0, layer_decay=layer_decay, sample=x)
+    optimizer = instantiate(cfg, _convert_="all")(groups)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(2 if option == "soap" else 1):  # the first step of SOAP only looks
+        optimizer.step(closure)
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    return moved, {name: g["lr"] / cfg["lr"] for g in groups for name in g["param_names"]}
+
+
+@pytest.mark.parametrize("option", TRAINING)
+@pytest.mark.parametrize("make_model", [small_vit, small_resnet])
+def test_each_layer_moves_by_its_own_rate(option: str, make_model: Callable[[], nn.Module]) -> None:
+    decayed, shares = moves(option, make_model, 0.8)
+    level, _ = moves(option, make_model, 1.0)
+    assert len(set(shares.values())) > 9
+    for name, step in decayed.items():
+        assert step.isfinite().all()
+        assert step.norm() > 0, name
+        assert (step.norm() / level[name].norm()).item() == pytest.approx(shares[name], rel=1e-2), name
 
 
 def test_none_leaves_the_weights() -> None:

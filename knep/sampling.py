@@ -1,0 +1,179 @@
+"""What one pass of a sample through a model shows, and a model's own state kept while it runs."""
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+# Functions that bend a signal, by the name that module, function and method share.
+BENDS = ("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "elu_", "celu", "selu", "gelu",
+         "silu", "mish", "hardswish")  # fmt: skip
+BENDS_OR_GATES = ("sigmoid", "tanh", "hardsigmoid")
+_ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """All modules in one mode; each gets its own back.
+
+    What a module keeps of a pass in eval mode, it clears when it is told to train: so they all are, before.
+    """
+    modes = {m: m.training for m in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train()
+        for m, was in modes.items():
+            m.training = was
+
+
+def name_of(function: Any) -> str:
+    """The name of a torch function or method."""
+    return getattr(function, "__name__", str(function))
+
+
+def like(model: nn.Module, sample: Tensor) -> Tensor:
+    """The sample on the model's device and, if it is not of whole numbers, in the model's dtype."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if first is None:
+        return sample
+    return sample.to(device=first.device, dtype=first.dtype if sample.is_floating_point() else None)
+
+
+def ready(model: nn.Module, sample: Tensor) -> Tensor:
+    """Two images of the sample, as the model reads them."""
+    return like(model, sample[:2])
+
+
+class Bend:
+    """One call of an activation, by a module or, in the forward of `module`, by a function of this name."""
+
+    def __init__(self, module: nn.Module, function: str | None, input: Any, output: Any) -> None:
+        self.module, self.function, self.input, self.output = module, function, input, output
+
+
+class Pass(TorchFunctionMode):
+    """What one pass in eval mode, without gradients, shows of each module.
+
+    start: when its first call began, with those of all modules on one clock; end: when it ended; times: calls;
+    given: its arguments by name at the first call; adds: modules whose own forward adds two signals of one shape;
+    to_last: whether (N, C, H, W) is turned into (N, H, W, C) somewhere;
+    seen: calls with one tensor in and one out, of modules and of activation functions, in the order of their ends.
+    """
+
+    def __init__(self, model: nn.Module, sample: Tensor) -> None:
+        super().__init__()
+        self.clock, self.times = 0, Counter[nn.Module]()
+        self.start: dict[nn.Module, int] = {}
+        self.end: dict[nn.Module, int] = {}
+        self.given: dict[nn.Module, dict[str, Any]] = {}
+        self.adds: set[nn.Module] = set()
+        self.to_last = False
+        self.seen: list[Bend] = []
+        self._inside: list[nn.Module] = []
+        hooks = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in model.modules()]
+        hooks += [m.register_forward_hook(self._leave) for m in model.modules()]
+        try:
+            with torch.no_grad(), mode(model, False), self:
+                model(ready(model, sample))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inside.append(module)
+        self.times[module] += 1
+        self.start.setdefault(module, self._tick())
+        if module not in self.given:
+            names = list(inspect.signature(module.forward).parameters)
+            self.given[module] = dict(zip(names, args, strict=False)) | kwargs
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside.pop()
+        self.end.setdefault(module, self._tick())
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            self.seen.append(Bend(module, None, args[0], output))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = name_of(func)
+        self.to_last |= name == "permute" and _axes(args) == [0, 2, 3, 1]
+        owner = self._inside[-1] if self._inside else None
+        if owner is None or not args:
+            return output
+        if name in _ADDITIONS and _same_shape(*args[:2]):
+            self.adds.add(owner)
+        if name in (*BENDS, *BENDS_OR_GATES) and isinstance(output, Tensor):
+            self.seen.append(Bend(owner, name, args[0], output))
+        return output
+
+
+def _axes(args: tuple[Any, ...]) -> list[Any]:
+    """The order of axes that permute is given, as a list or one by one."""
+    order: Any = args[1] if len(args) == 2 else args[1:]
+    return [axis % 4 for axis in order if isinstance(axis, int)] if isinstance(order, (list, tuple)) else []
+
+
+def _same_shape(*values: Any) -> bool:
+    """Whether two values are signals of one shape."""
+    signals = [v for v in values if isinstance(v, Tensor) and not isinstance(v, nn.Parameter)]
+    return len(signals) == 2 and signals[0].shape == signals[1].shape
+
+
+def same_in_training(
+    model: nn.Module, sample: Tensor, forwards: dict[nn.Module, Callable[..., Any]]
+) -> dict[nn.Module, str]:
+    """Which of the modules compute something else by the other forward than by their own: module -> reason.
+
+    Each is tried on a copy in training mode, on what it sees of the sample, from one state of the random generator.
+    """
+    found: dict[nn.Module, str] = {}
+    tried: set[nn.Module] = set()
+
+    def compare(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if module in tried:
+            return
+        tried.add(module)
+        own, other = (_run_copy(module, forward, args, kwargs) for forward in (type(module).forward, forwards[module]))
+        if not _equal(own, other):
+            found[module] = "torch.fx reads its forward wrongly"
+
+    hooks = [m.register_forward_pre_hook(compare, with_kwargs=True) for m in forwards]
+    try:
+        with torch.no_grad(), mode(model, False):
+            images = ready(model, sample)
+            model(torch.cat([images, images]) if len(images) == 1 else images)  # batch norm trains on two at least
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _run_copy(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> list[Any]:
+    twin, args, kwargs = copy.deepcopy((module, args, kwargs))
+    for m in twin.modules():
+        m._forward_pre_hooks.clear()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return pytree.tree_leaves(forward(twin.train(), *args, **kwargs))
+
+
+def _equal(a: list[Any], b: list[Any]) -> bool:
+    def same(x: Any, y: Any) -> bool:
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return x == y
+        return x.shape == y.shape and (x.is_meta or torch.equal(x.nan_to_num(), y.nan_to_num()))
+
+    return len(a) == len(b) and all(map(same, a, b))
