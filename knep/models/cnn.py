@@ -26,7 +26,9 @@ class CNN(nn.Module):
         super().__init__()
         self.stages = nn.Sequential()
         for before, width in pairwise(channels):
-            units: list[nn.Module] = [conv_unit(n, width, 3, norm=norm, activation=act) for n in (before, *[width] * (convs - 1))]
+            units: list[nn.Module] = [
+                conv_unit(n, width, 3, norm=norm, activation=act) for n in (before, *[width] * (convs - 1))
+            ]
             units.insert(1 if pool == "first" else convs, nn.MaxPool2d(2))
             self.stages.append(nn.Sequential(*units, Place("features", width)))
         self.dropout = Place("head", channels[-1] * pixels)
@@ -53,8 +55,8 @@ def cnn(
     Places: norm and norm_after behind each convolution, features behind each pooling, head before the classifier.
 
     widths: channels of each stage, which halves the image; convs: convolutions per stage, from 1 on; two or more make
-    it a small VGG (Simonyan and Zisserman 2015); pool: "last" in a stage, or "first", behind its first convolution, which
-    leaves the others a quarter of the pixels. norm: None leaves the places.
+    it a small VGG (Simonyan and Zisserman 2015); pool: "last" in a stage, or "first", behind its first convolution,
+    which leaves the others a quarter of the pixels. norm: None leaves the places.
     Raises InputError for widths or convs that are not positive whole numbers, an unknown pool, or more stages than the
     image can be halved.
     """

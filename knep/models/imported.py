@@ -10,9 +10,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-import torch
 from knep.errors import InputError
 from knep.probe import probe
 from knep.safe import see_current_folder
@@ -28,7 +28,9 @@ def find(path: str | None, key: str = "model.path") -> Callable[..., Any]:
     module_name, _, names = path.partition(":") if ":" in path else path.rpartition(".")
     if not module_name or not names:
         raise InputError(f"{key}={path} names no module and builder: write {key}=mypkg.nets:build")
-    found = reduce(lambda owner, name: _member(owner, name, f"{key}={path}"), names.split("."), _module(module_name, key))
+    found = reduce(
+        lambda owner, name: _member(owner, name, f"{key}={path}"), names.split("."), _module(module_name, key)
+    )
     if isinstance(found, nn.Module):
         raise InputError(f"{key}={path} is a {type(found).__name__} that is built already: name what builds it")
     if not callable(found):

@@ -21,8 +21,8 @@ from knep.layers import DropBlock, StochasticDepth
 from knep.maps import ChannelsLast, Map, maps_of
 from knep.ranges import check
 from knep.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
-from knep.surgery import Change, Place, bare, describe, modules_of, replace_each, required
 from knep.sampling import Pass
+from knep.surgery import Change, Place, bare, describe, modules_of, replace_each, required
 from knep.trace import refuse_scripted
 
 __all__ = ["alpha", "dropblock", "none", "spatial", "standard", "stochastic_depth"]
@@ -110,7 +110,9 @@ def _skip_branches(model: nn.Module, sample: Tensor | None, p: float) -> list[Ch
     for i, (_, place) in enumerate(places, start=1):
         new = StochasticDepth(p * i / len(places), getattr(place, "mode", "row"))
         if isinstance(place, nn.Module):
-            changes += replace_each(model, (type(place),), lambda old, new=new: new, lambda old, place=place: old is place)
+            changes += replace_each(
+                model, (type(place),), lambda old, new=new: new, lambda old, place=place: old is place
+            )
         else:
             changes.append(end_with(model, place, new, "stochastic_depth"))
     return changes + left_alone(model, found.left)

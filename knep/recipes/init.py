@@ -16,8 +16,8 @@ from knep.errors import InputError
 from knep.fill import Fans, Weight, assign, covered, fans, fill, groups_of, rms
 from knep.follow import gains_of
 from knep.ranges import check
-from knep.surgery import Change, bare
 from knep.sampling import like, mode
+from knep.surgery import Change, bare
 
 __all__ = [
     "default",
@@ -102,7 +102,9 @@ def he_normal(model: nn.Module, *, sample: Tensor | None = None, slope: float | 
     on the sample asks for (`knep.follow`). Raises InputError for any other, and for auto without a sample.
     """
     gain = _gain(model, sample, slope)
-    return fill(model, "he_normal", lambda layer, weight: weight.normal_(0, gain(layer) * fans(layer, weight).n_in**-0.5))
+    return fill(
+        model, "he_normal", lambda layer, weight: weight.normal_(0, gain(layer) * fans(layer, weight).n_in ** -0.5)
+    )
 
 
 def he_uniform(model: nn.Module, *, sample: Tensor | None = None, slope: float | str = 0.0) -> list[Change]:
@@ -189,7 +191,9 @@ def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
     if sample.is_meta or any(p.is_meta for p in model.parameters()):
         raise InputError("lsuv measures signals, and the meta device has none: use init=orthogonal")
     changes = {change.path: change for change in orthogonal(model)}
-    waiting: dict[nn.Module, Weight] = {weight.layer: weight for weight in covered(model) if weight.attribute == "weight"}
+    waiting: dict[nn.Module, Weight] = {
+        weight.layer: weight for weight in covered(model) if weight.attribute == "weight"
+    }
 
     def divide(layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         weight = waiting.pop(layer, None)

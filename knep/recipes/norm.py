@@ -1,4 +1,4 @@
-"""`norm`: the normalisation layer and its place. `f(model, *, sample, position, insert, **hp)` edits the model in place.
+"""`norm`: the normalisation layer and its place. `f(model, *, sample, position, insert, **hp)`, in place.
 
 A knep model has a place behind the weights and before the activation ("before_activation") and one behind the
 activation ("after_activation"). In any other model the norm layers it has are replaced where they stand, at any depth;

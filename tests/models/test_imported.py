@@ -11,7 +11,7 @@ from knep.errors import InputError
 from knep.models.imported import accepted, build, find, imported
 from knep.train import main
 
-NETS = '''
+NETS = """
 import torch
 from torch import nn
 
@@ -54,7 +54,7 @@ def thousand(in_channels):
 
 built = Net()
 options = {"width": 4}
-'''
+"""
 
 
 @pytest.fixture

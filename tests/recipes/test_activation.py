@@ -229,7 +229,11 @@ def test_calls_that_are_right_already_are_kept_to_the_bit():
     assert [c.after for c in activation.relu(only, sample=IMAGES)] == ["kept"]
     assert type(only[1]) is cls
     assert torch.equal(only(IMAGES), before)
-    assert sorted(dict(net.named_children()).keys() - dict(twin.named_children())) == ["act", "activation_2", "activation_5"]
+    assert sorted(dict(net.named_children()).keys() - dict(twin.named_children())) == [
+        "act",
+        "activation_2",
+        "activation_5",
+    ]
 
 
 def test_copies_pickles_and_further_surgery_keep_the_children():
@@ -357,7 +361,10 @@ def test_an_attribute_that_is_given_more_than_a_signal_stays():
 
     net = More()
     changes = activation.gelu(net, sample=torch.randn(2, 4))
-    assert [(c.path, c.after.split(":")[0]) for c in changes] == [("relu", "GELU(approximate='none')"), ("act", "not reached")]
+    assert [(c.path, c.after.split(":")[0]) for c in changes] == [
+        ("relu", "GELU(approximate='none')"),
+        ("act", "not reached"),
+    ]
     assert net.act is F.elu
 
 

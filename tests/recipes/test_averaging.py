@@ -60,8 +60,14 @@ def fit(callback, folder):
     module = Net()
     best = ModelCheckpoint(folder, filename="best", monitor="val/loss")
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=EPOCHS, callbacks=[callback, best], logger=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        callbacks=[callback, best],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
     )
     trainer.fit(module, data(), data())
     return module, trainer, best

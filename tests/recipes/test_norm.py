@@ -537,7 +537,9 @@ def test_what_follows_in_a_norms_class_is_kept():
         gain, act = net[1].weight, net[1].act
         assert {c.after for c in norm.batch(net)} == {"kept"}
         changes = norm.group(net, groups=4)
-        assert [(c.path, c.after) for c in changes] == [("1", "GroupNorm(4, 8, eps=1e-05, affine=True, bias=True), ReLU()")]
+        assert [(c.path, c.after) for c in changes] == [
+            ("1", "GroupNorm(4, 8, eps=1e-05, affine=True, bias=True), ReLU()")
+        ]
         assert net[1].norm.weight is gain
         assert net[1].act is act
 
@@ -634,7 +636,9 @@ def test_heads_of_training_mode_are_seen_too():
 
 def plain_net():
     shared = nn.ReLU()
-    features = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 8, 1), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), shared)
+    features = nn.Sequential(
+        nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 8, 1), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), shared
+    )
     head = nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(inplace=True), nn.Linear(16, 4), nn.ReLU())
     return nn.Sequential(features, head)
 

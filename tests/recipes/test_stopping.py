@@ -35,8 +35,14 @@ def fit(curve, folder, **hp):
     module = Crafted(curve)
     best = ModelCheckpoint(folder, filename="best", monitor="val/loss")
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=len(curve), callbacks=[Early(**hp), best], logger=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
+        accelerator="cpu",
+        max_epochs=len(curve),
+        callbacks=[Early(**hp), best],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
     )
     loader = torch.utils.data.DataLoader(torch.zeros(1, 1))
     trainer.fit(module, loader, loader)
