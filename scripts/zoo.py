@@ -127,6 +127,15 @@ def activation_kind(model: nn.Module) -> str | None:
     return kinds.get(found.pop()) if len(found) == 1 else None
 
 
+def fused(name: str) -> bool:
+    """Whether an optimizer's YAML asks for a fused kernel."""
+    from omegaconf import OmegaConf
+
+    from knep.listing import CONF
+
+    return "fused" in OmegaConf.load(CONF / "optimizer" / f"{name}.yaml")
+
+
 def apply_norm(model: nn.Module, x: Tensor, name: str) -> None:
     from knep.errors import NoEffectError
 
@@ -154,7 +163,8 @@ def try_trick(model: nn.Module, x: Tensor, slot: str, name: str) -> set[str]:
 
     if slot == "optimizer":
         groups = param_groups(model, lr=0.01, weight_decay=0.01, layer_decay=LAYER_DECAY, sample=x)
-        return train_step(model, x, option(slot, name)(groups, lr=0.01))
+        plain = {"fused": False} if x.device.type == "meta" else {}  # no fused kernel works on shapes
+        return train_step(model, x, option(slot, name)(groups, lr=0.01, **(plain if fused(name) else {})))
     if slot == "norm":
         apply_norm(model, x, name)
     else:
