@@ -50,8 +50,8 @@ def _module(name: str, key: str) -> Any:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise InputError(f"{key}: importing {name} failed, because module {error.name} is missing") from error
         raise InputError(
-            f"{key}: there is no module {error.name}, neither installed nor in {Path.cwd()}: check the spelling, or run "
-            "from the folder that holds it"
+            f"{key}: there is no module {error.name}, neither installed nor in {Path.cwd()}: check the spelling, or "
+            "run from the folder that holds it"
         ) from error
     except Exception as error:  # a module of another project may raise anything while it is imported
         text = " ".join(str(error).split())
