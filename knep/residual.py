@@ -66,7 +66,6 @@ class Residuals:
                 self._read(path, module)
         if sample is not None:
             self._verify(sample)
-        self.branches.sort(key=lambda branch: branch.order)
 
     def order_of(self, module: nn.Module) -> int | None:
         """When the module is first called, None for never; without a sample its place among all modules."""
