@@ -3,7 +3,8 @@
 Each cell is a fresh copy of the model: the trick, a forward and a backward pass on a small batch, one optimizer step.
 It works if loss, gradients and weights are finite, and every parameter that the plain model trains is still trained.
 Three more columns ask whether the function is kept to the bit in eval mode: norms by their own kind, activations by
-themselves, dropout of p = 0. Models over --meta million parameters have shapes only (the meta device): marked *.
+themselves, dropout of p = 0. Models over --meta million parameters have shapes only (the meta device): marked *. For them glorot_uniform stands in
+for lsuv, which measures signals.
 
 `python scripts/zoo.py` prints a row per model and the reasons of all that was refused; exit code 1 for any failure.
 """
@@ -206,6 +207,8 @@ def try_model(name: str, slots: Sequence[str], limit: float) -> list[Cell]:
     # Where a model has no norms, or several kinds, there is no "itself" to replace them by.
     own = {("kept", "norm"): norm_kind(model), ("kept", "activation"): activation_kind(model)}
     todo = [cell for cell in todo if own.get(cell, "any")]
+    if meta:
+        todo = [("init", "glorot_uniform") if cell == ("init", "lsuv") else cell for cell in todo]
     return [Cell(name, slot, o, *try_cell(model, x, slot, o, expected), meta=meta) for slot, o in todo]
 
 
