@@ -3,8 +3,8 @@
 Each cell is a fresh copy of the model: the trick, a forward and a backward pass on a small batch, one optimizer step.
 It works if loss, gradients and weights are finite, and every parameter that the plain model trains is still trained.
 Three more columns ask whether the function is kept to the bit in eval mode: norms by their own kind, activations by
-themselves, dropout of p = 0. Models over --meta million parameters have shapes only (the meta device): marked *. For them glorot_uniform stands in
-for lsuv, which measures signals.
+themselves, dropout of p = 0. Models over --meta million parameters have shapes only (the meta device): marked *. For
+them glorot_uniform stands in for lsuv, which measures signals.
 
 `python scripts/zoo.py` prints a row per model and the reasons of all that was refused; exit code 1 for any failure.
 """
