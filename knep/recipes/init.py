@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knep.errors import InputError
+from knep.errors import InputError, NoEffectError
 from knep.fill import Fans, Weight, assign, covered, fans, fill, groups_of, rms
 from knep.follow import gains_of
 from knep.ranges import check
 from knep.sampling import like, mode
 from knep.surgery import Change, bare
+from knep.whiten import whitening_filters
 
 __all__ = [
     "default",
     "delta_orthogonal",
+    "dirac",
     "gaussian",
     "glorot_normal",
     "glorot_uniform",
@@ -33,6 +35,7 @@ __all__ = [
     "orthogonal",
     "uniform",
     "unit_normal",
+    "whiten_first",
 ]
 
 
@@ -173,6 +176,58 @@ def _orthogonal_like(weight: Tensor, gain: float) -> Tensor:
     """A random orthogonal tensor of the weight's shape, float32 at least: half precision has no QR decomposition."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device, dtype=dtype), gain)
+
+
+def dirac(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+    """Convolutions that begin by handing on what they read: filter i copies input channel i, at its centre tap.
+
+    Zagoruyko and Komodakis 2017, sec. 3; as a start of plain weights, Jordan 2024 (airbench). Filters beyond the inputs
+    of their group, linear layers and transposed convolutions start as in `he_normal`.
+    """
+
+    def rule(layer: Any, weight: Tensor) -> None:
+        weight.normal_(0, math.sqrt(2 / fans(layer, weight).n_in))
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            for block in weight.chunk(groups_of(layer)):
+                nn.init.dirac_(block[: block.shape[1]])
+
+    return fill(model, "dirac", rule)
+
+
+def whiten_first(model: nn.Module, *, sample: Tensor | None = None, eps: float = 0.01) -> list[Change]:
+    """The first convolution decorrelates the patches of the sample; all other layers start as in `dirac`.
+
+    With V diag(l) V' the covariance of the patches, its filters are the rows of +-diag(l + eps)^(-1/2) V', largest l
+    first (Coates and Ng 2012, sec. 2; as a first layer with both signs: Jordan 2024). Where there are more filters than
+    that, the others are random mixtures of these rows, of length 1, which give the same variance.
+
+    sample: (N, C, H, W) batch, scaled as in training; eps: added to each variance, in (0, inf). Raises InputError
+    without a sample, on the meta device, or where the first convolution has groups.
+    """
+    check("eps", eps, "(0, inf)")
+    model = bare(model)
+    if sample is None or sample.is_meta:
+        raise InputError("whiten_first measures a batch of training images: give sample, or use init=dirac")
+    changes = dirac(model)
+    weight, read = _first_convolution(model, sample)
+    filters = whitening_filters(read, weight.layer, eps)
+    assign(weight, filters)
+    first = f"whiten_first, rms {rms(filters)}"
+    return [Change(c.path, c.before, first if c.path == weight.name else f"whiten_first: {c.after}") for c in changes]
+
+
+def _first_convolution(model: nn.Module, sample: Tensor) -> tuple[Weight, Tensor]:
+    """The weight of the 2-d convolution that acts first on the sample, and what it reads."""
+    weights: dict[nn.Module, Weight] = {w.layer: w for w in covered(model) if isinstance(w.layer, nn.Conv2d)}
+    read: list[tuple[Weight, Tensor]] = []
+
+    def note(layer: nn.Module, args: Any, output: Tensor) -> None:
+        read.append((weights[layer], args[0]))
+
+    _observe(model, sample, list(weights), note)
+    if not read:
+        raise NoEffectError("init.whiten_first changed nothing: no trained 2-d convolution acts on the sample")
+    return read[0]
 
 
 def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:

@@ -177,6 +177,43 @@ def lsuv() -> None:
         make("lsuv")(model)
 
 
+def dirac() -> None:
+    """Filter i hands on channel i; what is beyond the inputs, and linear layers, have He's spread."""
+    x = torch.randn(2, 6, 8, 8)
+    for groups in (1, 3):
+        conv = nn.Conv2d(6, 48, 3, padding=1, groups=groups)
+        make("dirac")(nn.Sequential(conv))
+        y = conv(x).chunk(groups, dim=1)
+        assert all(torch.equal(o[:, : i.shape[1]], i) for o, i in zip(y, x.chunk(groups, dim=1), strict=True))
+    conv, linear = nn.Conv2d(64, 1024, 3), nn.Linear(WIDTH, WIDTH)
+    make("dirac")(nn.Sequential(conv, linear))
+    assert conv.weight[64:].std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    assert linear.weight.std().item() == pytest.approx((2 / WIDTH) ** 0.5, rel=0.02)
+
+
+def whiten_first() -> None:
+    """The first convolution's outputs on the sample are uncorrelated, of variance 1; the next one hands them on."""
+    smooth = nn.functional.avg_pool2d(torch.randn(64, 3, 20, 20, generator=torch.Generator().manual_seed(1)), 3, 1)
+    model = nn.Sequential(nn.Conv2d(3, 60, 3), nn.Conv2d(60, 60, 3, padding=1))
+    changes = make("whiten_first", eps=1e-6)(model, sample=smooth)
+    assert [c.after.split(",")[0] for c in changes] == ["whiten_first", "whiten_first: dirac"]
+    y = model[0](smooth).transpose(0, 1).flatten(1).double()
+    assert torch.allclose(torch.cov(y[:27]), torch.eye(27, dtype=torch.double), atol=0.01)
+    assert torch.allclose(y[27:54], -y[:27])
+    assert torch.allclose(y[54:].var(dim=1), torch.ones(6, dtype=torch.double), atol=0.02)
+    assert torch.equal(model(smooth), model[0](smooth))
+    few = nn.Conv2d(3, 4, 3)
+    make("whiten_first")(nn.Sequential(few), sample=smooth)
+    assert torch.allclose(few.weight, model[0].weight[:4], rtol=0.3)
+    for refused in (nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(3, 6, 21, padding=10)):
+        with pytest.raises(InputError, match="whiten_first"):
+            make("whiten_first")(nn.Sequential(refused), sample=smooth)
+    with pytest.raises(InputError, match="give sample"):
+        make("whiten_first")(model)
+    with pytest.raises(NoEffectError, match="2-d convolution"):
+        make("whiten_first")(nn.Sequential(nn.Linear(3, 2)), sample=torch.randn(4, 3))
+
+
 ROWS: dict[str, Callable[[], None]] = {
     "uniform": uniform,
     "unit_normal": unit_normal,
@@ -188,6 +225,8 @@ ROWS: dict[str, Callable[[], None]] = {
     "he_uniform": he_uniform,
     "orthogonal": orthogonal,
     "delta_orthogonal": delta_orthogonal,
+    "dirac": dirac,
+    "whiten_first": whiten_first,
     "lsuv": lsuv,
 }
 
@@ -340,7 +379,7 @@ def test_what_no_init_knows_stays_and_is_listed(option: str) -> None:
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if not name.startswith("out"))
 
 
-@pytest.mark.parametrize("option", sorted(set(EDITING) - {"lsuv"}))
+@pytest.mark.parametrize("option", sorted(set(EDITING) - {"lsuv", "whiten_first"}))
 def test_meta_and_other_precisions(option: str) -> None:
     with torch.device("meta"):
         model = small()
