@@ -88,6 +88,10 @@ class Batches(Sampler[Batch]):
             yield index, np.ones(len(index), dtype=bool)
 
 
+def _as_is(got: Any) -> Any:
+    return got
+
+
 class FolderLoader:
     """Batches (x uint8 (n, C, S, S), y int64 (n,)) of `images`; resumes inside an epoch by `state_dict`.
 
@@ -107,6 +111,7 @@ class FolderLoader:
             self._images,
             sampler=self.batch_sampler,
             batch_size=None,
+            collate_fn=_as_is,
             num_workers=workers,
             pin_memory=self._pin,
             persistent_workers=keep,

@@ -68,13 +68,16 @@ def source_of(root: Path, files: Sequence[Path], channels: int, size: int) -> So
     return Source(files, channels, size, digest.digest())
 
 
-def cache_path(root: Path, cache: bool | str, channels: int, size: int) -> Path:
-    """Where the cache of `root` lies: in `root/.knep` for True, else in the folder that `cache` names."""
-    if cache is True:
-        return root / ".knep" / f"{channels}x{size}x{size}.images"
+def cache_path(root: Path, folder: Path | None, channels: int, size: int) -> Path:
+    """Where the cache of `root` lies: in `folder`, or in the user's cache folder for None.
+
+    Not in `root`, where other programs would take it for a class.
+    """
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knep" / "images"
     # One folder may hold the caches of many sources.
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
-    return Path(str(cache)) / f"{key}-{channels}x{size}x{size}.images"
+    return folder / f"{key}-{channels}x{size}x{size}.images"
 
 
 class Cache:

@@ -30,8 +30,8 @@ class ImageFolder(ImageData):
     What is missing is split off the training images, by class: a fifth for the test, `val_share` for validation.
 
     size: pixels of a side of the centre square after resizing; channels: 1 (grey) or 3; workers: processes that decode;
-    cache: True keeps all images at this size in `root/.knep`, a folder's name keeps them there; max_pixels: a file with
-    more is refused before it takes memory; follow_links: whether symbolic links may leave root.
+    cache: True keeps all images at this size in the user's cache folder, a folder's name keeps them there;
+    max_pixels: a file with more is refused before it takes memory; follow_links: whether links may leave root.
     Raises InputError for a missing folder, an empty class, an unreadable or too large image, a link that leaves root.
     """
 
@@ -41,7 +41,7 @@ class ImageFolder(ImageData):
         size: int = 64,
         channels: int = 3,
         workers: int = 2,
-        cache: bool | str = False,
+        cache: bool | str | Path | None = None,
         max_pixels: int = MAX_PIXELS,
         follow_links: bool = False,
         **common: Any,
@@ -53,19 +53,20 @@ class ImageFolder(ImageData):
             raise InputError(f"data.channels={channels} must be 1 or 3")
         if workers < 0:
             raise InputError(f"data.workers={workers} must not be negative")
-        if not isinstance(cache, bool | str) or cache == "":
-            raise InputError(f"data.cache={cache} must be true, false or a folder")
+        if not isinstance(cache, bool | str | Path | None) or cache == "":
+            raise InputError(f"data.cache={cache!r} must be true, false or a folder")
         if not isinstance(max_pixels, int) or max_pixels < 1:
             raise InputError(f"data.max_pixels={max_pixels} must be a whole number of pixels, at least 1")
         if not isinstance(follow_links, bool):
             raise InputError(f"data.follow_links={follow_links} must be true or false")
         self.image_size, self.channels, self._workers = size, channels, workers
-        self._cache, self._max_pixels, self._follow_links = cache, max_pixels, follow_links
+        self._max_pixels, self._follow_links = max_pixels, follow_links
+        self._use_cache = bool(cache)
+        self._cache_folder = None if isinstance(cache, bool) or cache is None else Path(cache)
 
     def _read(self) -> None:
         parts = self._split()
-        files = sorted({path for part_files, _ in parts.values() for path in part_files})
-        self._parts: dict[str, Any] = self._cached(files, parts) if self._cache else self._decoded(files, parts)
+        self._parts: dict[str, Any] = self._cached(parts) if self._use_cache else self._decoded(parts)
         self.sizes = {name: len(images) for name, images in self._parts.items()}
 
     def _split(self) -> dict[str, Part]:
@@ -105,19 +106,20 @@ class ImageFolder(ImageData):
     def _images(self, files: Sequence[Path], y_N: Tensor) -> Images:
         return Images(files, y_N, self.channels, self.image_size, self._max_pixels)
 
-    def _decoded(self, files: Sequence[Path], parts: dict[str, Part]) -> dict[str, Images]:
+    def _decoded(self, parts: dict[str, Part]) -> dict[str, Images]:
         parts = self._limited(parts)
         for part_files, _ in parts.values():
             check_headers(part_files, self._max_pixels)
         return {name: self._images(*part) for name, part in parts.items()}
 
-    def _cached(self, files: Sequence[Path], parts: dict[str, Part]) -> dict[str, Any]:
+    def _cached(self, parts: dict[str, Part]) -> dict[str, Any]:
         """Every split out of one cache of all files, which is built where there is none of them as they are now."""
         from knep.data.cache import CachedImages, build_cache, cache_path, open_cache, source_of
 
+        files = sorted(path for part_files, _ in parts.values() for path in part_files)
         root = Path(str(self.root))
         source = source_of(root, files, self.channels, self.image_size)
-        path = cache_path(root, self._cache, self.channels, self.image_size)
+        path = cache_path(root, self._cache_folder, self.channels, self.image_size)
         cache = open_cache(path, source, self._max_pixels)
         if cache is None:
             check_headers(files, self._max_pixels)
@@ -131,7 +133,7 @@ class ImageFolder(ImageData):
         }
 
     def _loader(self, split: str, batches: Batches, keep: bool = False) -> FolderLoader:
-        return FolderLoader(self._parts[split], batches, 0 if self._cache else self._workers, keep)
+        return FolderLoader(self._parts[split], batches, 0 if self._use_cache else self._workers, keep)
 
     def _training_batches(self) -> Batches:
         return Batches(self.sizes["train"], self.batch_size, self.seed, self.drop_last, *self._rank_world())
