@@ -17,7 +17,6 @@ from knep.data.folder import ImageFolder
 from knep.data.images import check_headers, read_image
 from knep.data.tree import list_images
 from knep.errors import InputError
-from knep.fit import StopOnSignal
 from knep.train import main
 
 
@@ -357,24 +356,3 @@ def test_workers_do_not_shift_the_numbers_of_a_run(tmp_path):
         states.append(torch.load(tmp_path / name / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"])
     for other in states[1:]:
         assert all(torch.equal(states[0][k], other[k]) for k in states[0])
-
-
-@pytest.mark.parametrize("more", [["data.workers=2"], ["data.cache={}/cache"]])
-def test_a_run_that_stops_inside_an_epoch_ends_as_if_it_had_not(more, tmp_path, monkeypatch):
-    write_classes(tmp_path / "images")
-    arguments = ["data=image_folder", f"data.root={tmp_path}/images", "data.size=8", "data.batch_size=4", "trainer=cpu"]
-    arguments += ["trainer.max_epochs=2", "progress=false", "threads=1", *(m.format(tmp_path) for m in more)]
-    main([*arguments, f"hydra.run.dir={tmp_path}/whole"])
-    finish = StopOnSignal.on_train_batch_end
-
-    def stop_at_two(self, trainer, *args):
-        self._asked = trainer.global_step == 2
-        finish(self, trainer, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(StopOnSignal, "on_train_batch_end", stop_at_two)
-        main([*arguments, f"hydra.run.dir={tmp_path}/parts"])
-    assert stop.value.code == 130
-    main([f"ckpt={tmp_path}/parts"])
-    a, b = (torch.load(tmp_path / f / "checkpoints" / "final.ckpt", weights_only=True) for f in ("whole", "parts"))
-    assert all(torch.equal(v, b["state_dict"][k]) for k, v in a["state_dict"].items())
