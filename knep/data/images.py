@@ -93,12 +93,14 @@ def _square(image: Image.Image, channels: int, size: int) -> Image.Image:
     image.draft(mode, (size, size))
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
-    image = _opaque(image, mode)
+    image = _plain(image, mode)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     if (width, height) != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert(mode)
     return image if turn is None else image.transpose(turn)
 
 
@@ -110,11 +112,9 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _opaque(image: Image.Image, mode: str) -> Image.Image:
-    """The image in `mode`: 16 bits to their upper 8, transparent parts on white, palettes and CMYK as their colours."""
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    """The image in `mode`, or in RGBA where parts are transparent; of 16 bits the upper 8."""
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image if image.mode == mode else image.convert(mode)
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
+    wanted = "RGBA" if image.has_transparency_data else mode
+    return image if image.mode == wanted else image.convert(wanted)
