@@ -60,7 +60,7 @@ def test_a_jpeg_at_reduced_size_is_the_same_picture(size, tmp_path):
     assert (read_image(tmp_path / "a.jpg", 3, size).float() - expected.float()).abs().mean() < 2
 
 
-def test_only_reading_at_full_size_decodes_at_full_size(tmp_path, monkeypatch):
+def test_a_jpeg_is_decoded_at_the_reduced_size_next_above(tmp_path, monkeypatch):
     Image.fromarray(smooth(256, 256)).save(tmp_path / "a.jpg")
     decoded = []
     resized = Image.Image.resize
@@ -100,9 +100,11 @@ def test_pictures_stand_upright(orientation, kind, tmp_path):
     assert (x - torch.tensor(corners()).float()).abs().mean() < 12
 
 
-def test_unreadable_exif_says_nothing(tmp_path):
-    Image.fromarray(corners()).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95)
-    assert read_image(tmp_path / "a.jpg", 3, 16)[0, 2, 2] > 200
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*\0"])
+def test_unreadable_exif_says_nothing(exif, kind, tmp_path):
+    Image.fromarray(corners()).save(tmp_path / f"a.{kind}", exif=exif, quality=95)
+    assert read_image(tmp_path / f"a.{kind}", 3, 16)[0, 2, 2] > 200
 
 
 def palette(**options):
@@ -111,9 +113,9 @@ def palette(**options):
     return image
 
 
-def translucent(mode):
+def translucent(mode, alpha=0):
     image = Image.fromarray(corners()).convert(mode)
-    image.putalpha(0)
+    image.putalpha(alpha)
     return image
 
 
@@ -125,6 +127,7 @@ KINDS = {
     "16 bits": ("a.png", lambda: Image.fromarray(np.full((16, 16), 0x80FF, dtype=np.uint16)), {}, (128, 128, 128)),
     "palette": ("a.png", palette, {}, UPPER_LEFT),
     "transparent RGB": ("a.png", lambda: translucent("RGB"), {}, WHITE),
+    "half transparent": ("a.png", lambda: translucent("RGB", 128), {}, (255, 127, 127)),
     "transparent grey": ("a.png", lambda: translucent("L"), {}, WHITE),
     "a transparent colour": ("a.png", lambda: Image.fromarray(corners()), {"transparency": UPPER_LEFT}, WHITE),
     "CMYK": ("a.jpg", lambda: Image.fromarray(corners()).convert("CMYK"), {"quality": 95}, UPPER_LEFT),
