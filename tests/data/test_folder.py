@@ -1,0 +1,361 @@
+"""Image files become the right pixels, hostile ones a line; order, place and numbers do not depend on workers."""
+
+import json
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import center_crop, resize
+
+from knep.data.batches import Batches, FolderLoader, Images
+from knep.data.folder import ImageFolder
+from knep.data.images import check_headers, read_image
+from knep.data.tree import list_images
+from knep.errors import InputError
+from knep.train import main
+
+
+def smooth(height, width, seed=0):
+    """An image (height, width, 3) without fine detail, so that resampling filters agree on it."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_classes(root, count=8, size=20, names=("ant", "bee", "cow"), **options):
+    """Class folders of smooth PNGs; returns the files."""
+    files = []
+    for k, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            files.append(root / name / f"{i}.png")
+            Image.fromarray(smooth(size, size + i, seed=k * count + i)).save(files[-1])
+    return files
+
+
+def folder(root, **options):
+    data = ImageFolder(root=str(root), **({"size": 8, "batch_size": 4, "workers": 0} | options))
+    data.prepare()
+    return data
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (40, 61), (61, 40), (16, 16), (9, 9)])
+def test_pixels_are_those_of_resizing_the_short_side_and_cropping_the_centre(height, width, tmp_path):
+    Image.fromarray(smooth(height, width)).save(tmp_path / "a.png")
+    whole = torch.tensor(smooth(height, width)).permute(2, 0, 1)
+    expected = center_crop(resize(whole, [16], antialias=True), [16, 16])
+    x = read_image(tmp_path / "a.png", 3, 16)
+    assert (x.dtype, x.shape) == (torch.uint8, (3, 16, 16))
+    assert (x.float() - expected.float()).abs().mean() < 3  # a crop may fall half a pixel aside
+
+
+@pytest.mark.parametrize("size", [16, 32, 50, 64, 100])
+def test_a_jpeg_at_reduced_size_is_the_same_picture(size, tmp_path):
+    Image.fromarray(smooth(256, 256)).save(tmp_path / "a.jpg", quality=95)
+    expected = resize(torch.tensor(smooth(256, 256)).permute(2, 0, 1), [size], antialias=True)
+    assert (read_image(tmp_path / "a.jpg", 3, size).float() - expected.float()).abs().mean() < 2
+
+
+def test_a_jpeg_is_decoded_at_the_reduced_size_next_above(tmp_path, monkeypatch):
+    Image.fromarray(smooth(256, 256)).save(tmp_path / "a.jpg")
+    decoded = []
+    resized = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda im, *a, **k: decoded.append(im.size) or resized(im, *a, **k))
+    read_image(tmp_path / "a.jpg", 3, 100)
+    assert decoded == [(128, 128)]
+
+
+def corners():
+    """A picture whose four corners differ: red, green, blue, yellow, clockwise from the upper left."""
+    x = np.zeros((16, 16, 3), dtype=np.uint8)
+    x[:8, :8], x[:8, 8:], x[8:, 8:], x[8:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+    return x
+
+
+# What a camera stores so that each orientation shows the picture upright, by the definition of the EXIF tag.
+STORED = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_pictures_stand_upright(orientation, kind, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](corners()))
+    Image.fromarray(stored).resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / f"a.{kind}", exif=exif)
+    x = read_image(tmp_path / f"a.{kind}", 3, 16).permute(1, 2, 0).float()
+    assert (x - torch.tensor(corners()).float()).abs().mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*\0"])
+def test_unreadable_exif_says_nothing(exif, kind, tmp_path):
+    Image.fromarray(corners()).save(tmp_path / f"a.{kind}", exif=exif, quality=95)
+    assert read_image(tmp_path / f"a.{kind}", 3, 16)[0, 2, 2] > 200
+
+
+def palette(**options):
+    image = Image.fromarray(corners()).convert("P", palette=Image.Palette.ADAPTIVE)
+    image.info.update(options)
+    return image
+
+
+def translucent(mode, alpha=0):
+    image = Image.fromarray(corners()).convert(mode)
+    image.putalpha(alpha)
+    return image
+
+
+WHITE, UPPER_LEFT = (255, 255, 255), (255, 0, 0)
+# kind -> (file, what is saved, how, the colour of the upper left corner)
+KINDS = {
+    "grey": ("a.png", lambda: Image.fromarray(corners()[..., 0]), {}, WHITE),
+    "1 bit": ("a.png", lambda: Image.fromarray(corners()[..., 0]).convert("1"), {}, WHITE),
+    "16 bits": ("a.png", lambda: Image.fromarray(np.full((16, 16), 0x80FF, dtype=np.uint16)), {}, (128, 128, 128)),
+    "palette": ("a.png", palette, {}, UPPER_LEFT),
+    "transparent RGB": ("a.png", lambda: translucent("RGB"), {}, WHITE),
+    "half transparent": ("a.png", lambda: translucent("RGB", 128), {}, (255, 127, 127)),
+    "transparent grey": ("a.png", lambda: translucent("L"), {}, WHITE),
+    "a transparent colour": ("a.png", lambda: Image.fromarray(corners()), {"transparency": UPPER_LEFT}, WHITE),
+    "CMYK": ("a.jpg", lambda: Image.fromarray(corners()).convert("CMYK"), {"quality": 95}, UPPER_LEFT),
+    "grey JPEG": ("a.jpg", lambda: Image.fromarray(corners()[..., 0]), {"quality": 95}, WHITE),
+    "progressive": ("a.jpg", lambda: Image.fromarray(corners()), {"progressive": True, "quality": 95}, UPPER_LEFT),
+    "GIF": ("a.gif", lambda: Image.fromarray(corners()), {}, UPPER_LEFT),
+    "WebP": ("a.webp", lambda: Image.fromarray(corners()), {"lossless": True}, UPPER_LEFT),
+    "transparent WebP": ("a.webp", lambda: translucent("RGB"), {"lossless": True}, WHITE),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_image(kind, tmp_path):
+    file, make, options, expected = KINDS[kind]
+    make().save(tmp_path / file, **options)
+    x = read_image(tmp_path / file, 3, 16)
+    assert (x[:, 2, 2].float() - torch.tensor(expected).float()).abs().max() < 12
+    grey = sum(w * v for w, v in zip((0.299, 0.587, 0.114), expected, strict=True))
+    assert abs(float(read_image(tmp_path / file, 1, 16)[0, 2, 2]) - grey) < 12
+
+
+@pytest.mark.parametrize("file", ["a.gif", "a.webp", "a.png"])
+def test_of_a_film_the_first_frame(file, tmp_path):
+    film = [Image.fromarray(np.full((16, 16, 3), v, dtype=np.uint8)) for v in (200, 20, 90)]
+    film[0].save(tmp_path / file, save_all=True, append_images=film[1:])
+    assert (read_image(tmp_path / file, 3, 8).float() - 200).abs().max() < 6
+
+
+def giant_png(path, width=60_000, height=60_000):
+    """A valid header that promises 10 GB, in 60 bytes."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)))
+
+
+@pytest.mark.parametrize("side", [8_001, 12_000, 60_000])
+def test_a_giant_is_refused_by_its_header(side, tmp_path):
+    giant_png(tmp_path / "giant.png", side, side)
+    for read in (lambda: check_headers([tmp_path / "giant.png"]), lambda: read_image(tmp_path / "giant.png", 3, 8)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(InputError, match=rf"giant.png has {side} x {side} pixels.*data.max_pixels=64000000"):
+                read()
+
+
+def test_the_bound_on_pixels_is_the_users(tmp_path):
+    write_classes(tmp_path / "images", size=20)
+    folder(tmp_path / "images", max_pixels=20 * 27)
+    with pytest.raises(InputError, match=r"7.png has 27 x 20 pixels, more than data.max_pixels=539"):
+        folder(tmp_path / "images", max_pixels=20 * 27 - 1)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "PPM", "EPS"])
+def test_other_formats_do_not_hide_behind_a_suffix(kind, tmp_path):
+    Image.fromarray(corners()).save(tmp_path / "a.png", format=kind)
+    with pytest.raises(InputError, match=r"a.png cannot be read as an image \(no JPEG, PNG, WebP or GIF\)"):
+        read_image(tmp_path / "a.png", 3, 8)
+
+
+def link(at, to):
+    at.symlink_to(to, target_is_directory=to.is_dir())
+
+
+@pytest.mark.parametrize("where", ["file", "class", "split"])
+def test_links_that_leave_the_root_are_refused(where, tmp_path):
+    outside = tmp_path / "outside"
+    write_classes(outside)
+    root = tmp_path / "images"
+    for split in ("train", "val"):
+        write_classes(root / split)
+    place, target = {
+        "file": (root / "train" / "ant" / "secret.png", outside / "ant" / "0.png"),
+        "class": (root / "train" / "dog", outside / "ant"),
+        "split": (root / "test", outside),
+    }[where]
+    link(place, target)
+    with pytest.raises(InputError, match=rf"{place.name} is a link that leaves data.root.*data.follow_links=true"):
+        folder(root)
+    if where == "class":
+        link(root / "val" / "dog", outside / "ant")
+    assert folder(root, follow_links=True).sizes["train"] > 0
+
+
+def test_links_inside_the_root_and_to_the_root_are_followed(tmp_path):
+    write_classes(tmp_path / "images")
+    link(tmp_path / "images" / "ant" / "twin.png", tmp_path / "images" / "ant" / "0.png")
+    link(tmp_path / "elsewhere", tmp_path / "images")
+    assert sum(folder(tmp_path / "elsewhere").sizes.values()) == 25
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_links_to_nowhere_and_to_themselves_are_named(follow, tmp_path):
+    for name in ("gone.png", "loop.png"):
+        root = tmp_path / name
+        write_classes(root)
+        (root / "bee" / name).symlink_to(root / "bee" / ("nothing" if name == "gone.png" else name))
+        with pytest.raises(InputError, match=rf"{name} is a link that leads nowhere"):
+            folder(root, follow_links=follow)
+
+
+def test_odd_names_are_printed_escaped(tmp_path):
+    odd = ("\x1b[31mred", "two\nlines", os.fsdecode(b"no\xfftext"), "öre", "\u202ereversed")
+    write_classes(tmp_path / "images", names=odd)
+    names = folder(tmp_path / "images").class_names
+    assert sorted(names) == sorted(["\\x1b[31mred", "two\\nlines", "no\\udcfftext", "öre", "\\u202ereversed"])
+    (tmp_path / "images" / "\x1b[31mred" / "\x07.png").write_text("no image")
+    with pytest.raises(InputError) as refused:
+        folder(tmp_path / "images")
+    assert str(refused.value).isprintable()
+    assert r"\x1b[31mred/\x07.png" in str(refused.value)
+
+
+def test_what_is_no_image_file_is_left_out(tmp_path):
+    write_classes(tmp_path)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "ant" / "._0.png").write_text("a resource fork")
+    (tmp_path / "ant" / "notes.txt").write_text("notes")
+    (tmp_path / "ant" / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "ant" / "pipe.png")  # opening it would wait for ever
+    files, y, classes = list_images(tmp_path)
+    assert (len(files), classes, torch.bincount(y).tolist()) == (24, ["ant", "bee", "cow"], [8, 8, 8])
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"size": 7}, "data.size=7"),
+        ({"channels": 2}, "data.channels=2"),
+        ({"workers": -1}, "data.workers=-1"),
+        ({"max_pixels": 0}, "data.max_pixels=0"),
+        ({"cache": 3}, "data.cache=3"),
+        ({"cache": ""}, "data.cache=''"),
+        ({"follow_links": "yes"}, "data.follow_links=yes"),
+    ],
+)
+def test_bad_values_are_refused(values, said):
+    with pytest.raises(InputError, match=said):
+        ImageFolder(root="images", **values)
+
+
+def harm(path):
+    """Keeps the header and cuts the pixels off: the start-up check cannot see it."""
+    path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_fails_late_is_one_line(workers, tmp_path, capsys):
+    root = tmp_path / "images"
+    harm(write_classes(root)[2])
+    arguments = ["data=image_folder", f"data.root={root}", "data.size=8", "data.batch_size=4", "trainer=cpu"]
+    arguments += ["scaling=unit", "progress=false", "threads=1", f"hydra.run.dir={tmp_path}/run"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, f"data.workers={workers}"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"knep: {root}/ant/2.png cannot be read as an image (")
+    assert "\n" not in error
+
+
+def test_a_file_that_vanishes_is_named(tmp_path):
+    root = tmp_path / "images"
+    files = write_classes(root)
+    data = folder(root)
+    for path in files:
+        path.unlink()
+    with pytest.raises(InputError, match=r"\.png is missing"):
+        next(iter(data.train_dataloader()))
+
+
+def loader(files, workers, keep=False, epoch=1, **options):
+    images = Images(files, torch.arange(len(files)), 3, 8, 10**6)
+    made = FolderLoader(images, Batches(len(files), 4, **({"seed": 3} | options)), workers, keep)
+    made.batch_sampler.set_epoch(epoch)
+    return made
+
+
+def taken(batches):
+    return [y.tolist() for _, y in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_where_it_stopped(workers, tmp_path):
+    files = write_classes(tmp_path)
+    whole = taken(loader(files, 0))
+    for stop in (1, 4, 5):
+        first = loader(files, workers, keep=True)
+        batches = iter(first)
+        begun = [next(batches)[1].tolist() for _ in range(stop)]
+        resumed = loader(files, workers)
+        resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert begun + taken(resumed) == whole
+        assert taken(resumed) == whole  # the next one is whole again
+        batches.close()
+        first.load_state_dict({"position": 0})
+        assert taken(first) == whole  # workers that were left in the middle start afresh
+
+
+def test_after_its_last_batch_a_loader_stands_at_the_start(tmp_path):
+    made = loader(write_classes(tmp_path), 0)
+    assert len(taken(made)) == len(made) == 6
+    assert made.state_dict() == {"position": 0}
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_two_ranks_see_what_one_sees(seed, drop_last, tmp_path):
+    files = write_classes(tmp_path, count=7)[:18]
+    alone = taken(loader(files, 0, seed=seed, drop_last=drop_last))
+    ranks = [taken(loader(files, 0, seed=seed, drop_last=drop_last, rank=r, world=2)) for r in (0, 1)]
+    together = [a + [k for k in b if k >= 0] for a, b in zip(*ranks, strict=True)]
+    assert together == alone
+
+
+def test_workers_do_not_shift_the_numbers_of_a_run(tmp_path):
+    """Statistics of the pixels, weights drawn after reading them, order, augmentation: the same to the bit."""
+    write_classes(tmp_path / "images")
+    arguments = ["data=image_folder", f"data.root={tmp_path}/images", "data.size=8", "data.batch_size=4", "trainer=cpu"]
+    arguments += ["scaling=standardize", "augment=shift_flip", "trainer.max_epochs=2", "progress=false", "threads=1"]
+    states = []
+    for name, more in {
+        "0": ["data.workers=0"],
+        "2": ["data.workers=2"],
+        "cached": [f"data.cache={tmp_path}/c"],
+    }.items():
+        main([*arguments, *more, f"hydra.run.dir={tmp_path}/{name}"])
+        states.append(torch.load(tmp_path / name / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"])
+    for other in states[1:]:
+        assert all(torch.equal(states[0][k], other[k]) for k in states[0])
