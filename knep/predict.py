@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from knep.data.folder import read_image
+from knep.data.images import read_image
 from knep.evaluate import load_members
 
 

@@ -1,6 +1,6 @@
-"""Fills README's generated parts: the slots from the YAML files, the evidence from docs/evidence/*.json.
+"""Fills what is generated: README's slots from the YAML files, its evidence and the recipes' heads from docs/evidence.
 
-`python scripts/readme.py` prints what differs and exits with 1; `--write` writes it.
+`python scripts/readme.py` names the files that are out of date and exits with 1; `--write` writes them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from knep.listing import GROUPS, options
+from knep.listing import CONF, GROUPS, options
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,15 +38,39 @@ def filled(text: str) -> str:
     return text
 
 
+def headed(recipe: str, text: str) -> str:
+    """A recipe's file with its third line, the command and what it gave, as the evidence has it."""
+    measured = ROOT / "docs" / "evidence" / f"{recipe}.json"
+    line = f"# python train.py recipe={recipe}: not measured yet."
+    if measured.is_file():
+        m = json.loads(measured.read_text())
+        line = (
+            f"# {m['command']}: test accuracy {100 * m['test_acc_mean']:.2f} % ± {100 * m['test_acc_std']:.2f} % "
+            f"(n = {m['n']}, {m['seconds_mean'] / 60:.1f} min)."
+        )
+    lines = text.splitlines()
+    return "\n".join([*lines[:2], line, *lines[3:]]) + "\n"
+
+
+def generated() -> dict[Path, str]:
+    """Each file with generated parts, as it should be."""
+    readme = ROOT / "README.md"
+    recipes = {path.stem: path for path in sorted((CONF / "recipe").glob("*.yaml"))}
+    return {readme: filled(readme.read_text())} | {
+        path: headed(name, path.read_text()) for name, path in recipes.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    stale = {path: text for path, text in generated().items() if path.read_text() != text}
     if parser.parse_args().write:
-        readme.write_text(filled(text))
-    elif filled(text) != text:
-        raise SystemExit("README.md is out of date: python scripts/readme.py --write")
+        for path, text in stale.items():
+            path.write_text(text)
+    elif stale:
+        names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+        raise SystemExit(f"{names} out of date: python scripts/readme.py --write")
 
 
 if __name__ == "__main__":

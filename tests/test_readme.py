@@ -38,8 +38,8 @@ LINES = [
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "progress=false", "threads=1"]
 
 
-def test_the_tables_are_up_to_date():
-    assert readme.filled(TEXT) == TEXT
+def test_the_tables_and_the_recipes_heads_are_up_to_date():
+    assert [path.name for path, text in readme.generated().items() if path.read_text() != text] == []
 
 
 def test_every_block_has_a_language_that_is_tested():

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from knep.data.batches import Batches, FolderLoader, Images
-from knep.data.images import MAX_PIXELS, check_headers, read_image
+from knep.data.images import MAX_PIXELS, check_headers
 from knep.data.module import ImageData
 from knep.data.split import stratified, subset
 from knep.data.tree import list_images, shown
 from knep.errors import InputError
-
-__all__ = ["ImageFolder", "read_image"]
 
 _TEST_SHARE = 0.2
 _EVAL_BATCH = 128
