@@ -25,6 +25,16 @@ def cpu_bf16() -> bool:
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """Seeds the generators that a step on `device` draws from: the CPU's and its own.
+
+    `torch.manual_seed` asks every backend there could be, which takes longer than the step of a small network.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def levers(config: Any, chosen: Any, device: torch.device) -> str:
     """One line: where and how a run computes."""
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knep.groups import decayed
+from knep.hardware import reseed
 from knep.seeds import mix
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ def _rate(optimizer: Any) -> float:
 
 def _nothing() -> None:
     pass
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the checks that Hydra repeats at each call of a target which it has checked when it made it."""
+    if isinstance(function, functools.partial):
+        return functools.partial(function.func, *function.args, **function.keywords)
+    return function
 
 
 class Classifier(L.LightningModule):
@@ -70,12 +79,13 @@ class Classifier(L.LightningModule):
         self._clipped: deque[bool] = deque(maxlen=100)
         self._logged_step = -1
         self._decayed = decayed(model)
+        self._clip = _plain(recipe.clip)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.model(self.scaling(x_NCHW).to(memory_format=self.layout))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1)
+        reseed(mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1, self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = self.augment(*batch, self.num_classes)
@@ -150,6 +160,7 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optimizer(self.model)
         total = int(self.trainer.estimated_stepping_batches)
+        self.trainer.fit_loop.setup_data()  # the number of batches is unknown before it where only steps are limited
         batches = max(1, int(self.trainer.num_training_batches))
         per_epoch = max(1, -(-batches // self.trainer.accumulate_grad_batches))
         scheduler = self.recipe.scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
@@ -157,7 +168,7 @@ class Classifier(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        before = self.recipe.clip(parameters)
+        before = self._clip(parameters)
         # SAM clips twice in a step: once is enough in the log.
         if self.global_step % self.log_every == 0 and self._logged_step != self.global_step:
             after = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
