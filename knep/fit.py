@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.errors import InputError
 from knep.hardware import precision
+from knep.lean import use_lean_loop
 from knep.lit import Classifier
 from knep.progress import Lines, ProgressBar
 from knep.recipe import Recipe, named
@@ -167,7 +168,7 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
     accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
     callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if cfg["progress"] else Lines()]
     try:
-        return instantiate(
+        trainer = instantiate(
             node,
             default_root_dir=str(folder),
             accumulate_grad_batches=accumulate,
@@ -181,6 +182,9 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
         )
     except (InputError, ValueError, RuntimeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    if cfg["lean"]:
+        use_lean_loop(trainer)
+    return trainer
 
 
 def watched(cfg: Mapping[str, Any]) -> tuple[str, str]:
