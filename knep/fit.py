@@ -77,6 +77,9 @@ class StopOnSignal(Callback):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
             raise Interrupted
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)

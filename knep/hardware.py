@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def precision(wanted: Any, accelerator: str) -> Any:
@@ -33,6 +38,20 @@ def reseed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+@contextmanager
+def quick_checks() -> Iterator[None]:
+    """Spares a machine without a GPU the search for its driver, which Adam's step repeats where Lightning asks for it.
+
+    The variable keeps worker processes usable where there is a GPU, and is left alone there.
+    """
+    before = None if torch.cuda.is_available() else os.environ.pop(_NVML, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_NVML] = before
 
 
 def levers(config: Any, chosen: Any, device: torch.device) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -46,6 +47,8 @@ def use_lean_loop(trainer: Trainer) -> bool:
 class LeanEpoch(_TrainingEpochLoop):
     """One epoch of training batches for a module with automatic optimization and one optimizer."""
 
+    _validates: bool | None = None
+
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
         trainer = self.trainer
@@ -53,6 +56,8 @@ class LeanEpoch(_TrainingEpochLoop):
         self._hooks = {name: _bound(trainer, self._module, name) for name in _HOOKS}
         self._optimizer = trainer.optimizers[0]
         self._context = getattr(trainer.precision_plugin, "autocast_context_manager", contextlib.nullcontext)
+        self._scheduled = {(c.interval, c.reduce_on_plateau) for c in trainer.lr_scheduler_configs}
+        self._validates = super()._should_check_val_epoch()
         self._moves = not getattr(trainer.train_dataloader, "on_device", False)
 
     def advance(self, data_fetcher: Any) -> None:
@@ -78,6 +83,18 @@ class LeanEpoch(_TrainingEpochLoop):
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._run("on_train_batch_end", {"loss": loss}, batch, batch_idx)
         self._publish(progress)
+
+    # What these answer is fixed for an epoch, or at once known without accumulation; Lightning asks several times a step.
+
+    def _should_accumulate(self) -> bool:
+        return self.trainer.accumulate_grad_batches > 1 and super()._should_accumulate()
+
+    def _should_check_val_epoch(self) -> bool:
+        return super()._should_check_val_epoch() if self._validates is None else self._validates
+
+    def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
+        if (interval, update_plateau_schedulers) in self._scheduled:
+            super().update_lr_schedulers(interval, update_plateau_schedulers)
 
     def _publish(self, progress: Any) -> None:
         """What hooks logged goes to the loggers; where they logged nothing, there is nothing to collect."""
@@ -149,8 +166,18 @@ def _bound(trainer: Trainer, module: LightningModule, name: str) -> list[Hook]:
     hooks: list[Hook] = [
         partial(getattr(callback, name), trainer, module)
         for callback in trainer.callbacks
-        if getattr(type(callback), name) is not empty
+        if getattr(type(callback), name) is not empty and not _saves_at_epochs(callback, name)
     ]
     if getattr(type(module), name) is not getattr(LightningModule, name):
         hooks.append(getattr(module, name))
     return hooks
+
+
+def _saves_at_epochs(callback: Callback, name: str) -> bool:
+    """Whether this is a checkpoint callback that has nothing to do between epochs."""
+    return (
+        name == "on_train_batch_end"
+        and type(callback) is ModelCheckpoint
+        and callback._every_n_train_steps < 1
+        and callback._train_time_interval is None
+    )

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from knep.dynamics import Dynamics
 from knep.groups import decayed
 from knep.hardware import reseed
 from knep.recipes import clip
@@ -98,8 +98,7 @@ class Classifier(L.LightningModule):
         self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.about = about or {}  # plain data that travels in the checkpoint: config, class names
         self._sums: dict[str, _Sums] = {}
-        self._clipped: deque[bool] = deque(maxlen=100)
-        self._logged_step = -1
+        self.dynamics = Dynamics()
         self._decayed = decayed(model)
         self._clip = _plain(recipe.clip)
         self._clips = getattr(self._clip, "func", self._clip) is not clip.none
@@ -137,6 +136,7 @@ class Classifier(L.LightningModule):
         self._switch("train")
 
     def on_validation_start(self) -> None:
+        self.dynamics.write(self.loggers)
         self._switch("eval")
 
     def on_validation_end(self) -> None:
@@ -144,6 +144,7 @@ class Classifier(L.LightningModule):
             self._switch("train")
 
     def on_train_end(self) -> None:
+        self.dynamics.write(self.loggers)
         self._switch("eval")
 
     def _switch(self, mode: str) -> None:
@@ -152,6 +153,7 @@ class Classifier(L.LightningModule):
             getattr(optimizer, mode, _nothing)()
 
     def on_train_epoch_end(self) -> None:
+        self.dynamics.write(self.loggers)
         self._log_sums("train")
 
     def on_validation_epoch_end(self) -> None:
@@ -194,29 +196,16 @@ class Classifier(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         # SAM clips twice in a step: once is enough in the log.
-        logged = self.global_step % self.log_every == 0 and self._logged_step != self.global_step
+        logged = self.global_step % self.log_every == 0 and self.dynamics.last_step != self.global_step
         if not (self._clips or logged):
             return
         parameters = [p for p in self._owners if p.grad is not None]
         before = self._clip(parameters)
         if logged:
             after = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            self._log_step(optimizer, before, after)
-
-    def _log_step(self, optimizer: Any, before: Tensor, after: Tensor) -> None:
-        """Logs a sample of the run's dynamics; the only place in a step that waits for the device."""
-        before_, after_ = float(before), float(after)
-        # Two norms of the same gradients differ in rounding only; 1e-4 tells that from clipping, in bf16 too.
-        self._clipped.append(abs(after_ - before_) > 1e-4 * before_)
-        self._logged_step = self.global_step
-        values = {
-            "grad_norm/before_clip": before_,
-            "grad_norm/after_clip": after_,
-            "grad_norm/clipped_share": sum(self._clipped) / len(self._clipped),
-            "lr": _rate(optimizer),
-        }
-        for logger in self.loggers:
-            logger.log_metrics(values, step=self.global_step)
+            self.dynamics.add(self.global_step, _rate(optimizer), before, after)
+            if self.dynamics.due:
+                self.dynamics.write(self.loggers)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -228,4 +217,5 @@ class Classifier(L.LightningModule):
             self.recipe.regularization.after_step(self._decayed, _rate(optimizer))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.dynamics.write(self.loggers)  # a resumed run goes on behind the points of this one
         checkpoint["knep"] = self.about

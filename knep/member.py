@@ -14,7 +14,7 @@ from knep.capacity import capacity
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
 from knep.fit import Clock, History, Interrupted, StopOnSignal, build_module, build_trainer, watched
-from knep.hardware import levers
+from knep.hardware import levers, quick_checks
 from knep.lit import Classifier
 from knep.resume import find_checkpoint
 
@@ -54,7 +54,8 @@ def fit_member(facts: Mapping[str, Any], data: Any, folder: Path, seed: int) -> 
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = False
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        with quick_checks():
+            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted:
         interrupted = True
     data.trainer = None
