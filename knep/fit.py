@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.errors import InputError
-from knep.hardware import precision
+from knep.hardware import fast_products, precision
 from knep.lean import use_lean_loop
 from knep.lit import Classifier
 from knep.progress import Lines, ProgressBar
@@ -178,6 +178,7 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
             callbacks=[*callbacks, best, last],
             logger=logged,
             fast_dev_run=quiet,
+            benchmark=fast_products(node["deterministic"]) or None,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             log_every_n_steps=cfg["log_every"],

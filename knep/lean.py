@@ -56,7 +56,7 @@ class LeanEpoch(_TrainingEpochLoop):
         self._hooks = {name: _bound(trainer, self._module, name) for name in _HOOKS}
         self._optimizer = trainer.optimizers[0]
         self._context = getattr(trainer.precision_plugin, "autocast_context_manager", contextlib.nullcontext)
-        self._scheduled = {(c.interval, c.reduce_on_plateau) for c in trainer.lr_scheduler_configs}
+        self._plateaus = any(c.reduce_on_plateau for c in trainer.lr_scheduler_configs)
         self._validates = super()._should_check_val_epoch()
         self._moves = not getattr(trainer.train_dataloader, "on_device", False)
 
@@ -93,8 +93,18 @@ class LeanEpoch(_TrainingEpochLoop):
         return super()._should_check_val_epoch() if self._validates is None else self._validates
 
     def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
-        if (interval, update_plateau_schedulers) in self._scheduled:
-            super().update_lr_schedulers(interval, update_plateau_schedulers)
+        if update_plateau_schedulers:
+            if self._plateaus:
+                super().update_lr_schedulers(interval, update_plateau_schedulers=True)
+            return
+        if interval == "step" and self._should_accumulate():
+            return
+        done = 1 + (self.batch_idx if interval == "step" else self.trainer.current_epoch)
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == interval and not config.reduce_on_plateau and done % config.frequency == 0:
+                self.scheduler_progress.increment_ready()
+                self._module.lr_scheduler_step(config.scheduler, None)
+                self.scheduler_progress.increment_completed()
 
     def _publish(self, progress: Any) -> None:
         """What hooks logged goes to the loggers; where they logged nothing, there is nothing to collect."""

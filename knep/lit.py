@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knep.dynamics import Dynamics
+from knep.gradients import gradients
 from knep.groups import decayed
 from knep.hardware import reseed
 from knep.recipes import clip
@@ -202,10 +203,14 @@ class Classifier(L.LightningModule):
         parameters = [p for p in self._owners if p.grad is not None]
         before = self._clip(parameters)
         if logged:
-            after = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            after = nn.utils.get_total_norm(gradients(parameters)) if self._clips else before
             self.dynamics.add(self.global_step, _rate(optimizer), before, after)
             if self.dynamics.due:
                 self.dynamics.write(self.loggers)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        for p in self._owners:  # what `optimizer.zero_grad` does, without its profiling
+            p.grad = None
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
