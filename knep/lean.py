@@ -52,7 +52,7 @@ class LeanEpoch(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
         trainer = self.trainer
-        self._module = trainer.lightning_module
+        self._module: Any = trainer.lightning_module
         self._hooks = {name: _bound(trainer, self._module, name) for name in _HOOKS}
         self._optimizer = trainer.optimizers[0]
         self._context = getattr(trainer.precision_plugin, "autocast_context_manager", contextlib.nullcontext)
@@ -84,7 +84,7 @@ class LeanEpoch(_TrainingEpochLoop):
         self._run("on_train_batch_end", {"loss": loss}, batch, batch_idx)
         self._publish(progress)
 
-    # What these answer is fixed for an epoch, or at once known without accumulation; Lightning asks several times a step.
+    # Lightning asks these several times a step: most answers are fixed for an epoch.
 
     def _should_accumulate(self) -> bool:
         return self.trainer.accumulate_grad_batches > 1 and super()._should_accumulate()
@@ -170,7 +170,7 @@ class LeanEpoch(_TrainingEpochLoop):
         cleared.increment_completed()
 
 
-def _bound(trainer: Trainer, module: LightningModule, name: str) -> list[Hook]:
+def _bound(trainer: Any, module: LightningModule, name: str) -> list[Hook]:
     """The hooks of this name that do something: the callbacks' first, then the module's."""
     empty = getattr(Callback, name)
     hooks: list[Hook] = [

@@ -56,9 +56,15 @@ def fit_member(
     batches = data.train_batches
     clock, history = Clock(), History()
     observers = [StepProfile(folder)] if cfg["profile"] else []
-    trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, StopOnSignal(), *callbacks, *observers])
+    trainer = build_trainer(
+        cfg, folder, module.recipe, batches, [clock, history, StopOnSignal(), *callbacks, *observers]
+    )
     if seed == cfg["seed"] and trainer.is_global_zero:
-        print(levers(cfg, trainer.precision, trainer.strategy.root_device, isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)))
+        print(
+            levers(
+                cfg, trainer.precision, trainer.strategy.root_device, isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
+            )
+        )
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = False
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-PHASES = ("data", "forward", "backward", "clip", "optimizer", "logging")
+PHASES: tuple[str, ...] = ("data", "forward", "backward", "clip", "optimizer", "logging")
 _SKIPPED = 5  # first steps, in which memory is allocated and kernels are chosen
 _TRACED = 20  # steps in the trace: enough to see a pattern, small enough to open
 
@@ -63,7 +63,9 @@ class StepProfile(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark("backward")
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._mark("logging")
         self._steps += 1
         if self._steps == 0 and not self._traced and trainer.is_global_zero:

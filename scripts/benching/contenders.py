@@ -12,13 +12,13 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from benching.cases import Case, compose, read
-from benching.watch import StopWatch, Timing, screen
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
+from benching.cases import Case, compose, read
+from benching.watch import StopWatch, Timing, screen
 from knep.fit import about, build_module
 from knep.hardware import precision
 from knep.member import fit_member

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+
 from benching.cases import CASES
 from benching.contenders import contenders, prepared
 from benching.watch import Timing

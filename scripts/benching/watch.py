@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 @dataclass
@@ -38,7 +38,9 @@ class StopWatch(Callback):
             wall, cpu = self._began
             self.timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.tick()
 
 
