@@ -32,7 +32,7 @@ _HOOKS = (
 )
 
 
-def use_lean_loop(trainer: Trainer) -> bool:
+def use_lean_loop(trainer: Any) -> bool:
     """Gives `trainer` the lean loop where it does the same as Lightning's: one device, no loss scale, no profiler."""
     plugin = trainer.precision_plugin
     unscaled = type(plugin) is Precision or (type(plugin) is MixedPrecision and plugin.scaler is None)
