@@ -1,4 +1,4 @@
-.PHONY: help install lint test golden pairs
+.PHONY: help install lint test golden pairs bench
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,3 +17,6 @@ golden: ## write the golden losses anew (look at the difference before you commi
 
 pairs: ## every pair of options: trained or refused (about 20 minutes on two cores)
 	python scripts/pairs.py
+
+bench: ## knep beside a hand-written loop and the usual Lightning set-up (about half an hour)
+	python scripts/bench.py steps

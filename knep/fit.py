@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.errors import InputError
-from knep.hardware import precision
+from knep.hardware import fast_products, precision
+from knep.lean import use_lean_loop
 from knep.lit import Classifier
 from knep.progress import Lines, ProgressBar
 from knep.recipe import Recipe, named
@@ -75,6 +76,9 @@ class StopOnSignal(Callback):
         if self._asked:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
             raise Interrupted
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._before is not None:
@@ -167,13 +171,14 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
     accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
     callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if cfg["progress"] else Lines()]
     try:
-        return instantiate(
+        trainer = instantiate(
             node,
             default_root_dir=str(folder),
             accumulate_grad_batches=accumulate,
             callbacks=[*callbacks, best, last],
             logger=logged,
             fast_dev_run=quiet,
+            benchmark=fast_products(node["deterministic"]) or None,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             log_every_n_steps=cfg["log_every"],
@@ -181,6 +186,9 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
         )
     except (InputError, ValueError, RuntimeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    if cfg["lean"]:
+        use_lean_loop(trainer)
+    return trainer
 
 
 def watched(cfg: Mapping[str, Any]) -> tuple[str, str]:

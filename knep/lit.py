@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from knep.dynamics import Dynamics
+from knep.gradients import gradients
 from knep.groups import decayed
+from knep.hardware import reseed
+from knep.recipes import clip
+from knep.regularizer import Regularizer
 from knep.seeds import mix
 
 if TYPE_CHECKING:
@@ -31,6 +36,33 @@ def _rate(optimizer: Any) -> float:
 
 def _nothing() -> None:
     pass
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the checks that Hydra repeats at each call of a target which it has checked when it made it."""
+    if isinstance(function, functools.partial):
+        return functools.partial(function.func, *function.args, **function.keywords)
+    return function
+
+
+class _Sums:
+    """Loss, correct answers and images of an epoch so far, on the device; adding never waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss, self._correct, self._seen = torch.zeros(3, dtype=torch.float64, device=device).unbind()
+        self._images = 0
+
+    def add(self, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:
+        self._loss += loss
+        self._correct += correct
+        if isinstance(images, int):
+            self._images += images
+        else:
+            self._seen += images
+
+    def values(self) -> Tensor:
+        """The three sums, float64 (3,)."""
+        return torch.stack([self._loss, self._correct, self._seen + self._images])
 
 
 class Classifier(L.LightningModule):
@@ -66,16 +98,19 @@ class Classifier(L.LightningModule):
         self.log_every = log_every
         self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.about = about or {}  # plain data that travels in the checkpoint: config, class names
-        self._sums: dict[str, Tensor] = {}
-        self._clipped: deque[bool] = deque(maxlen=100)
-        self._logged_step = -1
+        self._sums: dict[str, _Sums] = {}
+        self.dynamics = Dynamics()
         self._decayed = decayed(model)
+        self._clip = _plain(recipe.clip)
+        self._clips = getattr(self._clip, "func", self._clip) is not clip.none
+        self._edits = type(recipe.regularization).after_step is not Regularizer.after_step
+        self._owners: list[Tensor] = []
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.model(self.scaling(x_NCHW).to(memory_format=self.layout))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1)
+        reseed(mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1, self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = self.augment(*batch, self.num_classes)
@@ -84,7 +119,10 @@ class Classifier(L.LightningModule):
         target_N = y if y.ndim == 1 else y.argmax(1)
         with torch.no_grad():
             self._add("train", loss * len(x), (logits_NK.argmax(1) == target_N).sum(), len(x))
-        return (loss + self.recipe.regularization.penalty(self._decayed)) * self._weight(len(x))
+        # Terms and factors that change nothing are left out: each would be a kernel forward and another backward.
+        penalty, weight = self.recipe.regularization.penalty(self._decayed), self._weight(len(x))
+        total = loss if isinstance(penalty, float) and not penalty else loss + penalty
+        return total if weight == 1 else total * weight
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str = "val") -> None:
         x, y = batch
@@ -99,6 +137,7 @@ class Classifier(L.LightningModule):
         self._switch("train")
 
     def on_validation_start(self) -> None:
+        self.dynamics.write(self.loggers)
         self._switch("eval")
 
     def on_validation_end(self) -> None:
@@ -106,6 +145,7 @@ class Classifier(L.LightningModule):
             self._switch("train")
 
     def on_train_end(self) -> None:
+        self.dynamics.write(self.loggers)
         self._switch("eval")
 
     def _switch(self, mode: str) -> None:
@@ -114,6 +154,7 @@ class Classifier(L.LightningModule):
             getattr(optimizer, mode, _nothing)()
 
     def on_train_epoch_end(self) -> None:
+        self.dynamics.write(self.loggers)
         self._log_sums("train")
 
     def on_validation_epoch_end(self) -> None:
@@ -124,66 +165,62 @@ class Classifier(L.LightningModule):
 
     def _weight(self, images: int) -> float:
         """What makes the sum over an accumulation window the mean over its images where batches differ in size."""
-        loader = self.trainer.train_dataloader
-        typical = getattr(loader, "mean_batch", None)
-        return images / typical if typical and self.trainer.accumulate_grad_batches > 1 else 1.0
+        if self.trainer.accumulate_grad_batches == 1:
+            return 1.0
+        typical = getattr(self.trainer.train_dataloader, "mean_batch", None)
+        return images / typical if typical else 1.0
 
     def _add(self, split: str, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:
-        """Adds to the on-device sums (loss, correct, images), without waiting for the device."""
         if split not in self._sums:
-            self._sums[split] = torch.zeros(3, dtype=torch.float64, device=self.device)
-        sums = self._sums[split]
-        sums[0] += loss
-        sums[1] += correct
-        sums[2] += images
+            self._sums[split] = _Sums(self.device)
+        self._sums[split].add(loss, correct, images)
 
     def running(self, split: str) -> tuple[float, float]:
         """Mean loss and accuracy of the epoch so far; waits for the device."""
-        loss, correct, images = self._sums.get(split, torch.zeros(3)).tolist()
+        loss, correct, images = self._sums[split].values().tolist() if split in self._sums else (0.0, 0.0, 0.0)
         return loss / max(images, 1), correct / max(images, 1)
 
     def _log_sums(self, split: str) -> None:
-        sums = self.trainer.strategy.reduce(self._sums.pop(split), reduce_op="sum")
+        sums = self.trainer.strategy.reduce(self._sums.pop(split).values(), reduce_op="sum")
         loss, acc = (sums[0] / sums[2]).float(), (sums[1] / sums[2]).float()
         self.log_dict({f"{split}/loss": loss, f"{split}/acc": acc}, sync_dist=False, rank_zero_only=False)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optimizer(self.model)
+        self._owners = list(self.model.parameters())
         total = int(self.trainer.estimated_stepping_batches)
+        self.trainer.fit_loop.setup_data()  # the number of batches is unknown before it where only steps are limited
         batches = max(1, int(self.trainer.num_training_batches))
         per_epoch = max(1, -(-batches // self.trainer.accumulate_grad_batches))
         scheduler = self.recipe.scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.recipe.schedule_at}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        before = self.recipe.clip(parameters)
         # SAM clips twice in a step: once is enough in the log.
-        if self.global_step % self.log_every == 0 and self._logged_step != self.global_step:
-            after = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            self._log_step(optimizer, before, after)
+        logged = self.global_step % self.log_every == 0 and self.dynamics.last_step != self.global_step
+        if not (self._clips or logged):
+            return
+        parameters = [p for p in self._owners if p.grad is not None]
+        before = self._clip(parameters)
+        if logged:
+            after = nn.utils.get_total_norm(gradients(parameters)) if self._clips else before
+            self.dynamics.add(self.global_step, _rate(optimizer), before, after)
+            if self.dynamics.due:
+                self.dynamics.write(self.loggers)
 
-    def _log_step(self, optimizer: Any, before: Tensor, after: Tensor) -> None:
-        """Logs a sample of the run's dynamics; the only place in a step that waits for the device."""
-        before_, after_ = float(before), float(after)
-        # Two norms of the same gradients differ in rounding only; 1e-4 tells that from clipping, in bf16 too.
-        self._clipped.append(abs(after_ - before_) > 1e-4 * before_)
-        self._logged_step = self.global_step
-        values = {
-            "grad_norm/before_clip": before_,
-            "grad_norm/after_clip": after_,
-            "grad_norm/clipped_share": sum(self._clipped) / len(self._clipped),
-            "lr": _rate(optimizer),
-        }
-        for logger in self.loggers:
-            logger.log_metrics(values, step=self.global_step)
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        for p in self._owners:  # what `optimizer.zero_grad` does, without its profiling
+            p.grad = None
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if not self._edits:
+            return
         with torch.no_grad():
             self.recipe.regularization.after_step(self._decayed, _rate(optimizer))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.dynamics.write(self.loggers)  # a resumed run goes on behind the points of this one
         checkpoint["knep"] = self.about

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from knep.capacity import capacity
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
 from knep.fit import Clock, History, Interrupted, StopOnSignal, build_module, build_trainer, watched
-from knep.hardware import levers
+from knep.hardware import compile_model, levers, quick_checks
+from knep.lean import LeanEpoch
 from knep.lit import Classifier
+from knep.profile import StepProfile
 from knep.resume import find_checkpoint
 
 
@@ -34,27 +37,39 @@ class Member:
     interrupted: bool = False
 
 
-def fit_member(facts: Mapping[str, Any], data: Any, folder: Path, seed: int) -> Member:
+def fit_member(
+    facts: Mapping[str, Any], data: Any, folder: Path, seed: int, callbacks: Sequence[Callback] = ()
+) -> Member:
     """Builds, fits and saves one model in `folder`; resumes where the config's `ckpt` has a checkpoint for it.
 
+    callbacks: of Lightning, beside the recipe's and the run's own.
     Raises InputError where the optimizer, the data and the checkpoint do not fit together.
     """
     cfg = facts["config"]
     torch.manual_seed(seed)
     module = build_module(facts, data, seed=seed)
+    compile_model(module.model, cfg["compile"])
     if seed == cfg["seed"] and getattr(rank_zero_only, "rank", 0) == 0:
         print(capacity(sum(p.numel() for p in module.model.parameters()), data.sizes["train"]))
     data.seed = seed
     data.drop_last = module.recipe.accumulate != "epoch"
     batches = data.train_batches
     clock, history = Clock(), History()
-    trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, StopOnSignal()])
+    observers = [StepProfile(folder)] if cfg["profile"] else []
+    trainer = build_trainer(
+        cfg, folder, module.recipe, batches, [clock, history, StopOnSignal(), *callbacks, *observers]
+    )
     if seed == cfg["seed"] and trainer.is_global_zero:
-        print(levers(cfg, trainer.precision, trainer.strategy.root_device))
+        print(
+            levers(
+                cfg, trainer.precision, trainer.strategy.root_device, isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
+            )
+        )
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = False
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        with quick_checks():
+            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted:
         interrupted = True
     data.trainer = None

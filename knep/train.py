@@ -106,7 +106,7 @@ def _job(cfg: Any) -> float:
     return float(summary["val/loss"])
 
 
-def _hush() -> None:
+def hush() -> None:
     """Leaves out what Lightning says to its own developers, and its hints about the hardware."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -131,7 +131,7 @@ def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ove
 
     began = time.perf_counter()
     leader = getattr(rank_zero_only, "rank", 0) == 0
-    _hush()
+    hush()
     L.seed_everything(config["seed"], verbose=False)
     with threads(config["threads"]):
         recipe = Recipe.from_config(config)

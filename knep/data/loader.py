@@ -42,6 +42,7 @@ class TrainLoader:
     """
 
     batch_sampler = None
+    on_device = True  # batches need no transfer
 
     def __init__(
         self,

@@ -1,0 +1,69 @@
+"""Taking turns, and what is said of the numbers: medians, ratios of neighbours, their spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benching.cases import CASES
+from benching.contenders import contenders, prepared
+from benching.watch import Timing
+
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def steps(names: Sequence[str], repeats: int, count: int | None, peers: bool = False) -> dict[str, Any]:
+    """Samples/s of each contender on each case, in turn A B A B, and knep's ratio to each of the others."""
+    found: dict[str, Any] = {}
+    for name in names:
+        case = CASES[name] if count is None else replace(CASES[name], steps=count)
+        data, taken = prepared(case), {who: [] for who in contenders(peers)}
+        for turn in range(repeats):
+            for who, run in contenders(peers).items():
+                torch.manual_seed(turn)
+                taken[who].append(run(case, data))
+        found[name] = summary(taken, case.batch * case.steps)
+        print(name, line(found[name]), flush=True)
+    return found
+
+
+def summary(taken: Mapping[str, Sequence[Timing]], images: int) -> dict[str, Any]:
+    """Medians, and ratios of runs that were neighbours in time, so that a busy moment weighs on both sides."""
+    rates = {who: [images / t.wall for t in ts] for who, ts in taken.items()}
+    out: dict[str, Any] = {
+        "samples_per_second": {who: round(statistics.median(r), 1) for who, r in rates.items()},
+        "runs": {who: [round(x, 1) for x in r] for who, r in rates.items()},
+        "ratio": {},
+    }
+    for who in taken:
+        if who != "knep":
+            wall = [o.wall / k.wall for k, o in zip(taken["knep"], taken[who], strict=True)]
+            cpu = [o.cpu / k.cpu for k, o in zip(taken["knep"], taken[who], strict=True)]
+            out["ratio"][who] = {
+                "median": round(statistics.median(wall), 3),
+                "low": round(min(wall), 3),
+                "high": round(max(wall), 3),
+                "cpu": round(statistics.median(cpu), 3),
+            }
+    return out
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """One case in one line."""
+    rates = "  ".join(f"{who} {rate:,.0f}/s" for who, rate in found["samples_per_second"].items())
+    ratios = "  ".join(
+        f"knep/{who} {r['median']:.3f} [{r['low']:.3f}, {r['high']:.3f}] cpu {r['cpu']:.3f}"
+        for who, r in found["ratio"].items()
+    )
+    return f"{rates}  {ratios}"
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of paired differences, by Student's t (2 to 10 pairs)."""
+    mean, n = statistics.fmean(differences), len(differences)
+    half = T_95[n - 1] * statistics.stdev(differences) / n**0.5
+    return mean, mean - half, mean + half

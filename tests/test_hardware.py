@@ -1,0 +1,33 @@
+"""Levers: what they choose, and that a step's seeds reach the generators it draws from."""
+
+import os
+
+import torch
+
+from knep.hardware import precision, quick_checks, reseed
+
+
+def test_a_wanted_precision_is_kept():
+    assert precision("16-mixed", "cpu") == "16-mixed"
+    assert precision("32-true", "auto") == "32-true"
+
+
+def test_auto_follows_the_hardware(monkeypatch):
+    for has, wanted in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr("knep.hardware.cpu_bf16", lambda has=has: has)
+        assert precision("auto", "cpu") == wanted
+
+
+def test_reseeding_draws_what_manual_seed_draws():
+    torch.manual_seed(7)
+    wanted = torch.rand(3), torch.randn(3)
+    reseed(7, torch.device("cpu"))
+    assert torch.equal(wanted[0], torch.rand(3))
+    assert torch.equal(wanted[1], torch.randn(3))
+
+
+def test_the_search_for_a_driver_comes_back(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    with quick_checks():
+        assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ) == torch.cuda.is_available()
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
