@@ -91,7 +91,7 @@ class Classifier(L.LightningModule):
         super().__init__()
         self.model = model
         self.scaling = scaling if scaling is not None else nn.Identity()
-        self.augment = recipe.augment
+        self.augment: Any = recipe.augment
         self.recipe = recipe
         self.num_classes = num_classes
         self.seed = seed
@@ -133,7 +133,11 @@ class Classifier(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx, split="test")
 
+    def on_train_start(self) -> None:
+        self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
+
     def on_train_epoch_start(self) -> None:
+        self.augment.epoch = self.current_epoch
         self._switch("train")
 
     def on_validation_start(self) -> None:

@@ -25,7 +25,9 @@ def none() -> nn.Module:
 
 
 class _Training(nn.Module):
-    """Acts in training mode only; subclasses say how, in `change`."""
+    """Acts in training mode only; subclasses say how, in `change`. epoch: set by whoever trains, before each epoch."""
+
+    epoch = 0
 
     def change(self, x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -68,29 +70,39 @@ class Shift(_Training):
 class Flip(_Training):
     """Mirrors each image left to right with probability p.
 
-    p: in [0, 1]. Raises ValueError outside.
+    With `alternate` an image is mirrored in every other epoch, half of them in the odd ones, so that both views of each
+    are seen in any two epochs (Jordan 2024, sec. 3.6). Which half is read off the image: whether the sum of its pixels,
+    as whole numbers, is odd.
+
+    p: in [0, 1]; 0.5 with alternate. Raises ValueError outside.
     """
 
-    def __init__(self, *, p: float = 0.5) -> None:
+    def __init__(self, *, p: float = 0.5, alternate: bool = False) -> None:
         super().__init__()
-        self._p = _probability("p", p)
+        self._p, self._alternate = _probability("p", p), alternate
+        if alternate and p != 0.5:
+            raise ValueError(f"p must be 0.5 where flips alternate, got {p}")
 
     def change(self, x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < self._p
+        if self._alternate:
+            mirrored = (x.long().sum((1, 2, 3), keepdim=True) + self.epoch) % 2 == 0
+        else:
+            mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < self._p
         return torch.where(mirrored, x.flip(3), x), y
 
 
 class ShiftFlip(_Training):
     """`Flip`, then `Shift`: the standard for small images (He et al. 2015, sec. 4.2).
 
-    pixels: as for `Shift`; p: as for `Flip`.
+    pixels: as for `Shift`; p, alternate: as for `Flip`.
     """
 
-    def __init__(self, *, pixels: int = 2, p: float = 0.5) -> None:
+    def __init__(self, *, pixels: int = 2, p: float = 0.5, alternate: bool = False) -> None:
         super().__init__()
-        self._shift, self._flip = Shift(pixels=pixels), Flip(p=p)
+        self._shift, self._flip = Shift(pixels=pixels), Flip(p=p, alternate=alternate)
 
     def change(self, x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        self._flip.epoch = self.epoch
         return self._shift.change(*self._flip.change(x, y, num_classes), num_classes)
 
 

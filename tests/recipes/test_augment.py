@@ -170,3 +170,23 @@ def test_eval_is_untouched_and_training_is_seeded(option):
 def test_bad_values_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("make", [lambda: Flip(alternate=True), lambda: ShiftFlip(pixels=1, alternate=True)])
+def test_alternating_flips_show_both_views_of_each_image_in_two_epochs(make):
+    torch.manual_seed(0)
+    x, y = torch.zeros(256, 1, 7, 7, dtype=torch.uint8), torch.zeros(256, dtype=torch.int64)
+    x[:, 0, 3, 1] = torch.randint(100, 200, (256,))  # left of the middle; a shift by one keeps it there
+    flip = make().train()
+
+    def mirrored(epoch):
+        flip.epoch = epoch
+        out, _ = flip(x, y, 3)
+        return out[:, 0, :, 4:].sum((1, 2)) > 0
+
+    first = mirrored(0)
+    assert torch.equal(first, mirrored(2))
+    assert torch.equal(first, ~mirrored(1))
+    assert 0.4 < first.float().mean() < 0.6
+    with pytest.raises(ValueError, match=r"0\.5"):
+        Flip(p=0.3, alternate=True)
