@@ -24,10 +24,7 @@ def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()
     # Imported here, so that `import knep` costs nothing: torch alone takes seconds.
     from knep.compose import compose_recipe
     from knep.recipe import Recipe
-    from knep.safe import allow_typed
 
-    allow_typed(overrides)
-    overrides = [line for line in overrides if not line.startswith("allow_targets=")]
     return Recipe.from_config(compose_recipe(name, overrides, search))
 
 

@@ -21,6 +21,7 @@ from knep.conflicts import refuse_conflicts
 from knep.errors import InputError
 from knep.listing import options
 from knep.nodes import slots_of, with_trainer
+from knep.safe import allow_typed
 from knep.searchpath import own_hydra
 
 # Keys that take words as well as numbers: their reader checks them.
@@ -79,7 +80,9 @@ def compose_recipe(name: str, overrides: Sequence[str] = (), search: Sequence[st
     second = next((line for line in overrides if line.startswith("recipe=")), None)
     if second is not None:
         raise InputError(f"{second} in overrides chooses a second recipe: write knep.load({second[7:]!r})")
-    return compose_config([f"+recipe={name}", *overrides], search, primary="knep", ahead=True).config
+    allow_typed(overrides)
+    lines = [line for line in overrides if not line.startswith("allow_targets=")]
+    return compose_config([f"+recipe={name}", *lines], search, primary="knep", ahead=True).config
 
 
 def _items(override: Override) -> list[Any]:
