@@ -35,8 +35,10 @@ def main() -> None:
     with threads(args.threads):
         if args.kind == "peak":
             case = CASES[args.models[0]]
-            contenders(peers=False)[args.contender](case, prepared(case))
-            print(processes.own_peak())
+            data = prepared(case)
+            start = processes.own_peak()
+            contenders(peers=False)[args.contender](case, data)
+            print(start, processes.own_peak())
             return
         found = _measured(args)
         where = _where()
