@@ -25,7 +25,9 @@ from knep.safe import allow_typed
 from knep.searchpath import own_hydra
 
 # Keys that take words as well as numbers: their reader checks them.
-_FREE = frozenset({"accumulate", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"})
+_FREE = frozenset(
+    {"accumulate", "compile", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"}
+)
 _AT_LEAST = {"trainer.max_epochs": 1, "trainer.num_nodes": 1, "log_every": 1, "trainer.check_val_every_n_epoch": 1}
 
 

@@ -20,7 +20,7 @@ class Conflict:
     reason: str
 
 
-_DECAYS_BY_ITSELF = "the optimizer has a decoupled weight decay of its own: set optimizer.weight_decay instead"
+_DECAYS_BY_ITSELF = "the optimizer decays the weights already: write optimizer.weight_decay=0, or regularization=none"
 
 CONFLICTS = (
     Conflict(

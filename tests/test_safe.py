@@ -87,7 +87,10 @@ ATTACKS = {
     "no optimizer": (lambda c: {"_target_": "torch.optim.lr_scheduler.EPOCH_DEPRECATION_WARNING"}, "is a str"),
     "loads by name": (lambda c: {"_target_": "pytorch_optimizer.load_optimizer", "optimizer": "sgd"}, "load_optimizer"),
     "reads files": (lambda c: {"_target_": "knep.data.folder.list_images", "folder": "/"}, "data modules only"),
-    "private": (lambda c: {"_target_": "knep.models.zoo._options", "name": "vit_b_16", "image_size": 9}, "models only"),
+    "private": (
+        lambda c: {"_target_": "knep.models.zoo._complaint", "name": "vit_b_16", "image_size": 9},
+        "models only",
+    ),
     "helper of a slot": (lambda c: {"_target_": "knep.recipes.averaging._reestimate"}, "tricks only"),
     "another part of knep": (lambda c: {"_target_": "knep.files.discard", "folder": str(c)}, "knep.files.discard"),
     "Lightning's callbacks": (lambda c: {"_target_": "lightning.pytorch.callbacks.LambdaCallback"}, "Trainer only"),
