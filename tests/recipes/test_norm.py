@@ -18,7 +18,7 @@ from knep.models.cnn import cnn
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
 from knep.recipes import norm
-from knep.surgery import Place, modules_of
+from knep.surgery import Place, describe, modules_of
 from knep.tokens import TokenBatchNorm
 
 _DRAW = torch.Generator().manual_seed(0)
@@ -537,9 +537,7 @@ def test_what_follows_in_a_norms_class_is_kept():
         gain, act = net[1].weight, net[1].act
         assert {c.after for c in norm.batch(net)} == {"kept"}
         changes = norm.group(net, groups=4)
-        assert [(c.path, c.after) for c in changes] == [
-            ("1", "GroupNorm(4, 8, eps=1e-05, affine=True, bias=True), ReLU()")
-        ]
+        assert [(c.path, c.after) for c in changes] == [("1", f"{describe(nn.GroupNorm(4, 8))}, ReLU()")]
         assert net[1].norm.weight is gain
         assert net[1].act is act
 
