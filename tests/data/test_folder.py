@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -359,3 +361,17 @@ def test_workers_do_not_shift_the_numbers_of_a_run(tmp_path):
         states.append(torch.load(tmp_path / name / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"])
     for other in states[1:]:
         assert all(torch.equal(states[0][k], other[k]) for k in states[0])
+
+
+def test_the_documents_commands_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_classes(tmp_path / "FOLDER", count=24)
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "image_folder.md").read_text()
+    commands = [line for line in text.split("```")[1].splitlines() if line.startswith("python train.py")]
+    assert len(commands) == 2
+    quick = ["trainer=cpu", "trainer.max_epochs=1", "data.batch_size=8", "data.workers=0", "progress=false"]
+    for i, command in enumerate(commands):
+        main([*shlex.split(command)[2:], *quick, f"hydra.run.dir={tmp_path}/run{i}"])
+        assert (tmp_path / f"run{i}" / "summary.json").is_file()
+    assert list((tmp_path / "cache").rglob("*.*"))
