@@ -51,6 +51,10 @@ class Best(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pass
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # which Lightning saves and leaves behind
+
     def save_if_due(self, trainer: Trainer) -> None:
         if self.due and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))

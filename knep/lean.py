@@ -39,7 +39,10 @@ _KNOWN = "2.6."
 
 
 def use_lean_loop(trainer: Any) -> bool:
-    """Gives `trainer`, which has exact loops, the lean one where it does the same: one device, no loss scale, no profiler."""
+    """Gives `trainer`, whose loops are exact, the lean loop where it does the same as Lightning's.
+
+    That is on one device, without a loss scale and without a profiler.
+    """
     if not lightning.__version__.startswith(_KNOWN):
         return False
     plugin = trainer.precision_plugin

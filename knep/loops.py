@@ -60,7 +60,8 @@ class ExactFit(_FitLoop):
 
     def on_save_checkpoint(self) -> dict:
         state = super().on_save_checkpoint()
-        if self.epoch_progress.current.completed == self.epoch_progress.current.started:
+        epochs: Any = self.epoch_progress.current
+        if epochs.completed == epochs.started:
             state.pop("combined_loader", None)  # an epoch that a limit on steps cut short is not gone on with
         return state
 

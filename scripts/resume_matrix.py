@@ -56,7 +56,7 @@ class Strike(Callback):
     def __init__(self, batch: int, number: int) -> None:
         self._batch, self._number = batch, number
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self._batch:
             os.kill(os.getpid(), self._number)
 
@@ -114,7 +114,7 @@ def traces(folder: Path) -> dict[str, Any]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """"identical", or the first trace that differs and by how much."""
+    """ "identical", or the first trace that differs and by how much."""
     for path in dict.fromkeys([*a, *b]):
         if path not in a or path not in b:
             return f"differs: {path} is in one only"
