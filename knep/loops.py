@@ -21,7 +21,7 @@ class ExactEpoch(_TrainingEpochLoop):
     def reset(self) -> None:
         if self.restarting and self.keeper.resumed:
             # All counters agree: this is no restart of something half done.
-            self.trainer.fit_loop.restarting = False
+            self.restarting = self.trainer.fit_loop._restarting = False
             if self.keeper.resumed == "batch":
                 return
         super().reset()
@@ -38,7 +38,7 @@ class ExactFit(_FitLoop):
     keeper: Keeper
 
     def run(self) -> None:
-        if self.restarting and self.keeper.resumed:
+        if self.keeper.resumed:
             self._find_place()
             self.trainer.should_stop = has_ended(self.trainer)
             if self.skip:  # trained to its end before: what follows training is still to do

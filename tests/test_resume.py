@@ -23,6 +23,7 @@ RUNS = {
     "one_step_an_epoch": (["optimizer=gd"], (10,)),
     "schedule_free": (["optimizer=schedule_free", "norm=batch"], (7, 11)),
     "sam": (["optimizer=sam", "averaging=swa", "norm=batch"], (12, 21)),
+    "a_limit_on_steps": (["trainer.max_steps=12", "scheduler=plateau"], (5, 10)),
 }
 
 
@@ -50,8 +51,8 @@ def test_ctrl_c_changes_nothing_for_a_folder_of_images(workers, tmp_path):
             path = tmp_path / "images" / split / "ab"[i % 2] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(torch.randint(0, 256, (3, 8, 8), generator=noise, dtype=torch.uint8), str(path))
-    data = ["data=image_folder", f"data.root={tmp_path}/images", "data.limit=null", "data.batch_size=5"]
-    lines = [*data, "data.image_size=8", f"data.workers={workers}", "augment=flip"]
+    data = ["data=image_folder", f"data.root={tmp_path}/images", "data.batch_size=5"]
+    lines = [*data, "data.size=8", f"data.workers={workers}", "augment=flip"]
     matrix.fit(lines, tmp_path / "whole")
     stopped_and_resumed(lines, tmp_path / "parts", (2, 6))
     assert matrix.difference(matrix.traces(tmp_path / "whole"), matrix.traces(tmp_path / "parts")) == "identical"
