@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from knep.checkpoint import read
 from knep.errors import InputError
 from knep.fit import build_module
 from knep.recipe import SLOTS
@@ -88,11 +88,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """The file's plain data, never unpickled. Raises InputError where it is missing, damaged or not knep's."""
     if not path.is_file():
         raise InputError(f"{path} is missing: give a run folder or a .ckpt file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its many readers raise: zip, pickle, runtime, EOF errors
-        what = "is truncated or damaged" if not zipfile.is_zipfile(path) else "is not a checkpoint that knep wrote"
-        raise InputError(f"{path} {what}: give another checkpoint ({type(error).__name__})") from error
+    state = read(path)
     if not isinstance(state, dict) or "knep" not in state or "state_dict" not in state:
         raise InputError(f"{path} was not written by knep: it has no config inside")
     return state

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from knep.errors import InputError
 
 # Where a run lies and how it is watched does not change what it computes.
-_NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads")
+_NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint")
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,21 +10,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from knep.checkpoint import WholeCheckpoints
 from knep.errors import InputError
 from knep.hardware import fast_products, precision
+from knep.keep import Best, Keeper
 from knep.lean import use_lean_loop
 from knep.lit import Classifier
+from knep.loops import use_exact_loops
 from knep.progress import Lines, ProgressBar
 from knep.recipe import Recipe, named
 from knep.safe import instantiate
+from knep.signals import StopOnSignal
 from knep.tables import CsvLogger
-
-
-class Interrupted(Exception):
-    """The user asked a run to stop; a checkpoint to go on from was written first."""
 
 
 class Clock(Callback):
@@ -51,39 +49,6 @@ class Clock(Callback):
     @property
     def samples_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0
-
-
-class StopOnSignal(Callback):
-    """Ctrl-C once: finish the step, save a checkpoint, stop. Twice: stop at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: Any = None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with contextlib.suppress(ValueError):  # signals can be handled in the main thread only
-            self._before = signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, *_: Any) -> None:
-        if self._asked:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            raise Interrupted
-        self._asked = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._asked:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
-            raise Interrupted
-
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
 
 
 class History(Callback):
@@ -160,8 +125,9 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
         raise InputError(f"trainer.accelerator={node['accelerator']}: this machine has no GPU, write trainer=cpu")
     monitor, mode = watched(cfg)
     checkpoints = folder / "checkpoints"
-    best = ModelCheckpoint(checkpoints, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-    last = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False, save_on_exception=False)
+    best = Best(checkpoints, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+    stop = StopOnSignal()
+    keeper = Keeper(cfg["checkpoint"]["every"], best, stop)
     logged = [
         TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False),
         CsvLogger(folder),
@@ -175,7 +141,8 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
             node,
             default_root_dir=str(folder),
             accumulate_grad_batches=accumulate,
-            callbacks=[*callbacks, best, last],
+            callbacks=[*callbacks, stop, best, keeper],
+            plugins=None if "fsdp" in str(node["strategy"]) else [WholeCheckpoints()],
             logger=logged,
             fast_dev_run=quiet,
             benchmark=fast_products(node["deterministic"]) or None,
@@ -186,6 +153,7 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
         )
     except (InputError, ValueError, RuntimeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    use_exact_loops(trainer, keeper)
     if cfg["lean"]:
         use_lean_loop(trainer)
     return trainer

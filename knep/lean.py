@@ -15,11 +15,12 @@ import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+
+from knep.loops import ExactEpoch
 
 Hook = Callable[..., Any]
 
@@ -38,7 +39,10 @@ _KNOWN = "2.6."
 
 
 def use_lean_loop(trainer: Any) -> bool:
-    """Gives `trainer` the lean loop where it does the same as Lightning's: one device, no loss scale, no profiler."""
+    """Gives `trainer`, whose loops are exact, the lean loop where it does the same as Lightning's.
+
+    That is on one device, without a loss scale and without a profiler.
+    """
     if not lightning.__version__.startswith(_KNOWN):
         return False
     plugin = trainer.precision_plugin
@@ -47,11 +51,13 @@ def use_lean_loop(trainer: Any) -> bool:
     if not (alone and unscaled and isinstance(trainer.profiler, PassThroughProfiler)):
         return False
     before = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = LeanEpoch(trainer, before.min_steps, before.max_steps)
+    lean = LeanEpoch(trainer, before.min_steps, before.max_steps)
+    lean.keeper = before.keeper
+    trainer.fit_loop.epoch_loop = lean
     return True
 
 
-class LeanEpoch(_TrainingEpochLoop):
+class LeanEpoch(ExactEpoch):
     """One epoch of training batches for a module with automatic optimization and one optimizer."""
 
     _validates: bool | None = None
@@ -68,7 +74,7 @@ class LeanEpoch(_TrainingEpochLoop):
         self._moves = not getattr(trainer.train_dataloader, "on_device", False)
 
     def advance(self, data_fetcher: Any) -> None:
-        """One batch. The first one after a resumption is Lightning's, which knows where the earlier run stopped."""
+        """One batch. The first one after a resumption that is not exact is Lightning's, which knows where to begin."""
         if self.restarting:
             super().advance(data_fetcher)
             return

@@ -64,6 +64,13 @@ class _Sums:
         """The three sums, float64 (3,)."""
         return torch.stack([self._loss, self._correct, self._seen + self._images])
 
+    @classmethod
+    def of(cls, values: Tensor, device: torch.device) -> _Sums:
+        """Goes on from the sums (3,) of an earlier life of the run."""
+        sums = cls(device)
+        sums._loss, sums._correct, sums._seen = values.to(device, copy=True).unbind()
+        return sums
+
 
 class Classifier(L.LightningModule):
     """Trains `model` on (x, y) batches as `recipe` says; any DataLoader or datamodule will do.
@@ -105,6 +112,7 @@ class Classifier(L.LightningModule):
         self._clips = getattr(self._clip, "func", self._clip) is not clip.none
         self._edits = type(recipe.regularization).after_step is not Regularizer.after_step
         self._owners: list[Tensor] = []
+        self._resumed: dict[str, Any] = {}
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.model(self.scaling(x_NCHW).to(memory_format=self.layout))
@@ -134,6 +142,10 @@ class Classifier(L.LightningModule):
         self.validation_step(batch, batch_idx, split="test")
 
     def on_train_start(self) -> None:
+        if self._resumed and self.global_rank == 0:  # the sums of all processes were added up when they were saved
+            self._sums = {split: _Sums.of(values, self.device) for split, values in self._resumed["sums"].items()}
+            self.dynamics._clipped.extend(self._resumed["clipped"])
+            self.dynamics.last_step = self._resumed["last_step"]
         self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
 
     def on_train_epoch_start(self) -> None:
@@ -228,3 +240,11 @@ class Classifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.dynamics.write(self.loggers)  # a resumed run goes on behind the points of this one
         checkpoint["knep"] = self.about
+        checkpoint["running"] = {
+            "sums": {k: self.trainer.strategy.reduce(s.values(), reduce_op="sum") for k, s in self._sums.items()},
+            "clipped": list(self.dynamics._clipped),
+            "last_step": self.dynamics.last_step,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint.get("running", {})

@@ -9,22 +9,28 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from knep import checkpoint
 from knep.capacity import capacity
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
-from knep.fit import Clock, History, Interrupted, StopOnSignal, build_module, build_trainer, watched
+from knep.fit import Clock, History, build_module, build_trainer, watched
 from knep.hardware import compile_model, levers, quick_checks
 from knep.lean import LeanEpoch
 from knep.lit import Classifier
 from knep.profile import StepProfile
-from knep.resume import find_checkpoint
+from knep.resume import find_whole
+from knep.signals import Interrupted
 
 
 @dataclass
 class Member:
-    """A fitted model with what its fit measured; logger: its TensorBoardLogger."""
+    """A fitted model with what its fit measured; logger: its TensorBoardLogger.
+
+    interrupted: the signal that stopped it, 2 or 15; 0 where it ended by itself.
+    """
 
     module: Classifier
     folder: Path
@@ -34,7 +40,7 @@ class Member:
     best: Mapping[str, float]
     samples_per_second: float
     stopped_early: bool = False
-    interrupted: bool = False
+    interrupted: int = 0
 
 
 def fit_member(
@@ -56,9 +62,7 @@ def fit_member(
     batches = data.train_batches
     clock, history = Clock(), History()
     observers = [StepProfile(folder)] if cfg["profile"] else []
-    trainer = build_trainer(
-        cfg, folder, module.recipe, batches, [clock, history, StopOnSignal(), *callbacks, *observers]
-    )
+    trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers])
     if seed == cfg["seed"] and trainer.is_global_zero:
         print(
             levers(
@@ -66,15 +70,16 @@ def fit_member(
             )
         )
     start = _resume_from(cfg, folder, module, trainer)
-    interrupted = False
+    interrupted = 0
     try:
         with quick_checks():
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    except Interrupted:
-        interrupted = True
+    except Interrupted as asked:
+        interrupted = asked.number
     data.trainer = None
     if trainer.is_global_zero and not interrupted:
-        torch.save({"state_dict": module.state_dict(), "knep": dict(facts)}, folder / "checkpoints" / "final.ckpt")
+        final = {"state_dict": module.state_dict(), "knep": dict(facts)}
+        checkpoint.write(final, folder / "checkpoints" / "final.ckpt")
     metric, mode = watched(cfg)
     return Member(
         module=module,
@@ -92,14 +97,17 @@ def fit_member(
 def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
     if cfg["ckpt"] is None:
         return None
-    own = folder / "checkpoints" / "last.ckpt"
-    if folder.name.startswith("member_") and not own.is_file():
+    member = folder.name.startswith("member_")
+    if member and not (folder / "checkpoints" / "last.ckpt").is_file():
         return None  # this member of the ensemble had not begun
-    path = own if folder.name.startswith("member_") else find_checkpoint(cfg["ckpt"])
+    path = find_whole(folder if member else cfg["ckpt"])
     state = read_checkpoint(path)
     if "loops" not in state:
         raise InputError(f"ckpt={path} holds weights only and cannot be resumed: give the run folder or last.ckpt")
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
+    step = int(state["global_step"])
     for logger in trainer.loggers:
-        getattr(logger, "forget_after", lambda step: None)(int(state["global_step"]))
+        if isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = step  # hides the points that this run will log again
+        getattr(logger, "forget_after", lambda step: None)(step)
     return str(path)

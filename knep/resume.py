@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from knep.checkpoint import damage
 from knep.errors import InputError
 
 
 def find_checkpoint(ckpt: str | Path) -> Path:
-    """The checkpoint file that `ckpt` (a run folder or a file) means. Raises InputError where there is none."""
+    """The newest checkpoint file that `ckpt` (a run folder or a file) means, whole or not.
+
+    Raises InputError where there is none.
+    """
     path = Path(ckpt)
     if path.is_dir():
-        found = path / "checkpoints" / "last.ckpt"
-        if not found.is_file():
-            raise InputError(f"ckpt={ckpt} has no checkpoints/last.ckpt to resume: give another run folder")
-        return found
+        return _newest_first(path)[0]
     if not path.is_file():
         raise InputError(f"ckpt={ckpt} is missing: give a run folder or a .ckpt file")
     return path
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")) if p.is_file()]
+    if not found:
+        raise InputError(f"ckpt={folder} has no checkpoints/last.ckpt to resume: give another run folder")
+    return sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True)
+
+
+def find_whole(ckpt: str | Path) -> Path:
+    """The newest whole checkpoint of a run folder, with a line on each damaged one; a file stands for itself.
+
+    Raises InputError where none is whole.
+    """
+    if not Path(ckpt).is_dir():
+        return find_checkpoint(ckpt)
+    wrong: list[str] = []
+    for path in _newest_first(Path(ckpt)):
+        what = damage(path)
+        if what is None:
+            if wrong:
+                print(f"knep: {', '.join(wrong)}: going on from {path.name}", file=sys.stderr)
+            return path
+        wrong.append(f"{path} {what}")
+    raise InputError(f"{', '.join(wrong)}: no whole checkpoint is left to resume, start the run again without ckpt=")
 
 
 def run_folder(ckpt: str | Path) -> Path:

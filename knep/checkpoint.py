@@ -1,0 +1,123 @@
+"""Checkpoint files that are whole or absent: written beside, synced, renamed; their SHA-256 is checked when read.
+
+The checksum is the comment of the zip archive that `torch.save` writes, so that `torch.load` reads the file as ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from knep.errors import InputError
+
+_END = b"PK\x05\x06"  # opens the last record of a zip archive; the record ends with the length of the comment
+_END_SIZE = 22
+_MARK = b"knep sha256 "
+# 76 bytes: not a power of two, so that no single bit of the length makes it that of a file without a checksum.
+_SEAL_SIZE = len(_MARK) + hashlib.sha256().digest_size * 2
+_CHUNK = 1 << 20
+
+
+def write(state: Mapping[str, Any], path: Path) -> None:
+    """Saves `state` so that `path` holds the whole of it or what it held before, whenever the process ends.
+
+    Raises InputError where there is no room, or where the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("w+b") as f:
+            torch.save(dict(state), f)
+            _seal(f)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a write that came up short as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise InputError(f"{path} cannot be written ({reason}): make room, then resume with ckpt=<run>") from error
+
+
+def sync(folder: Path) -> None:
+    """Makes the names in a folder as durable as its files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, or None: "is empty", "is truncated or damaged".
+
+    A file that `torch.save` wrote alone has no checksum: of it only the end is looked at.
+    """
+    size = path.stat().st_size
+    if not size:
+        return "is empty, so truncated"
+    with path.open("rb") as f:
+        if size >= _END_SIZE:
+            f.seek(size - _END_SIZE)
+            end = f.read()
+            if end.startswith(_END) and end.endswith(b"\0\0"):
+                return None
+        if size <= _SEAL_SIZE:
+            return "is truncated or damaged"
+        f.seek(size - _SEAL_SIZE)
+        seal = f.read()
+        return None if seal == _MARK + _digest(f, size - _SEAL_SIZE) else "is truncated or damaged"
+
+
+def read(path: Path, map_location: Any = "cpu") -> Any:
+    """The plain data in a checkpoint file, never unpickled. Raises InputError where it is damaged or something else."""
+    wrong = damage(path)
+    if wrong:
+        raise InputError(f"{path} {wrong}: give another checkpoint")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises what its many readers raise: zip, pickle, runtime, EOF errors
+        what = "is truncated or damaged" if not zipfile.is_zipfile(path) else "is not a checkpoint that knep wrote"
+        raise InputError(f"{path} {what}: give another checkpoint ({type(error).__name__})") from error
+
+
+def _digest(f: Any, size: int) -> bytes:
+    """SHA-256 of the first `size` bytes, in hex."""
+    f.seek(0)
+    digest = hashlib.sha256()
+    while size > 0:
+        chunk = f.read(min(_CHUNK, size))
+        if not chunk:
+            break
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.hexdigest().encode()
+
+
+def _seal(f: Any) -> None:
+    """Appends the checksum of what was written as the archive's comment."""
+    f.flush()
+    size = f.seek(0, os.SEEK_END)
+    f.seek(size - 2)
+    f.write(_SEAL_SIZE.to_bytes(2, "little"))
+    f.flush()
+    seal = _MARK + _digest(f, size)
+    f.seek(size)
+    f.write(seal)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints through `write` and `read`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        return read(Path(path), map_location)
