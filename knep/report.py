@@ -46,6 +46,7 @@ def interrupted(folder: Path, config: Mapping[str, Any], members: Sequence[Membe
     last = members[-1]
     summary = {
         "status": "interrupted",
+        "signal": last.interrupted,
         "epochs": last.epochs,
         "steps": last.steps,
         "seconds": round(time.perf_counter() - began, 2),

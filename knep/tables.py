@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from knep.files import write_atomic
 
 _FIRST = ("step", "epoch")
 
@@ -51,10 +54,11 @@ class CsvLogger(Logger):
             return
         names = sorted({k for row in self._rows.values() for k in row} - set(_FIRST))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("w", newline="") as f:
-            writer = csv.DictWriter(f, [*_FIRST, *names], restval="")
-            writer.writeheader()
-            writer.writerows(self._rows[s] for s in sorted(self._rows))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*_FIRST, *names], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows[s] for s in sorted(self._rows))
+        write_atomic(self._path, text.getvalue())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

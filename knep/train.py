@@ -102,7 +102,7 @@ def _job(cfg: Any) -> float:
         discard(folder)
         raise
     if summary["status"] == "interrupted":
-        raise SystemExit(130)
+        raise SystemExit(128 + summary["signal"])
     return float(summary["val/loss"])
 
 

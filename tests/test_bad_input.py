@@ -173,8 +173,9 @@ def finished(tmp_path_factory):
 )
 def test_a_damaged_checkpoint(damage, said, finished, capsys, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
-    last = tmp_path / "copy" / "checkpoints" / "last.ckpt"
-    last.write_bytes(damage(last.read_bytes()))
+    for name in ("last.ckpt", "best.ckpt"):  # with one of them whole, the run would go on from it
+        path = tmp_path / "copy" / "checkpoints" / name
+        path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(SystemExit) as stop:
         main([f"ckpt={tmp_path}/copy", "trainer.max_epochs=2"])
     assert stop.value.code == 2

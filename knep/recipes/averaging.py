@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from knep.checkpoint import write
+
 __all__ = ["Ema", "Ensemble", "Soup", "Swa", "none"]
 
 
@@ -160,12 +162,11 @@ class Soup(Callback):
         if len(self._kept) == self._k and score >= self._kept[-1][0]:
             return
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"soup_{trainer.global_step}.pt"
-        torch.save(pl_module.state_dict(), path)
+        write(pl_module.state_dict(), path)
         self._kept = sorted([*self._kept, (score, str(path))])
         for _, worse in self._kept[self._k :]:
-            Path(worse).unlink()
+            Path(worse).unlink(missing_ok=True)
         self._kept = self._kept[: self._k]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
