@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from knep.checkpoint import damage
 from knep.errors import InputError
 
 
@@ -34,6 +33,8 @@ def find_whole(ckpt: str | Path) -> Path:
 
     Raises InputError where none is whole.
     """
+    from knep.checkpoint import damage  # brings torch, which `--cfg` and `--help` do without
+
     if not Path(ckpt).is_dir():
         return find_checkpoint(ckpt)
     wrong: list[str] = []
