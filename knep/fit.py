@@ -118,8 +118,18 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
     )
 
 
-def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches: int, callbacks: list[Any]) -> Trainer:
-    """Lightning's Trainer with the recipe's callbacks, the checkpoints and the logs of one run folder."""
+def build_trainer(
+    cfg: Mapping[str, Any],
+    folder: Path,
+    recipe: Recipe,
+    batches: int,
+    callbacks: list[Any],
+    wrong: str | None = None,
+) -> Trainer:
+    """Lightning's Trainer with the recipe's callbacks, the checkpoints and the logs of one run folder.
+
+    wrong: the convolution that forbids bfloat16 on a CPU, as `knep.hardware.wrong_in_bf16` finds it.
+    """
     node = dict(cfg["trainer"])
     if node["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError(f"trainer.accelerator={node['accelerator']}: this machine has no GPU, write trainer=cpu")
@@ -133,7 +143,7 @@ def build_trainer(cfg: Mapping[str, Any], folder: Path, recipe: Recipe, batches:
         CsvLogger(folder),
     ]
     quiet = node.pop("fast_dev_run")
-    node["precision"] = precision(node["precision"], node["accelerator"])
+    node["precision"] = precision(node["precision"], node["accelerator"], wrong)
     accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
     callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if cfg["progress"] else Lines()]
     try:

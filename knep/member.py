@@ -17,7 +17,7 @@ from knep.capacity import capacity
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
 from knep.fit import Clock, History, build_module, build_trainer, watched
-from knep.hardware import compile_model, levers, quick_checks
+from knep.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
 from knep.lean import LeanEpoch
 from knep.lit import Classifier
 from knep.profile import StepProfile
@@ -54,6 +54,7 @@ def fit_member(
     cfg = facts["config"]
     torch.manual_seed(seed)
     module = build_module(facts, data, seed=seed)
+    wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
     compile_model(module.model, cfg["compile"])
     if seed == cfg["seed"] and getattr(rank_zero_only, "rank", 0) == 0:
         print(capacity(sum(p.numel() for p in module.model.parameters()), data.sizes["train"]))
@@ -62,8 +63,11 @@ def fit_member(
     batches = data.train_batches
     clock, history = Clock(), History()
     observers = [StepProfile(folder)] if cfg["profile"] else []
-    trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers])
+    trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers], wrong)
     if seed == cfg["seed"] and trainer.is_global_zero:
+        why = why_not_bf16(wrong)
+        if why and cfg["trainer"]["precision"] == "auto" and trainer.strategy.root_device.type == "cpu":
+            print(why)
         print(
             levers(
                 cfg, trainer.precision, trainer.strategy.root_device, isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)

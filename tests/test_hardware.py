@@ -2,9 +2,12 @@
 
 import os
 
+import pytest
 import torch
+from torch import nn
 
-from knep.hardware import precision, quick_checks, reseed
+from knep.errors import InputError
+from knep.hardware import precision, quick_checks, reseed, wrong_in_bf16
 
 
 def test_a_wanted_precision_is_kept():
@@ -31,3 +34,17 @@ def test_the_search_for_a_driver_comes_back(monkeypatch):
     with quick_checks():
         assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ) == torch.cuda.is_available()
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+
+
+def test_strided_convolutions_of_single_pixels_are_not_computed_in_bf16(monkeypatch):
+    monkeypatch.setattr("knep.hardware.cpu_bf16", lambda: True)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
+    )
+    assert wrong_in_bf16(net, torch.rand(2, 1, 4, 4)) == "2"
+    assert wrong_in_bf16(net, torch.rand(2, 1, 8, 8)) is None
+    assert precision("auto", "cpu", "2") == "32-true"
+    assert precision("auto", "cpu", None) == "bf16-mixed"
+    assert precision("32-true", "cpu", "2") == "32-true"
+    with pytest.raises(InputError, match="2 reads single pixels"):
+        precision("bf16-mixed", "cpu", "2")
