@@ -65,8 +65,8 @@ def hand(case: Case, data: Any) -> Timing:
 
 def timm(case: Case, data: Any) -> Timing:
     """timm's optimizer factory, meters and accuracy in the loop of its training script, on knep's batches."""
-    from timm.optim import create_optimizer_v2
-    from timm.utils import AverageMeter, accuracy
+    from timm.optim import create_optimizer_v2  # pyright: ignore[reportMissingImports]
+    from timm.utils import AverageMeter, accuracy  # pyright: ignore[reportMissingImports]
 
     config = compose(case)
     module = build_module(about(config, data), data)
