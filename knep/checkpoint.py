@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from knep.errors import InputError
+from knep.files import sync_folder
 
 _END = b"PK\x05\x06"  # opens the last record of a zip archive; the record ends with the length of the comment
 _END_SIZE = 22
@@ -39,20 +40,11 @@ def write(state: Mapping[str, Any], path: Path) -> None:
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
-        sync(path.parent)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a write that came up short as a RuntimeError
         temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise InputError(f"{path} cannot be written ({reason}): make room, then resume with ckpt=<run>") from error
-
-
-def sync(folder: Path) -> None:
-    """Makes the names in a folder as durable as its files."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def damage(path: Path) -> str | None:

@@ -18,6 +18,15 @@ from knep.errors import InputError
 _NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint")
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder as durable as its files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Writes `text` to a temporary name beside `path`, then renames: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

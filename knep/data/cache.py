@@ -26,6 +26,7 @@ from knep.data.batches import Batch, labels
 from knep.data.images import read_image
 from knep.data.tree import shown
 from knep.errors import InputError
+from knep.files import sync_folder
 
 _HEAD = struct.Struct("<8sQII32s")
 _MAGIC = b"knepimg1"
@@ -198,14 +199,6 @@ def _write(path: Path, source: Source, images: Iterable[tuple[Tensor, Tensor]]) 
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
