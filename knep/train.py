@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from knep.cli_errors import one_line
-from knep.errors import InputError
+from knep.errors import InputError, RunFailed
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs `train.py` with these arguments (default: the command line); exits with 2 on bad input, 130 on Ctrl-C."""
+    """Runs `train.py` with these arguments (default: the command line); exits with 1 (failed), 2 (bad input) or 130."""
     arguments = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(arguments):
         from knep.listing import help_text
@@ -43,13 +43,13 @@ def _start(arguments: list[str]) -> None:
         _check_all(args.overrides, args.multirun, args.config_dir)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
-    refused: list[InputError] = []
+    refused: list[InputError | RunFailed] = []
 
     def job(cfg: Any) -> float:
         # Hydra prints a paragraph for an exception that leaves a job: it is kept, and raised when all jobs are done.
         try:
             return _job(cfg)
-        except InputError as error:
+        except (InputError, RunFailed) as error:
             refused.append(error)
             return float("inf")
 
@@ -117,13 +117,27 @@ def hush() -> None:
 def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict[str, Any]:
     """Trains and tests what `config` says in `folder`; returns the summary that is written there.
 
-    choices: group -> option. Raises InputError for input that cannot work.
+    choices: group -> option. Raises InputError for input that cannot work, RunFailed for a run that could not go on.
     """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from knep import report
+    from knep.files import failures_told
+
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return _fit_and_test(config, folder, choices, overrides)
+    with failures_told(folder, report.identity(config)):
+        return _fit_and_test(config, folder, choices, overrides)
+
+
+def _fit_and_test(
+    config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]
+) -> dict[str, Any]:
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep import report
-    from knep.files import write_identity
+    from knep.files import write_identity, write_summary
     from knep.fit import about, threads
     from knep.member import fit_member
     from knep.recipe import Recipe, named
@@ -140,7 +154,8 @@ def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ove
             data.prepare()
         if leader:
             write_identity(folder, config, overrides)
-            report.before(config, choices, data, folder)
+            write_summary(folder, {"status": "running", **report.identity(config)})
+            report.before(config, choices, data)
         members = []
         for i in range(recipe.members):
             place = folder / f"member_{i}" if recipe.members > 1 else folder

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from knep import checkpoint
-from knep.errors import InputError
+from knep.errors import InputError, RunFailed
 from knep.evaluate import read_checkpoint
 from knep.keep import interval
 from knep.resume import find_whole
@@ -100,7 +100,7 @@ def test_no_room_is_one_clear_line_and_the_earlier_one_stays(stored, monkeypatch
 
     before = stored.read_bytes()
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"last\.ckpt cannot be written \(No space left on device\)"):
+    with pytest.raises(RunFailed, match=r"last\.ckpt cannot be written \(No space left on device\)"):
         checkpoint.write({"other": 1}, stored)
     assert stored.read_bytes() == before
     assert [p.name for p in stored.parent.iterdir()] == ["last.ckpt"]
