@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from knep import checkpoint
 from knep.capacity import capacity
+from knep.distributed import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
 from knep.fit import Clock, History, build_module, build_trainer, watched
@@ -76,7 +77,7 @@ def fit_member(
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = 0
     try:
-        with quick_checks():
+        with quick_checks(), deaths_named(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted as asked:
         interrupted = asked.number

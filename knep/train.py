@@ -32,6 +32,7 @@ def _start(arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
+    from knep.elastic import agreed
     from knep.resume import expand_ckpt
     from knep.safe import allow_typed, check_stored
 
@@ -41,6 +42,7 @@ def _start(arguments: list[str]) -> None:
     args = get_args_parser().parse_args(arguments)
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
         _check_all(args.overrides, args.multirun, args.config_dir)
+    arguments = agreed(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
     refused: list[InputError | RunFailed] = []
