@@ -71,7 +71,11 @@ def fit_member(
             print(why)
         print(
             levers(
-                cfg, trainer.precision, trainer.strategy.root_device, isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
+                cfg,
+                trainer.precision,
+                trainer.strategy.root_device,
+                isinstance(trainer.fit_loop.epoch_loop, LeanEpoch),
+                trainer.world_size,
             )
         )
     start = _resume_from(cfg, folder, module, trainer)
