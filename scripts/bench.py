@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from benching import bars, measure, processes
-from benching.cases import CASES, compose, source
+from benching.cases import CASES, composed, source
 from benching.contenders import contenders, prepared, usual_accuracy
 from benching.watch import screen
 
@@ -79,9 +79,9 @@ def _accuracy(name: str, seeds: int, epochs: int) -> dict[str, Any]:
     data = prepared(case)
     for seed in range(seeds):
         extra = [f"trainer.max_epochs={epochs}", f"seed={seed}"]
+        made = composed(case, extra)
         with tempfile.TemporaryDirectory() as folder, screen():
-            choices = {"recipe": "none", "data": "bench", "model": name}
-            ours = run(compose(case, extra), Path(folder), choices, extra)["test/acc"]
+            ours = run(made.config, Path(folder), made.choices, made.overrides)["test/acc"]
         pairs.append((100 * ours, 100 * usual_accuracy(case, data, seed, epochs)))
         print(name, seed, *(f"{p:.2f}" for p in pairs[-1]), flush=True)
     mean, low, high = measure.paired([a - b for a, b in pairs])
