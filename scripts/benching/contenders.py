@@ -87,6 +87,36 @@ def timm(case: Case, data: Any) -> Timing:
     return _done(watch)
 
 
+def fastai(case: Case, data: Any) -> Timing:
+    """fastai's Learner with its Adam, accuracy and progress bar, in float32, on tensors of the same images."""
+    from fastai.data.all import DataLoader as FastaiLoader  # pyright: ignore[reportMissingImports]
+    from fastai.data.all import DataLoaders  # pyright: ignore[reportMissingImports]
+    from fastai.learner import (  # pyright: ignore[reportMissingImports]
+        Callback,
+        CancelFitException,
+        Learner,
+    )
+    from fastai.metrics import accuracy  # pyright: ignore[reportMissingImports]
+    from torch.utils.data import TensorDataset
+
+    watch = StopWatch(case.warm, case.steps)
+
+    class Stop(Callback):
+        def after_batch(self) -> None:
+            watch.tick()
+            if watch.timing is not None:
+                raise CancelFitException
+
+    x, y = data._splits["train"]
+    loader = FastaiLoader(TensorDataset(x.float() / 255, y), bs=case.batch, shuffle=True, drop_last=True)
+    config = compose(case, ["channels_last=false"])
+    net = build_module(about(config, data), data).model
+    dls = DataLoaders(loader, loader, device=torch.device("cpu"))
+    with screen():
+        Learner(dls, net, loss_func=F.cross_entropy, metrics=accuracy, cbs=[Stop()]).fit(1, 1e-3)
+    return _done(watch)
+
+
 class _Pictures(Dataset[tuple[Any, int]]):
     """A data set as torchvision's: a PIL image each, transformed one by one."""
 
@@ -167,8 +197,9 @@ def _done(watch: StopWatch) -> Timing:
 def contenders(peers: bool) -> dict[str, Contender]:
     """By name, in the order in which they take turns."""
     found: dict[str, Contender] = {"knep": knep, "hand": hand, "usual": usual}
-    if peers and importlib.util.find_spec("timm"):
-        found["timm"] = timm
+    for name, run in (("timm", timm), ("fastai", fastai)):
+        if peers and importlib.util.find_spec(name):
+            found[name] = run
     return found
 
 
