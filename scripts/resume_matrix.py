@@ -54,7 +54,7 @@ SLOTS = (
 )
 POSITIONS = ("epoch", "inside", "window")
 BATCHES, EPOCHS, WINDOW = 7, 3, 3
-PATIENCE = 120  # seconds that a run of 21 small batches may take before it counts as hanging
+PATIENCE = 900  # seconds that a run of 21 small batches may take before it counts as hanging, on a busy machine too
 _SMALL = ("data=synthetic", "data.image_size=16", "data.images=140", "trainer.limit_val_batches=1")
 # Lines that a row needs beside its own: small models, and images where the option has none of its own.
 BESIDE = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ LINES = (
     "recipe=none",
     "trainer=ddp_sim",
     "trainer.precision=32-true",
-    "trainer.max_epochs=8",
+    "trainer.max_epochs=4",
     "data.batch_size=16",
     "dropout=standard",
     "progress=false",
@@ -92,6 +93,7 @@ class Hosts:
 def two_hosts() -> Iterator[Hosts]:
     """Two hosts for a while."""
     hosts = Hosts()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces go too
     try:
         hosts.build()
         yield hosts
