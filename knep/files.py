@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from knep.errors import InputError, RunFailed
+from knep.lock import held
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -138,19 +139,15 @@ def _failure(error: Exception, folder: Path) -> Exception:
 
 
 def discard(folder: Path) -> None:
-    """Removes a run folder in which nothing was trained: only files that knep wrote, then only empty folders."""
+    """Removes a run folder in which nothing was trained: only files that knep wrote, then only empty folders.
+
+    One that a run is in, or that holds checkpoints, stays.
+    """
     if not folder.is_dir() or (folder / "checkpoints").exists():
         return
-    for name in (
-        "config.yaml",
-        "overrides.txt",
-        "git_hash.txt",
-        "git_diff.patch",
-        "train.log",
-        "metrics.csv",
-        "summary.json",
-    ):
-        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(InputError), held(folder):
+        for name in (*_IDENTITY, "train.log", "metrics.csv", "summary.json"):
+            (folder / name).unlink(missing_ok=True)
     for empty in (folder, folder.parent):
         try:
             empty.rmdir()

@@ -123,10 +123,11 @@ def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ove
 
     from knep import report
     from knep.files import failures_told
+    from knep.lock import held
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return _fit_and_test(config, folder, choices, overrides)
-    with failures_told(folder, report.identity(config)):
+    with held(folder), failures_told(folder, report.identity(config)):
         return _fit_and_test(config, folder, choices, overrides)
 
 
