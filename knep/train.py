@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -39,36 +40,34 @@ def _start(arguments: list[str]) -> None:
     allow_typed(get_args_parser().parse_args(typed).overrides)
     check_stored([a for a in arguments if a not in typed and not a.startswith("hydra.run.dir=")], "overrides.txt")
     args = get_args_parser().parse_args(arguments)
+    work: _Single | _Sweep = _Single()
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
-        _check_all(args.overrides, args.multirun, args.config_dir)
+        jobs, configs = _check_all(args.overrides, args.multirun, args.config_dir)
+        if args.multirun:
+            work = _Sweep(jobs)
+        else:
+            arguments = [*arguments, *_earlier(configs[0])]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
-    refused: list[InputError | RunFailed] = []
-
-    def job(cfg: Any) -> float:
-        # Hydra prints a paragraph for an exception that leaves a job: it is kept, and raised when all jobs are done.
-        try:
-            return _job(cfg)
-        except (InputError, RunFailed) as error:
-            refused.append(error)
-            return float("inf")
-
     try:
-        hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
+        hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(work.job)()
     except HydraException as error:
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
     except (NotADirectoryError, PermissionError, FileExistsError) as error:
         raise InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder") from error
-    if refused:
-        raise refused[0]
+    finally:
+        work.end()
 
 
-def _check_all(overrides: list[str], multirun: bool, config_dir: str | None) -> None:
-    """Every job of a sweep is composed and checked before the first one starts."""
+def _check_all(
+    overrides: list[str], multirun: bool, config_dir: str | None
+) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """Every job of a sweep is composed and checked before the first one starts: their override lines and configs."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     from knep.compose import compose_config, parse
     from knep.rehearse import rehearse
+    from knep.resume import resumes
     from knep.safe import take_allowed
 
     jobs = [overrides]
@@ -77,33 +76,120 @@ def _check_all(overrides: list[str], multirun: bool, config_dir: str | None) -> 
         batches = BasicSweeper.split_arguments([o for o in parsed if not o.key_or_group.startswith("hydra.")], None)
         jobs = [list(job) for batch in batches for job in batch]
     search = [f"file://{Path(config_dir).resolve()}"] if config_dir else []
+    configs = []
     for job in jobs:
         config = compose_config(job, search).config
         take_allowed(config)
         rehearse(config)
+        resumes(config, multirun)
+        configs.append(config)
+    return jobs, configs
 
 
-def _job(cfg: Any) -> float:
-    """One Hydra job; what it returns is what sweepers optimise: the best validation loss."""
+def _earlier(config: Mapping[str, Any]) -> list[str]:
+    """The override lines by which a run goes on with an earlier one of its config; none where it starts afresh."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from knep.resume import find_begun, resumes, root_of
+
+    if not resumes(config, sweep=False):
+        return []
+    found = find_begun(config, root_of(Path(HydraConfig.get().run.dir)))
+    if found is None:
+        return []
+    print(f"knep: resume=auto: going on with {found}")
+    return [f"ckpt='{found}'", f"hydra.run.dir='{found}'"]
+
+
+class _Single:
+    """One run. Hydra prints a paragraph for an exception that leaves a job: it is kept, and raised when Hydra is done.
+
+    The jobs of these classes return what sweepers optimise: the best validation loss.
+    """
+
+    error: InputError | RunFailed | None = None
+
+    def job(self, cfg: Any) -> float:
+        folder, config, choices, lines = _job(cfg)
+        try:
+            return float(_told(config, folder, choices, lines)["val/loss"])
+        except (InputError, RunFailed) as error:
+            self.error = error
+            return float("inf")
+
+    def end(self) -> None:
+        if self.error:
+            raise self.error
+
+
+class _Sweep:
+    """Jobs one after the other. Those that came to an end before are listed, those that began go on."""
+
+    def __init__(self, jobs: list[list[str]]) -> None:
+        from knep.sweep import Sweep
+
+        self._taken, self._folder = Sweep(jobs), Path()
+
+    def job(self, cfg: Any) -> float:
+        from hydra.core.hydra_config import HydraConfig
+
+        from knep.files import discard
+        from knep.resume import find_begun, find_ended, resumes, root_of
+
+        fresh, config, choices, lines = _job(cfg)
+        self._folder = Path(HydraConfig.get().sweep.dir)
+        if not resumes(config, sweep=True):
+            return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
+        root = root_of(self._folder)
+        ended, begun = find_ended(config, root), find_begun(config, root)
+        if ended or begun:
+            discard(fresh)
+        if ended:
+            print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
+            return self._taken.take(fresh, lambda: ended)
+        if begun is None:
+            return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
+        print(f"knep: resume=auto: going on with {begun}")
+        return self._taken.take(begun, lambda: _told(config | {"ckpt": str(begun)}, begun, choices, lines))
+
+    def end(self) -> None:
+        if not self._taken.rows:
+            return  # Hydra itself was refused
+        self._taken.tell(self._folder)
+        if self._taken.failed and sys.exc_info()[0] is None:
+            raise SystemExit(1)
+
+
+def _job(cfg: Any) -> tuple[Path, dict[str, Any], dict[str, str], list[str]]:
+    """A Hydra job's folder, config, choices and override lines."""
     from hydra.core.hydra_config import HydraConfig
 
     from knep.compose import plain
-    from knep.files import discard
     from knep.safe import take_allowed
 
     hydra_cfg = HydraConfig.get()
-    folder = Path(hydra_cfg.runtime.output_dir)
     choices = {k: str(v) for k, v in hydra_cfg.runtime.choices.items() if "/" not in k and "@" not in k}
     config = plain(cfg)
     take_allowed(config)
+    return Path(hydra_cfg.runtime.output_dir), config, choices, list(hydra_cfg.overrides.task)
+
+
+def _told(config: dict[str, Any], folder: Path, choices: dict[str, str], lines: list[str]) -> dict[str, Any]:
+    """`run` for a command: input that is refused leaves no folder, and a signal ends the process with its code."""
+    from knep.files import discard
+    from knep.signals import exit_code
+    from knep.slurm import requeue
+
     try:
-        summary = run(config, folder, choices, list(hydra_cfg.overrides.task))
+        summary = run(config, folder, choices, lines)
     except InputError:
         discard(folder)
         raise
     if summary["status"] == "interrupted":
-        raise SystemExit(128 + summary["signal"])
-    return float(summary["val/loss"])
+        if config["slurm"]["requeue"] and summary["signal"] != signal.SIGINT and not summary.get("worker"):
+            requeue()
+        raise SystemExit(exit_code(summary["signal"]))
+    return summary
 
 
 def hush() -> None:
@@ -124,23 +210,28 @@ def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ove
     from knep import report
     from knep.files import failures_told
     from knep.lock import held
+    from knep.signals import Interrupted, heard
 
     if getattr(rank_zero_only, "rank", 0) != 0:
-        return _fit_and_test(config, folder, choices, overrides)
+        return _fit(config, folder, choices, overrides)
+    began = time.perf_counter()
     with held(folder), failures_told(folder, report.identity(config)):
-        return _fit_and_test(config, folder, choices, overrides)
+        try:
+            with heard():
+                return _fit(config, folder, choices, overrides)
+        except Interrupted as asked:
+            return report.interrupted(folder, config, asked.number, began)
 
 
-def _fit_and_test(
-    config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]
-) -> dict[str, Any]:
+def _fit(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict[str, Any]:
+    """`run` in each process: only the first writes and tests."""
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep import report
     from knep.files import write_identity, write_summary
     from knep.fit import about, threads
-    from knep.member import fit_member
+    from knep.member import check_resume, fit_member
     from knep.recipe import Recipe, named
     from knep.safe import instantiate
 
@@ -153,21 +244,24 @@ def _fit_and_test(
         with named("data"):
             data = instantiate(config["data"])
             data.prepare()
+        places = [folder / f"member_{i}" for i in range(recipe.members)] if recipe.members > 1 else [folder]
+        for place in places:
+            check_resume(config, place)
         if leader:
             write_identity(folder, config, overrides)
             write_summary(folder, {"status": "running", **report.identity(config)})
             report.before(config, choices, data)
         members = []
-        for i in range(recipe.members):
-            place = folder / f"member_{i}" if recipe.members > 1 else folder
+        for i, place in enumerate(places):
             members.append(fit_member(about(config, data), data, place, config["seed"] + i))
-            if members[-1].interrupted:
-                return report.interrupted(folder, config, members, began)
-        return (
-            report.after(folder, config, choices, data, members, began)
-            if leader
-            else {"status": "worker", "val/loss": 0}
-        )
+            number = members[-1].interrupted
+            if number and not leader:
+                return {"status": "interrupted", "signal": number, "worker": True}
+            if number:
+                return report.interrupted(folder, config, number, began, members)
+        if not leader:
+            return {"status": "worker", "val/loss": 0}
+        return report.after(folder, config, choices, data, members, began)
 
 
 if __name__ == "__main__":
