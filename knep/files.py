@@ -41,8 +41,9 @@ def write_atomic(path: Path, text: str) -> None:
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = str(path)
         raise
 
 
@@ -113,12 +114,23 @@ def failures_told(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         reason = " ".join(
             (str(failure) if isinstance(failure, RunFailed) else f"{type(error).__name__}: {error}").split()
         )
-        # No room for the summary either: the first error is the one to be told.
-        with contextlib.suppress(OSError):
-            write_summary(folder, {"status": "failed", "reason": reason, **facts})
+        _write_failed(folder, {"status": "failed", "reason": reason, **facts})
         if failure is error:
             raise
         raise failure from error
+
+
+def _write_failed(folder: Path, summary: Mapping[str, Any]) -> None:
+    """`write_summary` where there may be no room for it: then over the earlier one, which keeps its place on disk.
+
+    What cannot be written even so is let go: the error that ended the run is the one to be told.
+    """
+    try:
+        write_summary(folder, summary)
+    except OSError:
+        with contextlib.suppress(OSError), (folder / "summary.json").open("r+", encoding="utf-8") as f:
+            f.write(json.dumps(summary) + "\n")
+            f.truncate()
 
 
 def _failure(error: Exception, folder: Path) -> Exception:

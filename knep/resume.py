@@ -102,14 +102,16 @@ def earlier_runs(config: Mapping[str, Any], root: Path) -> list[tuple[Path, dict
 
 def find_ended(config: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
     """The summary of a run of this config that came to its end, with its folder; None where there is none."""
-    ended = [summary | {"folder": str(f)} for f, summary in earlier_runs(config, root) if summary["status"] in _ENDED]
-    return ended[0] if ended else None
+    for folder, summary in earlier_runs(config, root):
+        if summary.get("status") in _ENDED and isinstance(summary.get("val/loss"), float):
+            return summary | {"folder": str(folder)}
+    return None
 
 
 def find_begun(config: Mapping[str, Any], root: Path) -> Path | None:
     """The folder of the newest run of this config that has a whole checkpoint and no end, or None."""
     for folder, summary in earlier_runs(config, root):
-        if summary["status"] in _ENDED or not _saved(folder):
+        if summary.get("status") in _ENDED or not _saved(folder):
             continue
         try:
             for place in sorted(folder.glob("member_*")) or [folder]:

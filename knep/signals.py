@@ -78,7 +78,8 @@ class StopOnSignal(Callback):
             raise Interrupted(number)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
+        if not isinstance(exception, OSError):  # which the logs may have raised, and would again
+            pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._before.items():

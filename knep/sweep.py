@@ -19,7 +19,7 @@ _COLUMNS = ("job", "overrides", "status", "val/loss", "val/acc", "folder", "reas
 
 
 @dataclass
-class Sweep:
+class Outcomes:
     """Takes down what became of each job; jobs: the override lines of each, in order."""
 
     jobs: Sequence[Sequence[str]]
@@ -27,14 +27,18 @@ class Sweep:
 
     def take(self, folder: Path, work: Callable[[], dict[str, Any]]) -> float:
         """Runs one job in `folder`, and returns its validation loss, inf where it has none. Its failure is its own."""
+        summary: dict[str, Any]
         try:
             summary = work()
         except (InputError, RunFailed) as error:
             summary = {"status": "refused" if isinstance(error, InputError) else "failed", "reason": str(error)}
+        except SystemExit:
+            self._add({"status": "interrupted", "folder": str(folder)})
+            raise
         except Exception as error:
             traceback.print_exc()
             summary = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-        loss = summary.get("val/loss", math.inf)
+        loss = float(summary.get("val/loss", math.inf))
         if summary["status"] in _ENDED and not math.isfinite(loss):
             summary = summary | {"status": "failed", "reason": f"val/loss is {loss}"}
         self._add(summary | {"folder": summary.get("folder", str(folder))})
@@ -50,9 +54,9 @@ class Sweep:
         for _ in range(len(self.jobs) - len(self.rows)):
             self._add({"status": "not begun"})
         text = io.StringIO()
-        writer = csv.DictWriter(text, _COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows([row.get(c, "") for c in _COLUMNS] for row in self.rows)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "sweep.csv", text.getvalue())
         _print(self.rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 import warnings
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.cli_errors import one_line
-from knep.errors import InputError, RunFailed
+from knep.errors import InputError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,6 +32,7 @@ def _start(arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
+    from knep.jobs import Single, Sweep, earlier_lines
     from knep.resume import expand_ckpt
     from knep.safe import allow_typed, check_stored
 
@@ -40,17 +40,21 @@ def _start(arguments: list[str]) -> None:
     allow_typed(get_args_parser().parse_args(typed).overrides)
     check_stored([a for a in arguments if a not in typed and not a.startswith("hydra.run.dir=")], "overrides.txt")
     args = get_args_parser().parse_args(arguments)
-    work: _Single | _Sweep = _Single()
+    work: Single | Sweep = Single()
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
         jobs, configs = _check_all(args.overrides, args.multirun, args.config_dir)
         if args.multirun:
-            work = _Sweep(jobs)
+            work = Sweep(jobs)
         else:
-            arguments = [*arguments, *_earlier(configs[0])]
+            arguments = [*arguments, *earlier_lines(configs[0])]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
+
+    def job(cfg: Any) -> float:
+        return work.job(cfg)  # defined here, since Hydra names the log by the module of what it calls
+
     try:
-        hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(work.job)()
+        hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     except HydraException as error:
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
     except (NotADirectoryError, PermissionError, FileExistsError) as error:
@@ -86,112 +90,6 @@ def _check_all(
     return jobs, configs
 
 
-def _earlier(config: Mapping[str, Any]) -> list[str]:
-    """The override lines by which a run goes on with an earlier one of its config; none where it starts afresh."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from knep.resume import find_begun, resumes, root_of
-
-    if not resumes(config, sweep=False):
-        return []
-    found = find_begun(config, root_of(Path(HydraConfig.get().run.dir)))
-    if found is None:
-        return []
-    print(f"knep: resume=auto: going on with {found}")
-    return [f"ckpt='{found}'", f"hydra.run.dir='{found}'"]
-
-
-class _Single:
-    """One run. Hydra prints a paragraph for an exception that leaves a job: it is kept, and raised when Hydra is done.
-
-    The jobs of these classes return what sweepers optimise: the best validation loss.
-    """
-
-    error: InputError | RunFailed | None = None
-
-    def job(self, cfg: Any) -> float:
-        folder, config, choices, lines = _job(cfg)
-        try:
-            return float(_told(config, folder, choices, lines)["val/loss"])
-        except (InputError, RunFailed) as error:
-            self.error = error
-            return float("inf")
-
-    def end(self) -> None:
-        if self.error:
-            raise self.error
-
-
-class _Sweep:
-    """Jobs one after the other. Those that came to an end before are listed, those that began go on."""
-
-    def __init__(self, jobs: list[list[str]]) -> None:
-        from knep.sweep import Sweep
-
-        self._taken, self._folder = Sweep(jobs), Path()
-
-    def job(self, cfg: Any) -> float:
-        from hydra.core.hydra_config import HydraConfig
-
-        from knep.files import discard
-        from knep.resume import find_begun, find_ended, resumes, root_of
-
-        fresh, config, choices, lines = _job(cfg)
-        self._folder = Path(HydraConfig.get().sweep.dir)
-        if not resumes(config, sweep=True):
-            return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
-        root = root_of(self._folder)
-        ended, begun = find_ended(config, root), find_begun(config, root)
-        if ended or begun:
-            discard(fresh)
-        if ended:
-            print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
-            return self._taken.take(fresh, lambda: ended)
-        if begun is None:
-            return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
-        print(f"knep: resume=auto: going on with {begun}")
-        return self._taken.take(begun, lambda: _told(config | {"ckpt": str(begun)}, begun, choices, lines))
-
-    def end(self) -> None:
-        if not self._taken.rows:
-            return  # Hydra itself was refused
-        self._taken.tell(self._folder)
-        if self._taken.failed and sys.exc_info()[0] is None:
-            raise SystemExit(1)
-
-
-def _job(cfg: Any) -> tuple[Path, dict[str, Any], dict[str, str], list[str]]:
-    """A Hydra job's folder, config, choices and override lines."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from knep.compose import plain
-    from knep.safe import take_allowed
-
-    hydra_cfg = HydraConfig.get()
-    choices = {k: str(v) for k, v in hydra_cfg.runtime.choices.items() if "/" not in k and "@" not in k}
-    config = plain(cfg)
-    take_allowed(config)
-    return Path(hydra_cfg.runtime.output_dir), config, choices, list(hydra_cfg.overrides.task)
-
-
-def _told(config: dict[str, Any], folder: Path, choices: dict[str, str], lines: list[str]) -> dict[str, Any]:
-    """`run` for a command: input that is refused leaves no folder, and a signal ends the process with its code."""
-    from knep.files import discard
-    from knep.signals import exit_code
-    from knep.slurm import requeue
-
-    try:
-        summary = run(config, folder, choices, lines)
-    except InputError:
-        discard(folder)
-        raise
-    if summary["status"] == "interrupted":
-        if config["slurm"]["requeue"] and summary["signal"] != signal.SIGINT and not summary.get("worker"):
-            requeue()
-        raise SystemExit(exit_code(summary["signal"]))
-    return summary
-
-
 def hush() -> None:
     """Leaves out what Lightning says to its own developers, and its hints about the hardware."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -208,6 +106,7 @@ def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ove
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep import report
+    from knep.events import writers_quiet
     from knep.files import failures_told
     from knep.lock import held
     from knep.signals import Interrupted, heard
@@ -215,7 +114,7 @@ def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ove
     if getattr(rank_zero_only, "rank", 0) != 0:
         return _fit(config, folder, choices, overrides)
     began = time.perf_counter()
-    with held(folder), failures_told(folder, report.identity(config)):
+    with held(folder), failures_told(folder, report.identity(config)), writers_quiet():
         try:
             with heard():
                 return _fit(config, folder, choices, overrides)
