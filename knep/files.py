@@ -141,12 +141,10 @@ def _failure(error: Exception, folder: Path) -> Exception:
     for earlier in reversed(chain):
         if isinstance(earlier, RunFailed):
             return earlier
-    for earlier in reversed(chain):
-        if isinstance(earlier, OSError) and earlier.errno in _FULL:
-            return RunFailed(
-                f"{earlier.filename or folder} cannot be written ({earlier.strerror}): "
-                f"make room, then go on with ckpt={folder}"
-            )
+    full = [e for e in reversed(chain) if isinstance(e, OSError) and e.errno in _FULL]
+    if full:
+        place = next((e.filename for e in full if e.filename), folder)
+        return RunFailed(f"{place} cannot be written ({full[0].strerror}): make room, then go on with ckpt={folder}")
     return error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ from knep.slurm import requeue
 from knep.sweep import Outcomes
 
 
-def earlier_lines(config: Mapping[str, Any]) -> list[str]:
-    """The override lines by which a run goes on with an earlier one of its config; none where it starts afresh."""
+def earlier_lines(config: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
+    """The override lines by which a run goes on with an earlier one of its config; none where it starts afresh.
+
+    arguments: of the command line, which may name the run's folder.
+    """
     if not resumes(config, sweep=False):
         return []
-    found = find_begun(config, root_of(Path(HydraConfig.get().run.dir)))
+    named = [a.removeprefix("hydra.run.dir=").strip("'\"") for a in arguments if a.startswith("hydra.run.dir=")]
+    found = find_begun(config, root_of(Path(named[-1] if named else "outputs")))
     if found is None:
         return []
     print(f"knep: resume=auto: going on with {found}")

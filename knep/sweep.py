@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -81,4 +82,5 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         values = (row.get(c, "") for c in shown)
         table.add_row(*(f"{v:.4f}" if isinstance(v, float) else escape(str(v)) for v in values))
-    Console(soft_wrap=True, highlight=False).print(table)
+    # A file has no width: paths in it are whole.
+    Console(width=None if sys.stdout.isatty() else 300, highlight=False).print(table)

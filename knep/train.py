@@ -46,7 +46,7 @@ def _start(arguments: list[str]) -> None:
         if args.multirun:
             work = Sweep(jobs)
         else:
-            arguments = [*arguments, *earlier_lines(configs[0])]
+            arguments = [*arguments, *earlier_lines(configs[0], arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
 

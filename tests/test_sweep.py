@@ -105,7 +105,7 @@ def test_one_run_goes_on_in_its_own_folder_or_starts_afresh(tmp_path, monkeypatc
     main([*once, "seed=1"])
     assert "going on" not in capsys.readouterr().out
     main(once)
-    assert f"resume=auto: going on with {first}" in capsys.readouterr().out
+    assert f"resume=auto: going on with {first}\n" in capsys.readouterr().out
     assert read_summary(first)["status"] == "finished"
     assert len(list(tmp_path.rglob("summary.json"))) == 2
     main([*once, "resume=false"])
