@@ -15,11 +15,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from knep.errors import InputError, RunFailed
+from knep.lock import held
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Where a run lies and how it is watched does not change what it computes.
-_NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint")
+_NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint", "resume", "slurm")
 
 
 def sync_folder(folder: Path) -> None:
@@ -40,8 +41,9 @@ def write_atomic(path: Path, text: str) -> None:
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = str(path)
         raise
 
 
@@ -112,12 +114,23 @@ def failures_told(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         reason = " ".join(
             (str(failure) if isinstance(failure, RunFailed) else f"{type(error).__name__}: {error}").split()
         )
-        # No room for the summary either: the first error is the one to be told.
-        with contextlib.suppress(OSError):
-            write_summary(folder, {"status": "failed", "reason": reason, **facts})
+        _write_failed(folder, {"status": "failed", "reason": reason, **facts})
         if failure is error:
             raise
         raise failure from error
+
+
+def _write_failed(folder: Path, summary: Mapping[str, Any]) -> None:
+    """`write_summary` where there may be no room for it: then over the earlier one, which keeps its place on disk.
+
+    What cannot be written even so is let go: the error that ended the run is the one to be told.
+    """
+    try:
+        write_summary(folder, summary)
+    except OSError:
+        with contextlib.suppress(OSError), (folder / "summary.json").open("r+", encoding="utf-8") as f:
+            f.write(json.dumps(summary) + "\n")
+            f.truncate()
 
 
 def _failure(error: Exception, folder: Path) -> Exception:
@@ -128,29 +141,23 @@ def _failure(error: Exception, folder: Path) -> Exception:
     for earlier in reversed(chain):
         if isinstance(earlier, RunFailed):
             return earlier
-    for earlier in reversed(chain):
-        if isinstance(earlier, OSError) and earlier.errno in _FULL:
-            return RunFailed(
-                f"{earlier.filename or folder} cannot be written ({earlier.strerror}): "
-                f"make room, then go on with ckpt={folder}"
-            )
+    full = [e for e in reversed(chain) if isinstance(e, OSError) and e.errno in _FULL]
+    if full:
+        place = next((e.filename for e in full if e.filename), folder)
+        return RunFailed(f"{place} cannot be written ({full[0].strerror}): make room, then go on with ckpt={folder}")
     return error
 
 
 def discard(folder: Path) -> None:
-    """Removes a run folder in which nothing was trained: only files that knep wrote, then only empty folders."""
+    """Removes a run folder in which nothing was trained: only files that knep wrote, then only empty folders.
+
+    One that a run is in, or that holds checkpoints, stays.
+    """
     if not folder.is_dir() or (folder / "checkpoints").exists():
         return
-    for name in (
-        "config.yaml",
-        "overrides.txt",
-        "git_hash.txt",
-        "git_diff.patch",
-        "train.log",
-        "metrics.csv",
-        "summary.json",
-    ):
-        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(InputError), held(folder):
+        for name in (*_IDENTITY, "train.log", "metrics.csv", "summary.json"):
+            (folder / name).unlink(missing_ok=True)
     for empty in (folder, folder.parent):
         try:
             empty.rmdir()

@@ -24,6 +24,7 @@ from knep.progress import Lines, ProgressBar
 from knep.recipe import Recipe, named
 from knep.safe import instantiate
 from knep.signals import StopOnSignal
+from knep.slurm import environment
 from knep.tables import CsvLogger
 
 
@@ -153,7 +154,7 @@ def build_trainer(
             default_root_dir=str(folder),
             accumulate_grad_batches=accumulate,
             callbacks=[*callbacks, stop, best, keeper],
-            plugins=None if "fsdp" in str(node["strategy"]) else [WholeCheckpoints()],
+            plugins=[*environment(), *([] if "fsdp" in str(node["strategy"]) else [WholeCheckpoints()])],
             logger=logged,
             fast_dev_run=quiet,
             benchmark=fast_products(node["deterministic"]) or None,

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from knep import checkpoint
 from knep.capacity import capacity
+from knep.changes import Apply, Change, changes, said
 from knep.distributed import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
@@ -103,18 +104,46 @@ def fit_member(
     )
 
 
-def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
+def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:
+    """Raises InputError where `cfg` cannot go on from the checkpoint that its `ckpt` means for a member in `folder`."""
+    found = _stored(cfg, folder, warn=False)
+    if found is not None:
+        _changes(cfg, *found)
+
+
+def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Path, Mapping[str, Any]] | None:
+    """The checkpoint to go on from, and what is in it; None for a member that starts."""
     if cfg["ckpt"] is None:
         return None
     member = folder.name.startswith("member_")
     if member and not (folder / "checkpoints" / "last.ckpt").is_file():
         return None  # this member of the ensemble had not begun
-    path = find_whole(folder if member else cfg["ckpt"])
+    path = find_whole(folder if member else cfg["ckpt"], warn)
     state = read_checkpoint(path)
     if "loops" not in state:
         raise InputError(f"ckpt={path} holds weights only and cannot be resumed: give the run folder or last.ckpt")
+    return path, state
+
+
+def _changes(cfg: Mapping[str, Any], path: Path, state: Mapping[str, Any]) -> list[Change]:
+    facts, loop = state["knep"], state["loops"]["fit_loop"]
+    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+        raise InputError(f"ckpt={path} does not say what it was trained with: give another checkpoint")
+    return changes(facts["config"], cfg, int(state["global_step"]), int(loop["epoch_progress"]["current"]["completed"]))
+
+
+def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
+    found = _stored(cfg, folder, trainer.is_global_zero)
+    if found is None:
+        return None
+    path, state = found
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
     step = int(state["global_step"])
+    changed = _changes(cfg, path, state)
+    if changed:
+        trainer.callbacks.append(Apply(changed))
+        if trainer.is_global_zero:
+            print(f"knep: {said(changed, cfg, step)}")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger._kwargs["purge_step"] = step  # hides the points that this run will log again

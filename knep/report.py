@@ -46,19 +46,24 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"seed": config["seed"], "config_hash": config_hash(config)}
 
 
-def interrupted(folder: Path, config: Mapping[str, Any], members: Sequence[Member], began: float) -> dict[str, Any]:
-    """The summary of a run that was asked to stop; the test split was not read."""
-    last = members[-1]
-    summary = {
+def interrupted(
+    folder: Path, config: Mapping[str, Any], number: int, began: float, members: Sequence[Member] = ()
+) -> dict[str, Any]:
+    """The summary of a run that a signal stopped; members: those that were fitted so far, in part or whole."""
+    summary: dict[str, Any] = {
         "status": "interrupted",
-        "signal": last.interrupted,
-        "epochs": last.epochs,
-        "steps": last.steps,
+        "signal": number,
         "seconds": round(time.perf_counter() - began, 2),
         **identity(config),
     }
+    if members:
+        summary |= {"epochs": members[-1].epochs, "steps": members[-1].steps}
     write_summary(folder, summary)
-    print(f"knep: interrupted after {last.steps} steps; go on with: python train.py ckpt={folder}")
+    steps = f" after {members[-1].steps} steps" if members else ""
+    saved = any(folder.glob("**/checkpoints/last.ckpt"))
+    print(
+        f"knep: interrupted{steps}; " + (f"go on with: python train.py ckpt={folder}" if saved else "nothing was saved")
+    )
     return summary
 
 

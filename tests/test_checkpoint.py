@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 
+import kill_checkpoints
 import pytest
 import torch
 
@@ -92,6 +93,15 @@ def test_a_kill_while_writing_leaves_a_whole_one(tmp_path):
         parts += path.with_name(".last.ckpt.part").exists()
     assert max(steps) > 0
     assert parts  # some kills did come in the middle of a write
+
+
+def test_the_script_counts_what_is_lost(tmp_path, monkeypatch):
+    found = kill_checkpoints.kills(6, 1, tmp_path) | kill_checkpoints.damages(10, 5, 1, tmp_path)
+    good = {"kills": 6, "none whole": 0, "older than one interval": 0, "flips": 10, "flips not found": 0}
+    assert found.items() >= (good | {"truncations": 5, "truncations not found": 0}).items()
+    monkeypatch.setattr(checkpoint, "damage", lambda path: None)
+    found = kill_checkpoints.damages(3, 2, 0.1, tmp_path)
+    assert (found["flips not found"], found["truncations not found"]) == (3, 2)
 
 
 def test_no_room_is_one_clear_line_and_the_earlier_one_stays(stored, monkeypatch):
