@@ -88,7 +88,9 @@ def watched(model: nn.Module) -> Iterator[Table]:
 
 
 def _noting(table: Table, path: str) -> Any:
-    def note(module: nn.Module, _: Any, output: Any) -> None:
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if path != "model" and any(output is x for x in inputs):
+            return  # a place that is empty
         row, number = Row(path, type(module).__name__), len(table.rows)
         table.rows.append(row)
         first = next(iter(_tensors(output)), None)
@@ -121,9 +123,9 @@ def show(table: Table) -> Any:
 
     shown, bad = RichTable(box=None, pad_edge=False), table.first_bad()
     for name in ("", "layer", "", *(f"output {s}" for s in _SHOWN), *(f"gradient {s}" for s in _SHOWN)):
-        shown.add_column(name, justify="right" if " " in name else "left", overflow="fold")
+        shown.add_column(name, justify="right" if " " in name else "left", no_wrap=True)
     for i, row in enumerate(table.rows):
-        mark = f"first bad {bad[1]}" if bad and bad[0] == i else ""
+        mark = f"bad {bad[1]}" if bad and bad[0] == i else ""
         cells = [*_cells(row.output), *_cells(row.gradient)]
         shown.add_row(mark, escape(row.path), escape(row.kind), *cells, style="bold red" if mark else None)
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -46,6 +47,7 @@ def replay(path: Path) -> Replay:
     from knep.evaluate import load_weights, read_facts
     from knep.fit import build_module, threads
 
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     box = read_box(path)
     facts = read_facts(path, box.values)
     with threads(box.values["threads"]):
@@ -111,7 +113,9 @@ def _print(result: Replay) -> None:
     box, found = result.box.values, result.found
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"step {box['step']} (epoch {box['epoch'] + 1}): {KINDS[box['kind']]}")
-    console.print(show(found.table))
+    table = show(found.table)
+    wide = Console(width=max(console.width, console.measure(table, options=console.options.update(width=500)).maximum))
+    wide.print(table, crop=False)
     place = found.table.place() or (found.bad and f"the gradient of {found.bad}")
     if box["kind"] == "weights":
         place = result.weights and f"{result.weights}, after the optimizer's step"
