@@ -118,7 +118,7 @@ class Classifier(L.LightningModule):
         self._clip = _plain(recipe.clip)
         self._clips = getattr(self._clip, "func", self._clip) is not clip.none
         self._edits = type(recipe.regularization).after_step is not Regularizer.after_step
-        self._owners: list[Tensor] = []
+        self._owners: list[Tensor] = list(model.parameters())
         self._resumed: dict[str, Any] = {}
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ def write_box(module: Any, kind: str, moment: Moment, loss: float, batch_idx: in
     found = repeat(module, moment, trainer.precision_plugin.forward_context)
     place = found.table.place() or (found.bad and f"the gradient of {found.bad}")
     if kind == "weights":
+        loss, met = found.loss, found.gradients  # the step's first pass, where its optimizer made two
         place = _bad_state(module, optimizer)
     if path is None:
         return place
