@@ -311,8 +311,14 @@ class Classifier(L.LightningModule):
             "last_step": self.dynamics.last_step,
         }
         if self.sentry is not None:
-            checkpoint["running"]["guard"] = self.sentry.state_dict()
-            self.sentry.keep()
+            checkpoint["running"]["guard"] = self.sentry.state_dict(self._scheduled(checkpoint))
+
+    def _scheduled(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether a run that no signal interrupts saves this checkpoint too."""
+        asked = any(getattr(c, "asked", 0) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        every = (self.about.get("config") or {}).get("checkpoint", {}).get("every")
+        on_time = isinstance(every, int) and self.global_step % every == 0
+        return not asked or on_time or checkpoint.get("exact", {}).get("place") == "epoch"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint.get("running", {})

@@ -13,16 +13,21 @@ _SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "betas", "momentum")
 
 
 class Snapshot:
-    """What a fit trains, copied."""
+    """What a fit trains, copied; or what a checkpoint kept of such a copy."""
 
-    def __init__(self, module: Any) -> None:
-        self._tensors = [(t, t.detach().clone()) for t in _trained(module)]
-        self._optimizers = [copy.deepcopy(o.state_dict()) for o in module.trainer.optimizers]
+    def __init__(self, module: Any, kept: dict[str, Any] | None = None) -> None:
+        self._live = _trained(module)
+        self._tensors = kept["tensors"] if kept else [t.detach().clone() for t in self._live]
+        optimizers = module.trainer.optimizers
+        self._optimizers = kept["optimizers"] if kept else [copy.deepcopy(o.state_dict()) for o in optimizers]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tensors": self._tensors, "optimizers": self._optimizers}
 
     def restore(self, module: Any) -> None:
         """Puts everything back but the schedule, which goes on."""
         with torch.no_grad():
-            for live, kept in self._tensors:
+            for live, kept in zip(self._live, self._tensors, strict=True):
                 live.copy_(kept)
         for optimizer, kept in zip(module.trainer.optimizers, self._optimizers, strict=True):
             now = optimizer.state_dict()["param_groups"]

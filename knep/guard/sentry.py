@@ -69,17 +69,21 @@ class Sentry:
         self._loss = torch.zeros(())
         self._step_loss, self._in_step = 0.0, False
         self._snapshot: Snapshot | None = None
-        self.keep()
+        if guard.action == "rollback":
+            self._snapshot = Snapshot(module, state.get("snapshot"))
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
-        state = {"losses": self.spikes.losses, "loss_so_far": self._loss_so_far, "spoiled": self._spoiled}
-        return state | self.guard.state_dict()
+    def state_dict(self, scheduled: bool) -> dict[str, Any]:
+        """What a resumed run goes on with. scheduled: False where a signal asked for the checkpoint.
 
-    def keep(self) -> None:
-        """A checkpoint is saved, or was read: what a rollback goes back to."""
-        if self.guard.action == "rollback":
+        A run that is never interrupted does not have that one to go back to: the one before travels in it.
+        """
+        kept: dict[str, Any] = {}
+        if self.guard.action == "rollback" and scheduled:
             self._snapshot = Snapshot(self._module)
+        elif self._snapshot is not None:
+            kept = {"snapshot": self._snapshot.state_dict()}
+        state = {"losses": self.spikes.losses, "loss_so_far": self._loss_so_far, "spoiled": self._spoiled}
+        return state | self.guard.state_dict() | kept
 
     def before_batch(self, batch: Any, batch_idx: int) -> None:
         """Notes what the first forward and backward pass on a batch starts from."""
