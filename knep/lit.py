@@ -242,9 +242,10 @@ class Classifier(L.LightningModule):
 
     def on_after_backward(self) -> None:
         # The last micro-batch of a window is judged with the whole gradient.
-        if self.sentry is not None and self.trainer.accumulate_grad_batches > 1:
-            if self.trainer.fit_loop._should_accumulate():
-                self._count(self.sentry.after_micro_batch())
+        if self.sentry is None or self.trainer.accumulate_grad_batches == 1:
+            return
+        if self.trainer.fit_loop._should_accumulate():
+            self._count(self.sentry.after_micro_batch())
 
     def clip(self) -> tuple[list[Tensor], Tensor]:
         """Edits the gradients as the recipe says; returns their owners and the norm before, 0-dim."""

@@ -253,10 +253,10 @@ def _bad(value: Any, path: str) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for v in value:
             yield from _bad(v, path)
+    elif "callbacks" in path and isinstance(value, Tensor) and not value.ndim:
+        return  # early stopping and the best checkpoint start from infinity
     elif isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
-        # Early stopping and the best checkpoint start from infinity.
-        if value.ndim or "callbacks" not in path:
-            yield f"{path} is not finite"
+        yield f"{path} is not finite"
 
 
 def cases() -> list[Case]:

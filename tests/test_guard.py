@@ -176,7 +176,9 @@ def test_a_spike_is_dropped_and_a_healthy_run_has_none(tmp_path):
     assert max(float(r["train/loss"]) for r in rows if r["train/loss"]) < 100
 
 
-@pytest.mark.parametrize("lines", [["guard=skip", "accumulate=3"], ["guard=rollback", "averaging=ema", "guard.spike=9"]])
+@pytest.mark.parametrize(
+    "lines", [["guard=skip", "accumulate=3"], ["guard=rollback", "averaging=ema", "guard.spike=9"]]
+)
 def test_a_run_with_interventions_resumes_to_the_bit(lines, tmp_path):
     bad = (4, 12)
     run(lines, tmp_path / "whole", Spoiled(*bad))

@@ -30,8 +30,10 @@ def test_the_command_repeats_the_step_and_shows_the_layers(stopped, capsys):
     main([f"replay={folder}/blackbox.pt"])
     out = capsys.readouterr().out
     assert "the same step, to the bit" in out
-    assert "first bad: " in out and "first bad: nothing" not in out
-    assert "stages.0.0.conv" in out and "classifier" in out
+    assert "first bad: " in out
+    assert "first bad: nothing" not in out
+    assert "stages.0.0.conv" in out
+    assert "classifier" in out
 
 
 def test_a_run_that_the_guard_stopped_has_not_read_the_test_split(stopped):
@@ -84,7 +86,8 @@ def test_the_box_of_a_stranger_is_refused_in_one_line(change, said, stopped, tmp
     checkpoint.write(box, tmp_path / "evil.pt")
     with pytest.raises(InputError) as refused:
         replay(tmp_path / "evil.pt")
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_what_is_no_box_is_refused_by_the_command(tmp_path, capsys):

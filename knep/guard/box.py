@@ -138,8 +138,14 @@ def read_box(path: Path) -> Box:
             raise InputError(f"{what} of knep: its {name} is missing or something else, give another one")
     tensors = (values["batch"], values["rng"].values(), values["gradients"].values())
     whole = len(values["batch"]) == 2 and "cpu" in values["rng"] and values["kind"] in KINDS
-    if not whole or not all(isinstance(t, Tensor) for part in tensors for t in part) or not 0 < values["threads"] < 4096:
-        raise InputError(f"{what} of knep: its batch, kind, threads or random state is something else, give another one")
+    if (
+        not whole
+        or not all(isinstance(t, Tensor) for part in tensors for t in part)
+        or not 0 < values["threads"] < 4096
+    ):
+        raise InputError(
+            f"{what} of knep: its batch, kind, threads or random state is something else, give another one"
+        )
     moment = Moment(
         tuple(values["batch"]),
         values["rng"],

@@ -40,7 +40,7 @@ def digest(named: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.sha256()
     for name, t in named:
         found.update(name.encode())
-        found.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -34,7 +34,7 @@ class Guard:
     ) -> None:
         if action not in ACTIONS:
             raise InputError(f"guard.action={action} is unknown: write one of {', '.join(ACTIONS)}")
-        if spike is not None and not (_number(spike) and 0 < spike):
+        if spike is not None and not (_number(spike) and spike > 0):
             raise InputError(f"guard.spike={spike} must be a number above 0, or null for no look at spikes")
         if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
             raise InputError(f"guard.budget={budget} must be a whole number of interventions, at least 0")

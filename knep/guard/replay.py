@@ -124,4 +124,6 @@ def _print(result: Replay) -> None:
         console.print(f"loss {found.loss:.9g}: the same step, to the bit")
     else:
         met = box["found"].get("loss")
-        console.print(f"loss {found.loss:.9g}, in the run {met!r}: not the same step: another machine, device or build?")
+        console.print(
+            f"loss {found.loss:.9g}, in the run {met!r}: not the same step: another machine, device or build?"
+        )

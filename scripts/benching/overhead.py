@@ -50,7 +50,7 @@ def _timed(case: Case, data: Any, lines: list[str]) -> Timing:
 
 
 def _shares(pairs: Sequence[tuple[Timing, Timing]]) -> dict[str, float]:
-    """Added share of wall and of processor time: of the medians, and of the fastest runs, which others disturb least."""
+    """Added share of wall and of processor time: of the medians, and of the fastest runs, the least disturbed."""
     found: dict[str, float] = {}
     for clock in ("wall", "cpu"):
         more, less = ([getattr(t, clock) for t in side] for side in zip(*pairs, strict=True))
