@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.checkpoint import WholeCheckpoints
+from knep.distributed import watch
 from knep.errors import InputError
 from knep.hardware import fast_products, precision
 from knep.keep import Best, Keeper
@@ -167,6 +168,7 @@ def build_trainer(
     use_exact_loops(trainer, keeper)
     if cfg["lean"]:
         use_lean_loop(trainer)
+    watch(trainer, folder)
     return trainer
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from knep import checkpoint
 from knep.capacity import capacity
 from knep.changes import Apply, Change, changes, said
+from knep.distributed import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
 from knep.fit import Clock, History, build_module, build_trainer, watched
@@ -71,13 +72,17 @@ def fit_member(
             print(why)
         print(
             levers(
-                cfg, trainer.precision, trainer.strategy.root_device, isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
+                cfg,
+                trainer.precision,
+                trainer.strategy.root_device,
+                isinstance(trainer.fit_loop.epoch_loop, LeanEpoch),
+                trainer.world_size,
             )
         )
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = 0
     try:
-        with quick_checks():
+        with quick_checks(), deaths_named(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted as asked:
         interrupted = asked.number

@@ -32,6 +32,7 @@ def _start(arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
+    from knep.elastic import agreed
     from knep.jobs import Single, Sweep, earlier_lines
     from knep.resume import expand_ckpt
     from knep.safe import allow_typed, check_stored
@@ -46,7 +47,7 @@ def _start(arguments: list[str]) -> None:
         if args.multirun:
             work = Sweep(jobs)
         else:
-            arguments = [*arguments, *earlier_lines(configs[0], arguments)]
+            arguments = agreed([*arguments, *earlier_lines(configs[0], arguments)])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
 
