@@ -117,6 +117,7 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
         log_every=cfg["log_every"],
         channels_last=cfg["channels_last"],
         about=dict(facts),
+        guard=instantiate(cfg["guard"]) if "guard" in cfg else None,
     )
 
 

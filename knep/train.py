@@ -39,6 +39,12 @@ def _start(arguments: list[str]) -> None:
 
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(get_args_parser().parse_args(typed).overrides)
+    box = next((a.removeprefix("replay=") for a in typed if a.startswith("replay=")), "null")
+    if box != "null":
+        from knep.guard import replay
+
+        replay.main(Path(box), typed)
+        return
     check_stored([a for a in arguments if a not in typed and not a.startswith("hydra.run.dir=")], "overrides.txt")
     args = get_args_parser().parse_args(arguments)
     work: Single | Sweep = Single()
