@@ -1,0 +1,5 @@
+"""All attacks, by name."""
+
+from .checkpoints import ATTACKS as CHECKPOINTS
+
+ATTACKS = CHECKPOINTS
