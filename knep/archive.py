@@ -18,6 +18,8 @@ import torch
 
 _SLACK = 64 << 20  # bytes that tensors may have beyond four times their file: views of one storage are counted each
 _NODES, _DEPTH = 1_000_000, 64
+_ITEMS = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
+          "Bool": 1, "ComplexDouble": 16, "ComplexFloat": 8, "Untyped": 1}  # fmt: skip
 _NOT_OURS = "is not a checkpoint that knep wrote"
 
 
@@ -93,8 +95,8 @@ class _Survey(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
         known = getattr(torch, name, None) if module == "torch" else None
         if isinstance(known, torch.dtype):
             return _Named()
-        if module in ("torch", "torch.storage") and name.endswith("Storage") and hasattr(torch, name):
-            return _Kind(1 if name == "UntypedStorage" else getattr(torch, name).dtype.itemsize)
+        if module in ("torch", "torch.storage") and name.endswith("Storage") and name[:-7] in _ITEMS:
+            return _Kind(_ITEMS[name[:-7]])
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
     def persistent_load(self, pid: Any) -> int:

@@ -24,6 +24,9 @@ from knep.profile import StepProfile
 from knep.resume import find_whole
 from knep.signals import Interrupted
 
+# What a checkpoint to go on from holds beside the weights.
+_LOOPS = {"global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
+
 
 @dataclass
 class Member:
@@ -80,6 +83,11 @@ def fit_member(
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted as asked:
         interrupted = asked.number
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if start is None or clock.began or isinstance(error, InputError):
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise InputError(f"{start} cannot be gone on from ({what}): give another checkpoint") from error
     data.trainer = None
     if trainer.is_global_zero and not interrupted:
         final = {"state_dict": module.state_dict(), "knep": dict(facts)}
@@ -109,7 +117,10 @@ def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, train
     if "loops" not in state:
         raise InputError(f"ckpt={path} holds weights only and cannot be resumed: give the run folder or last.ckpt")
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
-    step = int(state["global_step"])
+    for key, kind in _LOOPS.items():
+        if not isinstance(state.get(key), kind) or state[key] == []:
+            raise InputError(f"{path} was not written by knep: it has no {key}, give another checkpoint")
+    step = state["global_step"]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger._kwargs["purge_step"] = step  # hides the points that this run will log again

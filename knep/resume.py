@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from knep.errors import InputError
+from knep.strangers import check_folder, read_lines
 
 
 def find_checkpoint(ckpt: str | Path) -> Path:
@@ -63,9 +64,10 @@ def expand_ckpt(arguments: list[str]) -> list[str]:
     members = sorted(folder.glob("member_*"))
     if not members:
         find_checkpoint(given)
+    check_folder(folder)
     listed = folder / "overrides.txt"
     if not listed.is_file():
         raise InputError(f"ckpt={given} lies in no run folder of knep: {listed} is missing")
-    earlier = [line for line in listed.read_text().splitlines() if line and not line.startswith("ckpt=")]
+    earlier = [line for line in read_lines(listed) if line and not line.startswith("ckpt=")]
     place = [] if any(a.startswith("hydra.run.dir=") for a in arguments) else [f"hydra.run.dir='{folder}'"]
     return [*earlier, *arguments, *place]

@@ -111,6 +111,8 @@ def hush() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # so it does where a run goes on
+    warnings.filterwarnings("ignore", message="The dirpath has changed.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*")
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from knep.data.tree import shown
 from knep.errors import InputError
+from knep.text import shown
 
 MAX_PIXELS = 64_000_000
 # Other readers of Pillow stay shut, whatever a file's name says: some of them start programs.

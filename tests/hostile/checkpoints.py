@@ -128,9 +128,12 @@ def linked(place: Place) -> list[str]:
 
 
 def script(place: Place) -> list[str]:
+    """What torch hands on to its TorchScript reader."""
     run = a_run(place)
-    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
-    torch.jit.save(traced, run / "checkpoints" / "final.ckpt")
+    with zipfile.ZipFile(run / "checkpoints" / "final.ckpt", "a") as z:
+        root = z.namelist()[0].partition("/")[0]
+        z.writestr(f"{root}/constants.pkl", b"\x80\x02).")
+        z.writestr(f"{root}/code/__torch__.py", b"def forward(self): ...")
     return ["evaluate", str(run)]
 
 
