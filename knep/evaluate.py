@@ -110,9 +110,13 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{path} was not written by knep: its config has no {missing[0]}, give another checkpoint")
     names, shape = facts["class_names"], (facts["channels"], facts["image_size"], facts["num_classes"])
     if not all(isinstance(name, str) for name in names) or len(names) != shape[2] or min(shape) < 1:
-        raise InputError(f"{path} was not written by knep: {len(names)} names do not fit {shape[2]} classes, give another")
+        raise InputError(
+            f"{path} was not written by knep: {len(names)} names do not fit {shape[2]} classes, give another"
+        )
     if shape[0] * shape[1] ** 2 > _PIXELS:
-        raise InputError(f"{path} is for images of {shape[0]} x {shape[1]} x {shape[1]} pixels, too large: give another")
+        raise InputError(
+            f"{path} is for images of {shape[0]} x {shape[1]} x {shape[1]} pixels, too large: give another"
+        )
     try:
         check_targets(facts["config"])
     except InputError as error:
@@ -125,7 +129,12 @@ def load_module(path: Path) -> Any:
     state = read_checkpoint(path)
     facts = read_facts(path, state)
     _check_size(path, facts, state["state_dict"])
-    module = build_module(facts, initialise=False)
+    try:
+        module = build_module(facts, initialise=False)
+    except InputError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path}: its config builds no model ({' '.join(str(error).split())[:120]})") from error
     load_weights(module, state["state_dict"], path)
     return module.eval()
 

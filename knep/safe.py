@@ -24,7 +24,7 @@ _SWITCHES = ("_partial_", "_recursive_")
 _CONVERT = ("none", "partial", "object", "all")
 _LISTS = (list, tuple)
 _MOST, _DEEPEST = 10_000, 30
-_RESOLVER = re.compile(r"\$\{[^}$]*:")
+_RESOLVER = re.compile(r"\$\{[^}]*(:|\$\{)")
 
 # What users have allowed: packages ("mypkg.") and whole names ("mypkg.nets.build").
 _allowed: list[str] = []
@@ -74,6 +74,11 @@ def allow(name: str) -> None:
         _allowed.append(name)
 
 
+def allowed() -> tuple[str, ...]:
+    """What users have allowed."""
+    return tuple(_allowed)
+
+
 def allow_typed(overrides: Sequence[str]) -> None:
     """Allows what a user types: `allow_targets=[mypkg.]`, and each class or function named outright.
 
@@ -109,8 +114,18 @@ def check_stored(lines: Sequence[str], place: str) -> None:
 
     for line in lines:
         option = line.strip().startswith("-")
-        if option or _RESOLVER.search(line) or any(o.key_or_group.startswith("hydra") for o in parse([line])):
+        try:
+            refused = option or _RESOLVER.search(line) or any(_reaches_out(o) for o in parse([line]))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        if refused:
             raise InputError(f"{place} holds {line!r}, which is not taken from a file: remove it, or type it yourself")
+
+
+def _reaches_out(override: Any) -> bool:
+    """Whether an override says where Hydra or a data set writes."""
+    key = override.key_or_group
+    return key.startswith("hydra") or (key == "data.cache" and isinstance(override.value(), str))
 
 
 def check_targets(node: Any, path: str = "") -> None:

@@ -33,11 +33,10 @@ def _start(arguments: list[str]) -> None:
     from hydra.errors import HydraException
 
     from knep.resume import expand_ckpt
-    from knep.safe import allow_typed, check_stored
+    from knep.safe import allow_typed
 
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(get_args_parser().parse_args(typed).overrides)
-    check_stored([a for a in arguments if a not in typed and not a.startswith("hydra.run.dir=")], "overrides.txt")
     args = get_args_parser().parse_args(arguments)
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
         _check_all(args.overrides, args.multirun, args.config_dir)

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -144,6 +145,8 @@ def _watched(work: Path) -> Iterator[list[str]]:
 
 
 def _forbidden(event: str, args: tuple[Any, ...], inside: str) -> str:
+    if event == "socket.connect" and args[0].family == socket.AF_UNIX:
+        return ""  # workers that hand over batches
     if event in _CODE:
         git = event == "subprocess.Popen" and list(args[1])[:1] == ["git"] and args[1][1] in _GIT
         return "" if git else f"{event} {args[0]}"

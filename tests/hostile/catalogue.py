@@ -1,5 +1,6 @@
 """All attacks, by name."""
 
 from .checkpoints import ATTACKS as CHECKPOINTS
+from .configs import ATTACKS as CONFIGS
 
-ATTACKS = CHECKPOINTS
+ATTACKS = CHECKPOINTS | CONFIGS

@@ -294,4 +294,3 @@ ATTACKS = {
     "resume: callbacks of text": _resume(lambda s: s.update(callbacks="x")),
     "resume: metrics of text": _resume(lambda s: s["exact"].update(metrics="x")),
 }  # fmt: skip
-
