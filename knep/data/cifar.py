@@ -15,7 +15,6 @@ from knep.data.find import find_folder
 from knep.data.module import Arrays, InMemory
 from knep.errors import InputError
 
-
 _TEXT = (bytes, str)
 
 

@@ -35,12 +35,15 @@ class Attack:
     """build: makes the files and returns the door's arguments; said: what the one line names.
 
     tamed: this one is no error: the run goes on, and `tamed` looks at what it left and says what is wrong, or "".
+    refusal: one that is tamed may be refused as well. heavy: takes seconds to build, so `python -m tests.hostile` only.
     """
 
     door: str
     build: Callable[[Place], list[str]]
     said: str = ""
     tamed: Callable[[Place, Outcome], str] | None = None
+    refusal: bool = False
+    heavy: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ def _judge(attack: Attack, place: Place, outcome: Outcome) -> list[str]:
     wrong = [f"ran: {event}" for event in outcome.events]
     if outcome.grew > MEMORY or outcome.asked > ASKED:
         wrong.append(f"took {outcome.grew >> 20} MB and asked for {outcome.asked >> 20} MB")
-    if any(ord(c) < 32 and c not in "\n\r\t" or ord(c) == 127 for c in outcome.out + outcome.err):
+    if any((ord(c) < 32 and c not in "\n\r\t") or ord(c) == 127 for c in outcome.out + outcome.err):
         wrong.append("control characters reach the terminal")
-    if attack.tamed is not None:
+    if attack.tamed is not None and not (attack.refusal and outcome.code == 2):
         said = attack.tamed(place, outcome)
         if outcome.code != 0:
             wrong.append(f"exit code {outcome.code}: {outcome.err[-300:]}")

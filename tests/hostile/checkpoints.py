@@ -40,7 +40,7 @@ def archive(place: Place, data: bytes, records: dict[str, bytes] | None = None, 
     run = a_run(place)
     path = run / "checkpoints" / "final.ckpt"
     kind = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
-    with zipfile.ZipFile(path, "w", kind) as z:
+    with zipfile.ZipFile(path, "w", kind, compresslevel=1) as z:
         z.writestr("final/data.pkl", data)
         z.writestr("final/byteorder", b"little")
         for name, content in (records or {}).items():
@@ -115,9 +115,9 @@ def deep(depth: int) -> bytes:
 
 
 def bomb(place: Place) -> list[str]:
-    """A gigabyte of zeros in a megabyte of file."""
-    data = with_storages({"state_dict": {"w": tensor("0", 1 << 28, (1 << 28,), (1,))}, "knep": {}})
-    return ["evaluate", *archive(place, data, {"data/0": bytes(1 << 30)}, deflate=True)]
+    """600 MB of zeros in a few MB of file."""
+    data = with_storages({"state_dict": {"w": tensor("0", 150 << 20, (150 << 20,), (1,))}, "knep": {}})
+    return ["evaluate", *archive(place, data, {"data/0": bytes(600 << 20)}, deflate=True)]
 
 
 def linked(place: Place) -> list[str]:
@@ -280,7 +280,7 @@ ATTACKS = {
         "script", lambda p: _weights(p, lambda s: s["knep"]["config"]["model"].update(widths=[8] * 10**6)), FINAL
     ),
     "checkpoint: weights that are no tensors": Attack(
-        "script", lambda p: _weights(p, lambda s: s.update(state_dict={k: "x" for k in s["state_dict"]})), FINAL
+        "script", lambda p: _weights(p, lambda s: s.update(state_dict=dict.fromkeys(s["state_dict"], "x"))), FINAL
     ),
     "checkpoint: linked to be overwritten": Attack("resume", linked, "leads outside"),
     "resume: no step": _resume(lambda s: s.pop("global_step")),

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+_USED = (
+    "matplotlib.backends.backend_agg",
+    "torch.utils.tensorboard",
+    "knep.cli",
+    "knep.data.cache",
+    "knep.data.cifar",
+    "knep.data.folder",
+    "knep.data.idx",
+    "knep.data.svhn",
+    "knep.export",
+    "knep.member",
+    "knep.predict",
+    "knep.report",
+    "knep.train",
+)
 QUICK = ("trainer=cpu", "trainer.max_epochs=1", "progress=false", "threads=1", "hydra.run.dir=run")
 
 
 def warm() -> None:
     """Imports what the doors use, so that a child's memory and time are its own."""
-    import matplotlib.backends.backend_agg
     import PIL.Image
-    import torch
-    import torch.utils.tensorboard
 
-    import knep.compose
-    import knep.data.cache
-    import knep.data.cifar
-    import knep.data.folder
-    import knep.data.idx
-    import knep.data.svhn
-    import knep.export
-    import knep.member
-    import knep.predict
-    import knep.rehearse
-    import knep.report
-    import knep.train
+    from knep.compose import compose_config
+    from knep.listing import options
+    from knep.rehearse import rehearse
 
+    for name in _USED:
+        importlib.import_module(name)
     PIL.Image.init()
+    for data in options("data"):
+        config = compose_config(["recipe=none", f"data={data}"]).config
+    rehearse(config | {"data": {"_target_": "knep.data.digits.Digits"}})
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -53,8 +62,6 @@ def command(arguments: Sequence[str]) -> None:
 
 def script(arguments: Sequence[str]) -> None:
     """One of scripts/: evaluate or predict, by name, with its arguments."""
-    import importlib
-
     sys.argv = list(arguments)
     importlib.import_module(arguments[0]).main()
 
