@@ -33,6 +33,8 @@ def check_model(node: Mapping[str, Any], shape: Mapping[str, int], most: int | N
             count = sum(p.numel() for p in instantiate(node)(**shape).parameters())
     except RuntimeError as error:  # a size that overflows
         raise InputError(f"a layer is too large ({str(error).splitlines()[0][:80]}): write smaller numbers") from error
+    except TypeError as error:  # a keyword that it lacks, or a value of another kind
+        raise InputError(f"{target} cannot be built ({str(error)[:120]}): change the values of model") from error
     if most is not None and count > most:
         raise InputError(f"its config builds {count:,} parameters, and it holds {most:,}")
     check_room(8 * count, "the model's weights and gradients need", "write smaller widths")
