@@ -117,7 +117,7 @@ def _task(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
 
 
 def _check_hydra(cfg: DictConfig, primary: str, typed: Sequence[str]) -> None:
-    """Refuses what an option sets of Hydra itself: its callbacks, launchers and loggers are built by Hydra, unchecked."""
+    """Refuses what an option sets of Hydra itself, which builds callbacks, launchers and loggers unchecked."""
     bare = _compose(primary, typed, return_hydra_config=True)
     before, now = (OmegaConf.to_container(c.hydra, resolve=False) for c in (bare, cfg))
     assert isinstance(before, dict)

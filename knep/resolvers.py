@@ -1,4 +1,4 @@
-"""OmegaConf's resolvers in configs: `${oc.env:TOKEN}` in somebody's file would write the reader's secrets to config.yaml.
+"""OmegaConf's resolvers in configs: `${oc.env:TOKEN}` in a file would write the reader's secrets to config.yaml.
 
 What a shell fills in on the command line is the user's own doing; a config gets the few resolvers named here.
 """

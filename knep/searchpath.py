@@ -51,7 +51,7 @@ def _extend(search: Sequence[str], ahead: bool) -> None:
 
 
 def check_aliases(path: Path) -> None:
-    """Raises InputError for YAML whose aliases stand for more values than a config has: OmegaConf writes them all out."""
+    """Raises InputError for YAML whose aliases stand for more than a config has: OmegaConf writes them all out."""
     try:
         with path.open(encoding="utf-8") as f:
             size = _size(yaml.compose(f, Loader=yaml.SafeLoader), {})

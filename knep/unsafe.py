@@ -33,14 +33,16 @@ def import_unsafe(source: Path, target: Path, trusted: bool) -> dict[str, int]:
     """
     if not trusted:
         raise InputError(
-            f"{shown(source)} is a pickle, which is a program: reading it runs it as you. If you know who made it, add "
-            f"{FLAG}; otherwise ask for the weights as safetensors"
+            f"{shown(source)} may be a program, and reading it runs it as you: if you know who made it, add {FLAG}; "
+            "otherwise ask for the weights as safetensors"
         )
     if not source.is_file():
         raise InputError(f"{shown(source)} is missing: give a checkpoint file")
     if target.exists() or not target.parent.is_dir():
         raise InputError(f"{shown(target)} cannot be made: it exists already, or its folder does not")
-    print(f"knep: running the program in {shown(source)} in a child process, to keep its tensors and plain values alone")
+    print(
+        f"knep: running the program in {shown(source)} in a child process, to keep its tensors and plain values alone"
+    )
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / "plain.ckpt"
         _run_child(source, made)

@@ -84,7 +84,9 @@ def folder_cases(count: int, seed: int, finished: Path) -> Iterator[Case]:
         draw = random.Random(f"{seed} folder {i}")
         kind = kinds[i % len(kinds)]
 
-        def prepare(work: Path, kind: Callable[[Path], list[str]] | None = kind, draw: random.Random = draw) -> list[str]:
+        def prepare(
+            work: Path, kind: Callable[[Path], list[str]] | None = kind, draw: random.Random = draw
+        ) -> list[str]:
             if kind is None:
                 shutil.copytree(finished, work / "old")
                 damage(work / "old", draw)

@@ -1,4 +1,4 @@
-"""What the fuzzer throws: override lines by a grammar over the real config tree, and damaged folders of data and runs."""
+"""What the fuzzer throws: override lines by a grammar over the real config tree, and damaged folders."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ QUICK = (
 # Fetching, compiling and starting processes take longer than two steps are worth; none of them is input to be checked.
 _LEFT_OUT = ("compile", "profile", "ckpt", "allow_targets", "trainer.strategy", "trainer.num_nodes", "data.root")
 _SLOW = {"data": ("cifar10", "cifar100", "mnist", "svhn", "fashion_mnist"), "trainer": ("ddp", "ddp_sim", "fsdp")}
-_NUMBERS = ("0", "1", "2", "-1", "0.5", "-0.5", "1e-30", "1e30", "1e308", "1e999", "inf", "-inf", "nan", str(2**31),
-            str(2**63), str(10**30), "-" + "9" * 40, "0x10", "1_000", "007", "1e", "٣")  # fmt: skip
-_WORDS = ("true", "false", "null", "''", '""', "none", "None", "fast", "é", "\u202e", "日本", "a b", "'a b'", "3 epochs",
-          "10%", "5m", "~", "*", "../../x", "/etc/passwd", "<b>x</b>", "x" * 300, "\U0001f4a9")  # fmt: skip
-_SHAPES = ("[]", "[1,2]", "[[1],[2]]", "[a,b]", "{}", "{a:1}", "{a:{b:c}}", "[null]", "[true,1.5,x]", "{_target_:os.system}")
-_SYNTAX = ("${seed}", "${nowhere}", "${oc.env:HOME}", "${optimizer}", "${", "}", "[1,", "{a:", "choice(1,2)", "range(1,3)",
-           "glob(*)", "int(3)", "str(3)", "'unclosed", "\\", "a=b", "=", ",", "1,2", "sort(3,1)")  # fmt: skip
+_NUMBERS = ("0", "1", "2", "-1", "0.5", "-0.5", "1e-30", "1e30", "1e308", "1e999", "inf", "-inf", "nan", "007", "1e")
+_NUMBERS += (str(2**31), str(2**63), str(10**30), "-" + "9" * 40, "0x10", "1_000", "\u0663")
+_WORDS = ("true", "false", "null", "''", '""', "none", "None", "fast", "\u00e9", "\u202e", "a b", "'a b'", "3 epochs")
+_WORDS += ("10%", "5m", "~", "*", "../../x", "/etc/passwd", "<b>x</b>", "x" * 300, "\U0001f4a9", "\u65e5\u672c")
+_SHAPES = ("[]", "[1,2]", "[[1],[2]]", "[a,b]", "{}", "{a:1}", "{a:{b:c}}", "[null]", "[true,1.5,x]")
+_SHAPES += ("{_target_:os.system}",)
+_SYNTAX = ("${seed}", "${nowhere}", "${oc.env:HOME}", "${optimizer}", "${", "}", "[1,", "{a:", "choice(1,2)")
+_SYNTAX += ("a=b", "=")
+_SYNTAX += ("range(1,3)", "glob(*)", "int(3)", "str(3)", "'unclosed", "\\", ",", "1,2", "sort(3,1)")
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -85,7 +87,9 @@ def lines(draw: random.Random) -> list[str]:
         if form == 0:
             thrown.append(f"{_misspelt(draw, key)}={value}")
         elif form == 2:
-            thrown.append(draw.choice((f"+{key}={value}", f"++{key}={value}", f"~{key}", f"{key}", f"+{key}.new={value}")))
+            thrown.append(
+                draw.choice((f"+{key}={value}", f"++{key}={value}", f"~{key}", f"{key}", f"+{key}.new={value}"))
+            )
         elif form == 4:
             thrown.append(f"{draw.choice(GROUPS)}={value}")
         else:

@@ -62,6 +62,11 @@ def package(text: str) -> Attack:
     return option(f"# @package _global_\noptimizer:\n  _target_: torch.optim.SGD\n  _partial_: true\n{text}", "hydra")
 
 
+def extra(text: str, said: str) -> Attack:
+    """An option of a group that knep has not."""
+    return option(f"# @package _global_\n{text}", said, "extra/evil.yaml", "+extra=evil")
+
+
 def laughs() -> str:
     lines = ["a0: &a0 [ha, ha]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
     return SGD + "\n".join(lines) + "\n"
@@ -195,7 +200,9 @@ ATTACKS = {
     "stored: a target in a list of lists": stored(
         _set("model.widths", [[{"_target_": "os.system", "command": "ls"}]]), "os.system"
     ),
-    "stored: weights of torchvision": stored(_set("model", {"_target_": "knep.models.zoo.torchvision", "weights": "x"})),
+    "stored: weights of torchvision": stored(
+        _set("model", {"_target_": "knep.models.zoo.torchvision", "weights": "x"})
+    ),
     "stored: cache of images elsewhere": Attack("script", cached, tamed=_untouched),
     "stored: downloads elsewhere": Attack("script", fetched, "data.root"),
     "option: os.system": target("os.system", "command: touch ../outside/canary\n"),
@@ -207,7 +214,7 @@ ATTACKS = {
     "option: pathlib": option(SGD + "foreach: !!python/object/apply:pathlib.Path [/]\n"),
     "option: laughs": option(laughs()),
     "option: environment": option(SGD + "lr: 0.1\nmaximize: ${oc.env:HOME}\n", "oc.env"),
-    "option: environment in a name": option("# @package _global_\nname: ${oc.env:HOME}\n", "oc.env", "extra/evil.yaml", "+extra=evil"),
+    "option: environment in a name": extra("name: ${oc.env:HOME}\n", "oc.env"),
     "option: environment behind a choice": option(SGD + "lr: ${oc.select:x,${oc.env:HOME}}\n", "oc.env"),
     "option: decode": option(SGD + "lr: ${oc.decode:'${oc.env:HOME}'}\n", "oc."),
     "option: custom resolver": option(SGD + "lr: ${evil:1}\n", "evil"),
@@ -227,5 +234,5 @@ ATTACKS = {
     "option: a list": option("- 1\n- 2\n"),
     "option: bytes": option("_target_: \x00\x01\n"),
     "option: terminal codes": option('_target_: "\\e]0;owned\\a"\n'),
-    "option: a path for a name": option("# @package _global_\nname: ../../outside/x\n", "name", "extra/evil.yaml", "+extra=evil"),
+    "option: a path for a name": extra("name: ../../outside/x\n", "name"),
 }  # fmt: skip
