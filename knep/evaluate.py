@@ -54,11 +54,16 @@ class Mistake:
 
 @torch.no_grad()
 def evaluate(
-    members: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, keep: int = 16
+    members: Sequence[nn.Module],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    keep: int = 16,
+    mirrored: bool = False,
 ) -> Evaluation:
     """One pass of all members over raw batches (x, y); labels of -1 are padding and are left out.
 
-    keep: how many of the most confident mistakes are returned.
+    keep: how many of the most confident mistakes are returned; mirrored: a member's probabilities are the mean over the
+    image and its mirror image.
     """
     for member in members:
         member.eval()
@@ -67,7 +72,8 @@ def evaluate(
     loss, right, each, images, mistakes = 0.0, 0, [0] * len(members), 0, []
     for x, y in batches:
         x_NCHW, y_N = x[y >= 0].to(device), y[y >= 0].to(device)
-        p_MNK = torch.stack([m(x_NCHW).float().softmax(1) for m in members])
+        views = (x_NCHW, x_NCHW.flip(3)) if mirrored else (x_NCHW,)
+        p_MNK = torch.stack([torch.stack([m(view).float().softmax(1) for view in views]).mean(0) for m in members])
         p_NK = p_MNK.mean(0)
         confidence, predicted = p_NK.max(1)
         loss += F.nll_loss(p_NK.clamp_min(1e-12).log(), y_N, reduction="sum").item()

@@ -72,6 +72,14 @@ class LeanEpoch(ExactEpoch):
         self._plateaus = any(c.reduce_on_plateau for c in trainer.lr_scheduler_configs)
         self._validates = super()._should_check_val_epoch()
         self._moves = not getattr(trainer.train_dataloader, "on_device", False)
+        self._between = self._validates_after()
+
+    def _validates_after(self) -> float:
+        """Batches from one validation to the next; 0 where Lightning has to be asked after each batch."""
+        trainer = self.trainer
+        by_count = trainer.check_val_every_n_epoch is not None and trainer._val_check_time_interval is None
+        every = trainer.val_check_batch
+        return every if by_count and not self._plateaus and every not in (None, float("inf")) else 0
 
     def advance(self, data_fetcher: Any) -> None:
         """One batch. The first one after a resumption that is not exact is Lightning's, which knows where to begin."""
@@ -86,7 +94,7 @@ class LeanEpoch(ExactEpoch):
         if self._moves:
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
+        self._open(batch)
         self._run("on_train_batch_start", batch, batch_idx)
         progress.increment_started()
         loss = self._optimize(batch, batch_idx)
@@ -96,6 +104,16 @@ class LeanEpoch(ExactEpoch):
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._run("on_train_batch_end", {"loss": loss}, batch, batch_idx)
         self._publish(progress)
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        """What follows a batch: validation, where one is due, and the keeper. Most batches have nothing to follow."""
+        trainer, done = self.trainer, self.batch_idx + 1
+        due = self.batch_progress.is_last_batch or not self._between or done % self._between == 0
+        if due or trainer.should_stop or trainer.received_sigterm or self._skip_next_val:
+            super().on_advance_end(data_fetcher)
+            return
+        self._batches_that_stepped += not self._should_accumulate()
+        self.keeper.after_batch(trainer)
 
     # Lightning asks these several times a step: most answers are fixed for an epoch.
 
@@ -118,6 +136,12 @@ class LeanEpoch(ExactEpoch):
                 self.scheduler_progress.increment_ready()
                 self._module.lr_scheduler_step(config.scheduler, None)
                 self.scheduler_progress.increment_completed()
+
+    def _open(self, batch: Any) -> None:
+        """Whether this is an epoch's first batch, and the batch itself, for `self.log` in the hooks to come."""
+        connector, results = self.trainer._logger_connector, self._results
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
 
     def _publish(self, progress: Any) -> None:
         """What hooks logged goes to the loggers; where they logged nothing, there is nothing to collect."""

@@ -68,8 +68,8 @@ def after(
 ) -> dict[str, Any]:
     """Validates the final weights, reads the test split once, writes and prints what came out."""
     modules = [m.module for m in members]
-    val = evaluate(modules, data.val_dataloader(), data.num_classes)
-    test = evaluate(modules, data.test_dataloader(), data.num_classes)
+    val = evaluate(modules, data.val_dataloader(), data.num_classes, mirrored=config["test_flip"])
+    test = evaluate(modules, data.test_dataloader(), data.num_classes, mirrored=config["test_flip"])
     low, high = test.interval()
     parameters = sum(p.numel() for m in modules for p in m.model.parameters())
     best = members[0].best

@@ -14,6 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder, or one .ckpt file")
     parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--mirrored", action="store_true", help="average each image with its mirror, as test_flip does")
     parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
     args = parser.parse_args()
     with one_line():
@@ -28,7 +29,12 @@ def main() -> None:
         data = only_reads(instantiate(node | {"cache": False} if "cache" in node else node))
         data.prepare()
         batches = data.val_dataloader() if args.split == "val" else data.test_dataloader()
-        result = evaluate(members, batches, data.num_classes)
+        result = evaluate(
+            members,
+            batches,
+            data.num_classes,
+            mirrored=args.mirrored or members[0].about["config"].get("test_flip", False),
+        )
         low, high = result.interval()
         numbers = {"acc": result.acc, "acc_low": low, "acc_high": high, "loss": result.loss, "images": result.images}
         print(json.dumps({f"{args.split}/{k}": v for k, v in numbers.items()}, indent=2))

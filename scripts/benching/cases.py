@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knep.compose import compose_config
+from knep.compose import Composed, compose_config
 from knep.safe import instantiate
 
 _FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -37,10 +37,15 @@ CASES = {
 }
 
 
-def compose(case: Case, extra: Sequence[str] = ()) -> dict[str, Any]:
-    """The config of a case: Adam at 1e-3, pixels in [0, 1], no other trick."""
+def composed(case: Case, extra: Sequence[str] = ()) -> Composed:
+    """A case: Adam at 1e-3, pixels in [0, 1], no other trick."""
     lines = ["recipe=none", "scaling=unit", "optimizer=adam", "optimizer.lr=1e-3", "trainer=cpu", *source()]
-    return compose_config([*lines, f"data.batch_size={case.batch}", *case.model, *extra]).config
+    return compose_config([*lines, f"data.batch_size={case.batch}", *case.model, *extra])
+
+
+def compose(case: Case, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """The config of a case."""
+    return composed(case, extra).config
 
 
 def source() -> list[str]:

@@ -1,0 +1,26 @@
+"""Measuring a model on a split: what is averaged, and over which views."""
+
+import pytest
+import torch
+from torch import nn
+
+from knep.evaluate import evaluate
+
+
+def test_mirrored_averages_the_probabilities_of_an_image_and_its_mirror():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    x, y = torch.randn(30, 1, 3, 4), torch.randint(0, 3, (30,))
+    plain, mirrored = (evaluate([net], [(x, y)], 3, mirrored=m) for m in (False, True))
+    p_NK = ((net(x).softmax(1) + net(x.flip(3)).softmax(1)) / 2).detach()
+    assert mirrored.loss == pytest.approx(-p_NK[torch.arange(30), y].log().mean().item(), rel=1e-5)
+    assert mirrored.acc == pytest.approx((p_NK.argmax(1) == y).float().mean().item())
+    assert plain.loss != mirrored.loss
+
+
+def test_images_that_are_their_own_mirror_have_the_same_predictions():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    half, y = torch.randn(30, 1, 3, 2), torch.randint(0, 3, (30,))
+    batches = [(torch.cat([half, half.flip(3)], 3), y)]
+    assert evaluate([net], batches, 3).loss == pytest.approx(evaluate([net], batches, 3, mirrored=True).loss)
