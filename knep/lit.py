@@ -161,7 +161,7 @@ class Classifier(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str = "val") -> None:
         x, y = batch
         logits_NK = self(x)
-        loss = F.cross_entropy(logits_NK.float(), y, ignore_index=-1, reduction="sum")
+        loss = F.cross_entropy(logits_NK.double(), y, ignore_index=-1, reduction="sum")
         self._add(split, loss, (logits_NK.argmax(1) == y).sum(), (y >= 0).sum())
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -29,7 +29,7 @@ _FINAL = (
 )
 
 
-def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any, folder: Path) -> None:
+def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any) -> None:
     """Prints what is trained on what, and what the user changed against the recipe."""
     kept = recipe_choices(choices["recipe"])
     changed = [f"{slot}={choices[slot]} (recipe: {o})" for slot, o in kept.items() if choices.get(slot) != o]
@@ -41,20 +41,29 @@ def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any, fol
     )
 
 
-def interrupted(folder: Path, config: Mapping[str, Any], members: Sequence[Member], began: float) -> dict[str, Any]:
-    """The summary of a run that was asked to stop; the test split was not read."""
-    last = members[-1]
-    summary = {
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What every summary says, whatever became of the run."""
+    return {"seed": config["seed"], "config_hash": config_hash(config)}
+
+
+def interrupted(
+    folder: Path, config: Mapping[str, Any], number: int, began: float, members: Sequence[Member] = ()
+) -> dict[str, Any]:
+    """The summary of a run that a signal stopped; members: those that were fitted so far, in part or whole."""
+    summary: dict[str, Any] = {
         "status": "interrupted",
-        "signal": last.interrupted,
-        "epochs": last.epochs,
-        "steps": last.steps,
+        "signal": number,
         "seconds": round(time.perf_counter() - began, 2),
-        "seed": config["seed"],
-        "config_hash": config_hash(config),
+        **identity(config),
     }
+    if members:
+        summary |= {"epochs": members[-1].epochs, "steps": members[-1].steps}
     write_summary(folder, summary)
-    print(f"knep: interrupted after {last.steps} steps; go on with: python train.py ckpt={folder}")
+    steps = f" after {members[-1].steps} steps" if members else ""
+    saved = any(folder.glob("**/checkpoints/last.ckpt"))
+    print(
+        f"knep: interrupted{steps}; " + (f"go on with: python train.py ckpt={folder}" if saved else "nothing was saved")
+    )
     return summary
 
 
@@ -88,8 +97,7 @@ def after(
         "samples_per_second": round(statistics.fmean(m.samples_per_second for m in members), 1),
         "seconds": round(time.perf_counter() - began, 2),
         "parameters": parameters,
-        "seed": config["seed"],
-        "config_hash": config_hash(config),
+        **identity(config),
     }
     if len(members) > 1:
         summary["members/test_acc"] = test.member_acc

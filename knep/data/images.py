@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from knep.data.tree import shown
 from knep.errors import InputError
+from knep.text import shown
 
 MAX_PIXELS = 64_000_000
 # Other readers of Pillow stay shut, whatever a file's name says: some of them start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_PLAIN_COST = 7  # bytes a pixel: 450 MB at MAX_PIXELS
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,9 +61,11 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with _header(path) as image:
             width, height = image.size
-            if width * height > max_pixels:
+            times = _cost(image) / _PLAIN_COST
+            if width * height * times > max_pixels:
+                counted = f", each counted {times:.1f} times for its memory" if times > 1 else ""
                 raise InputError(
-                    f"{shown(path)} has {width} x {height} pixels, more than data.max_pixels={max_pixels}: "
+                    f"{shown(path)} has {width} x {height} pixels{counted}, more than data.max_pixels={max_pixels}: "
                     "remove it, or raise data.max_pixels if you trust it"
                 )
             yield image
@@ -75,6 +78,15 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         if isinstance(error, Image.UnidentifiedImageError):
             raise InputError(f"{what} (no JPEG, PNG, WebP or GIF): repair or remove it") from error
         raise InputError(f"{what} ({shown(str(error))[:120]}): repair or remove it") from error
+
+
+def _cost(image: Image.Image) -> int:
+    """Bytes of memory that decoding and converting takes at its peak, per pixel of the file; measured."""
+    if image.format == "WEBP":
+        return 16
+    if image.has_transparency_data:
+        return 12
+    return 10 if image.mode == "CMYK" else _PLAIN_COST
 
 
 def _header(path: Path) -> Image.Image:
