@@ -99,6 +99,8 @@ def after(
         "parameters": parameters,
         **identity(config),
     }
+    if any(m.module.guard.interventions for m in members):
+        summary["guard"] = [m.module.guard.report() for m in members]
     if len(members) > 1:
         summary["members/test_acc"] = test.member_acc
         summary["members/test_acc_mean"] = statistics.fmean(test.member_acc)
