@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from knep.archive import foreign
 from knep.errors import InputError, RunFailed
 from knep.files import sync_folder
 
@@ -72,7 +73,7 @@ def damage(path: Path) -> str | None:
 
 def read(path: Path, map_location: Any = "cpu") -> Any:
     """The plain data in a checkpoint file, never unpickled. Raises InputError where it is damaged or something else."""
-    wrong = damage(path)
+    wrong = damage(path) or foreign(path)
     if wrong:
         raise InputError(f"{path} {wrong}: give another checkpoint")
     try:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
-    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | export | train")
+    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | export | import-unsafe | train")
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
     ls.set_defaults(run=_ls)
@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("safetensors", "onnx", "pt2"), help="as the file's ending")
     export.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
     export.set_defaults(run=_export)
+    unsafe = commands.add_parser("import-unsafe", help="a foreign pickle, run in a child, to a plain file")
+    unsafe.add_argument("source", type=Path, metavar="FILE", help="a checkpoint that knep refuses to read")
+    unsafe.add_argument("target", type=Path, metavar="OUT", help="the plain checkpoint to write")
+    unsafe.add_argument("--i-trust-this-file", action="store_true", help="you know who made FILE, and that it is run")
+    unsafe.set_defaults(run=_import_unsafe)
     commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
     return parser
 
@@ -142,6 +147,12 @@ def _export(args: argparse.Namespace) -> None:
         allow(name)
     for path in export(args.source, args.file, args.format):
         print(path)
+
+
+def _import_unsafe(args: argparse.Namespace) -> None:
+    from knep.unsafe import import_unsafe
+
+    import_unsafe(args.source, args.target, args.i_trust_this_file)
 
 
 if __name__ == "__main__":

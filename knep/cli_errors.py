@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from knep.errors import InputError, RunFailed
+from knep.text import shortened
+
+_LONGEST = 1000  # characters: what was wrong may be a list of a million
 
 
 @contextmanager
@@ -15,7 +18,7 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except (InputError, RunFailed) as error:
-        print(f"knep: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"knep: {shortened(' '.join(str(error).split()), _LONGEST)}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     except KeyboardInterrupt:
         print("knep: stopped", file=sys.stderr)

@@ -26,6 +26,9 @@ from knep.profile import StepProfile
 from knep.resume import find_whole
 from knep.signals import Interrupted
 
+# What a checkpoint to go on from holds beside the weights.
+_LOOPS = {"global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
+
 
 @dataclass
 class Member:
@@ -86,6 +89,11 @@ def fit_member(
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted as asked:
         interrupted = asked.number
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if start is None or clock.began or isinstance(error, InputError):
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise InputError(f"{start} cannot be gone on from ({what}): give another checkpoint") from error
     data.trainer = None
     if trainer.is_global_zero and not interrupted:
         final = {"state_dict": module.state_dict(), "knep": dict(facts)}
@@ -122,14 +130,21 @@ def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Pa
     state = read_checkpoint(path)
     if "loops" not in state:
         raise InputError(f"ckpt={path} holds weights only and cannot be resumed: give the run folder or last.ckpt")
+    for key, kind in _LOOPS.items():
+        if not isinstance(state.get(key), kind) or state[key] == []:
+            raise InputError(f"{path} was not written by knep: it has no {key}, give another checkpoint")
     return path, state
 
 
 def _changes(cfg: Mapping[str, Any], path: Path, state: Mapping[str, Any]) -> list[Change]:
-    facts, loop = state["knep"], state["loops"]["fit_loop"]
+    facts = state["knep"]
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise InputError(f"ckpt={path} does not say what it was trained with: give another checkpoint")
-    return changes(facts["config"], cfg, int(state["global_step"]), int(loop["epoch_progress"]["current"]["completed"]))
+    try:
+        epochs = int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} was not written by knep: it has no count of epochs, give another one") from error
+    return changes(facts["config"], cfg, state["global_step"], epochs)
 
 
 def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
@@ -138,7 +153,7 @@ def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, train
         return None
     path, state = found
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
-    step = int(state["global_step"])
+    step = state["global_step"]
     changed = _changes(cfg, path, state)
     if changed:
         trainer.callbacks.append(Apply(changed))

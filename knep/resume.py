@@ -9,6 +9,8 @@ from typing import Any
 
 from knep.errors import InputError
 from knep.files import config_hash, read_summary
+from knep.safe import check_stored
+from knep.strangers import check_folder, read_lines
 
 _ENDED = ("finished", "stopped_early")
 
@@ -65,13 +67,17 @@ def expand_ckpt(arguments: list[str]) -> list[str]:
     if given in ("", "null"):
         return arguments
     folder = run_folder(given)
+    if "${" in str(folder):
+        raise InputError(f"ckpt={given} has ${{ in its name, which stands for another value: rename the folder")
+    check_folder(folder)
     members = sorted(folder.glob("member_*"))
     if not members:
         find_checkpoint(given)
     listed = folder / "overrides.txt"
     if not listed.is_file():
         raise InputError(f"ckpt={given} lies in no run folder of knep: {listed} is missing")
-    earlier = [line for line in listed.read_text().splitlines() if line and not line.startswith("ckpt=")]
+    earlier = [line for line in read_lines(listed) if line and not line.startswith("ckpt=")]
+    check_stored(earlier, str(listed))
     place = [] if any(a.startswith("hydra.run.dir=") for a in arguments) else [f"hydra.run.dir='{folder}'"]
     return [*earlier, *arguments, *place]
 

@@ -35,11 +35,16 @@ def _start(arguments: list[str]) -> None:
     from knep.elastic import agreed
     from knep.jobs import Single, Sweep, earlier_lines
     from knep.resume import expand_ckpt
-    from knep.safe import allow_typed, check_stored
+    from knep.safe import allow_typed
 
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(get_args_parser().parse_args(typed).overrides)
-    check_stored([a for a in arguments if a not in typed and not a.startswith("hydra.run.dir=")], "overrides.txt")
+    box = next((a.removeprefix("replay=") for a in typed if a.startswith("replay=")), "null")
+    if box != "null":
+        from knep.guard import replay
+
+        replay.main(Path(box), typed)
+        return
     args = get_args_parser().parse_args(arguments)
     work: Single | Sweep = Single()
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
@@ -96,6 +101,8 @@ def hush() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # so it does where a run goes on
+    warnings.filterwarnings("ignore", message="The dirpath has changed.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*")
 
 
