@@ -122,7 +122,8 @@ def _task(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
 
 def _check_hydra(cfg: DictConfig, primary: str, typed: Sequence[str]) -> None:
     """Refuses what an option sets of Hydra itself, which builds callbacks, launchers and loggers unchecked."""
-    bare = _compose(primary, typed, return_hydra_config=True)
+    needed = ["+recipe=none"] if primary == "knep" else []  # which reads the recipe's name
+    bare = _compose(primary, [*typed, *needed], return_hydra_config=True)
     before, now = (OmegaConf.to_container(c.hydra, resolve=False) for c in (bare, cfg))
     assert isinstance(before, dict)
     assert isinstance(now, dict)
