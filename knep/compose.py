@@ -80,6 +80,7 @@ def compose_config(
     for group in (*GROUPS[1:], "checkpoint"):
         if group in config and not isinstance(config[group], dict):
             raise InputError(f"{group} is {_kind(config[group])}, not a group of keys: mend the option's file")
+    _check_whole(bare, config)
     check_ranges(config)
     refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
     return Composed(config, choices, list(overrides))
@@ -158,6 +159,15 @@ def _line(override: Override) -> str:
 def _compose(primary: str, lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     with _one_line():
         return compose(primary, list(lines), return_hydra_config=return_hydra_config)
+
+
+def _check_whole(bare: DictConfig, config: Mapping[str, Any]) -> None:
+    """Refuses a config from which a key was deleted that every run asks for; a trick's own keys have defaults."""
+    before = _task(bare, resolve=False)
+    needed = [*before, *(f"{group}.{key}" for group in ("trainer", "checkpoint") for key in before.get(group) or ())]
+    missing = sorted(set(needed) - set(_flat(config)))
+    if missing:
+        raise InputError(f"{missing[0]} is deleted, and every run needs it: leave out ~{missing[0]}")
 
 
 class _one_line:
