@@ -72,8 +72,8 @@ def compose_config(
         cfg = _compose(primary, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
-        if search or named:
-            _check_hydra(cfg, primary, [_line(o) for o in parsed if o.key_or_group.startswith("hydra")])
+        if primary == "train" and (search or named):  # a recipe's slots alone bring no Hydra with them
+            _check_hydra(cfg, [_line(o) for o in parsed if o.key_or_group.startswith("hydra")])
         check_resolvers(_task(cfg, resolve=False), SAFE.union(allowed()))
         with _one_line():
             config = plain(cfg)
@@ -121,9 +121,9 @@ def _task(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def _check_hydra(cfg: DictConfig, primary: str, typed: Sequence[str]) -> None:
+def _check_hydra(cfg: DictConfig, typed: Sequence[str]) -> None:
     """Refuses what an option sets of Hydra itself, which builds callbacks, launchers and loggers unchecked."""
-    bare = _compose(primary, typed, return_hydra_config=True)
+    bare = _compose("train", typed, return_hydra_config=True)
     before, now = (OmegaConf.to_container(c.hydra, resolve=False) for c in (bare, cfg))
     assert isinstance(before, dict)
     assert isinstance(now, dict)
