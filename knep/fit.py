@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.checkpoint import WholeCheckpoints
+from knep.distributed import watch
 from knep.errors import InputError
 from knep.hardware import fast_products, precision
 from knep.keep import Best, Keeper
@@ -24,6 +25,7 @@ from knep.recipe import Recipe, named
 from knep.room import check_model
 from knep.safe import instantiate
 from knep.signals import StopOnSignal
+from knep.slurm import environment
 from knep.tables import CsvLogger
 
 
@@ -118,6 +120,7 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
         log_every=cfg["log_every"],
         channels_last=cfg["channels_last"],
         about=dict(facts),
+        guard=instantiate(cfg["guard"]) if "guard" in cfg else None,
     )
 
 
@@ -155,7 +158,7 @@ def build_trainer(
             default_root_dir=str(folder),
             accumulate_grad_batches=accumulate,
             callbacks=[*callbacks, stop, best, keeper],
-            plugins=None if "fsdp" in str(node["strategy"]) else [WholeCheckpoints()],
+            plugins=[*environment(), *([] if "fsdp" in str(node["strategy"]) else [WholeCheckpoints()])],
             logger=logged,
             fast_dev_run=quiet,
             benchmark=fast_products(node["deterministic"]) or None,
@@ -169,6 +172,7 @@ def build_trainer(
     use_exact_loops(trainer, keeper)
     if cfg["lean"]:
         use_lean_loop(trainer)
+    watch(trainer, folder)
     return trainer
 
 

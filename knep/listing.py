@@ -21,6 +21,7 @@ GROUPS = (
     "regularization",
     "averaging",
     "stopping",
+    "guard",
     "trainer",
 )
 CONF = Path(str(files("knep") / "conf"))
