@@ -167,7 +167,7 @@ def build_trainer(
             log_every_n_steps=cfg["log_every"],
             use_distributed_sampler=False,
         )
-    except (InputError, ValueError, RuntimeError) as error:
+    except (InputError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     use_exact_loops(trainer, keeper)
     if cfg["lean"]:

@@ -96,7 +96,7 @@ def allow_typed(overrides: Sequence[str]) -> None:
             try:
                 allow(value.replace(":", "."))
             except InputError as error:
-                raise InputError(f"{key}={value}: {error}") from error
+                raise InputError(f"{key}={value} is no name: write one such as mypkg.nets.build") from error
 
 
 def take_allowed(config: dict[str, Any]) -> None:
