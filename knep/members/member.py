@@ -87,7 +87,7 @@ class Member:
             self.end("stopped_early", epoch + 1, steps)
 
     def _keep_best(self) -> None:
-        """The weights that early stopping goes back to; a metric that is no number counts as the worst, as in Lightning."""
+        """The weights that early stopping goes back to; no number counts as the worst, as in Lightning."""
         if self._stopping is None:
             return
         sign = 1 if self._mode == "min" else -1
