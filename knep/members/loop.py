@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 
-from knep.hardware import fast_products, precision, wrong_in_bf16
+from knep.hardware import fast_products, precision, quick_checks, wrong_in_bf16
 from knep.members.draws import Draws
 from knep.members.folded import computes_the_same, fold, same_shape, stacked
 from knep.members.member import Member
@@ -31,7 +31,8 @@ def fit(configs: Sequence[Mapping[str, Any]], data: Any, together: bool | None =
         plugin.convert_module(member.module.to(device))
     fast_products(trainer["deterministic"])
     data.drop_last = members[0].module.recipe.accumulate != "epoch"
-    _Fit(members, data, device, plugin, _stepper(members, data, device, plugin, together)).run()
+    with quick_checks():
+        _Fit(members, data, device, plugin, _stepper(members, data, device, plugin, together)).run()
     return members
 
 

@@ -106,7 +106,9 @@ class Member:
             self._average.on_train_end(self._stage, self.module)
         if self._best:
             self.module.load_state_dict(self._best)
-        self.module.eval()
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            tensor.data = tensor.data.clone()  # no view of what all members share, which a checkpoint would store whole
+        self.module.eval().cpu()
 
     @property
     def best(self) -> dict[str, float]:
