@@ -1,75 +1,24 @@
 """Members of one fit: each is the single run of its config, whatever the others do."""
 
+import json
 import math
-from functools import cache
 
 import pytest
 import torch
-import yaml
+from members_exact import BAR, MODELS, SLOTS, TINY, composed, config, data_of, distance, states, together_and_in_turn
 
 from knep.compose import compose_config
 from knep.errors import InputError, NoEffectError
 from knep.fit import about
-from knep.listing import CONF, options
+from knep.listing import options
 from knep.member import fit_member
 from knep.members import members_of, supports, train
 from knep.members.loop import fit
 from knep.members.member import Member
 from knep.members.steps import Together
-from knep.safe import instantiate
+from knep.train import run as train_run
 
-TINY = [
-    "recipe=none", "scaling=unit", "optimizer=momentum", "data=synthetic", "data.image_size=8", "data.images=130",
-    "data.batch_size=10", "data.val_share=0.2", "trainer=cpu", "trainer.precision=64-true", "trainer.max_epochs=2",
-    "threads=1", "progress=false", "lean=false",
-]  # fmt: skip
-SMALL = {
-    "mlp": ["model=mlp", "model.widths=[16,12]"],
-    "cnn": ["model=cnn", "model.widths=[4,6]"],
-    "resnet": ["model=resnet", "model.width=0.25", "norm=batch"],
-    "inception": ["model=inception", "model.width=0.25", "norm=batch"],
-}
-SLOTS = (
-    "norm", "activation", "dropout", "init", "optimizer", "clip", "scheduler", "regularization", "augment",
-    "averaging", "stopping",
-)  # fmt: skip
 REFUSED = {("averaging", "soup")}
-
-
-@cache
-def composed(model, *overrides):
-    return compose_config([*TINY, *SMALL[model], *overrides]).config
-
-
-def config(model, *overrides, **slots):
-    """A composed config; slots: option by slot, whose node is read from its file, which is much faster."""
-    nodes = {slot: yaml.safe_load((CONF / slot / f"{option}.yaml").read_text()) for slot, option in slots.items()}
-    return {**composed(model, *overrides), **nodes}
-
-
-@cache
-def data_of(model):
-    data = instantiate(composed(model)["data"])
-    data.prepare()
-    return data
-
-
-def distance(a, b):
-    """The largest difference between the tensors of two state dicts, relative to each one's largest element."""
-    assert a.keys() == b.keys()
-    return max(
-        float((a[k].double() - b[k].double()).abs().max() / b[k].double().abs().max().clamp(min=1e-12)) for k in a
-    )
-
-
-def states(members):
-    return [m.module.state_dict() for m in members]
-
-
-def together_and_in_turn(configs, model):
-    a, b = (states(fit(configs, data_of(model), together)) for together in (True, False))
-    return max(distance(x, y) for x, y in zip(a, b, strict=True))
-
 
 RECIPES = {
     "mlp": [
@@ -96,7 +45,7 @@ def test_a_member_is_the_single_run_of_its_seed(model, recipe, tmp_path):
         members = fit(seeds, data, together)
         assert [m.steps for m in members] == [s.steps for s in single]
         far = max(distance(a, b) for a, b in zip(states(members), states(single), strict=True))
-        assert far <= (1e-5 if together else 0.0)
+        assert far <= (BAR if together else 0.0)
         best = [(m.best["val/loss"], m.best["epoch"]) for m in members]
         assert best == [(pytest.approx(s.best["val/loss"], rel=1e-5), s.best["epoch"]) for s in single]
 
@@ -114,7 +63,7 @@ def test_one_pass_equals_a_pass_for_each_with_every_option(slot):
         except (NoEffectError, InputError):
             model = "resnet" if option == "stochastic_depth" else "cnn"
             far = together_and_in_turn(members_of(config(model, **{slot: option}), 2), model)
-        assert far <= 1e-5, (slot, option, far)
+        assert far <= BAR, (slot, option, far)
     assert {o for s, o in REFUSED if s == slot} <= set(options(slot))
 
 
@@ -128,14 +77,14 @@ def test_members_may_differ_in_settings_that_change_no_shapes():
         ("regularization", "epsilon", 0.3),
     ]
     configs = [base, *({**base, slot: {**base[slot], key: value}} for slot, key, value in sets)]
-    assert together_and_in_turn(configs, "mlp") <= 1e-5
+    assert together_and_in_turn(configs, "mlp") <= BAR
     weights = [m.module.model.classifier.weight for m in fit(configs, data_of("mlp"), True)]
     assert all(not torch.equal(weights[0], w) for w in weights[1:])
 
 
 def test_a_member_that_diverges_is_failed_and_disturbs_no_other():
     base = config("mlp", optimizer="sgd")
-    wild = {**base, "optimizer": {**base["optimizer"], "lr": 1e30}}
+    wild = {**base, "optimizer": {**base["optimizer"], "lr": 1e308}}
     for together in (False, True):
         records = train([base, wild, {**base, "seed": 1}], together=together)
         alone = train(members_of(base, 2), together=together)
@@ -211,3 +160,39 @@ def test_configs_of_different_models_or_data_are_refused():
         train([cfg, config("cnn")])
     with pytest.raises(InputError, match="at least one"):
         train([])
+
+
+QUICK = [*TINY[:-1], "lean=true", *MODELS["mlp"]]
+
+
+def run(folder, *overrides):
+    made = compose_config([*QUICK, *overrides])
+    return train_run(made.config, folder, made.choices, made.overrides)
+
+
+def test_the_command_leaves_a_folder_and_a_result_per_seed(tmp_path):
+    at_once = run(tmp_path / "a", "trainer.members=2")
+    after = run(tmp_path / "b", "trainer.members=2", "checkpoint.every=50")  # which one fit for all does not support
+    assert at_once["members/test_acc"] == after["members/test_acc"]
+    assert at_once["test/loss"] == pytest.approx(after["test/loss"], rel=1e-6)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        for i in range(2):
+            summary = json.loads((folder / f"member_{i}" / "summary.json").read_text())
+            assert (summary["seed"], summary["status"]) == (i, "finished")
+            state = torch.load(folder / f"member_{i}" / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"]
+            assert all(t.untyped_storage().nbytes() == t.nbytes for t in state.values())
+
+
+def test_an_ensemble_in_one_pass_is_the_ensemble_of_single_runs(tmp_path, capsys):
+    ensemble = ["averaging=ensemble", "averaging.members=2"]
+    at_once = run(tmp_path / "a", *ensemble)
+    assert "2 members in one pass" in capsys.readouterr().out
+    after = run(tmp_path / "b", *ensemble, "checkpoint.every=50")
+    assert "in one pass" not in capsys.readouterr().out
+    for key in ("test/loss", "val/loss", "members/test_acc", "steps", "epochs", "best_epoch"):
+        assert at_once[key] == pytest.approx(after[key], rel=1e-6)
+
+
+def test_members_of_an_ensemble_are_refused():
+    with pytest.raises(InputError, match="contradicts averaging=ensemble"):
+        compose_config([*QUICK, "averaging=ensemble", "trainer.members=2"])

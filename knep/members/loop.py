@@ -13,7 +13,7 @@ from knep.members.draws import Draws
 from knep.members.folded import computes_the_same, fold, same_shape, stacked
 from knep.members.member import Member
 from knep.members.steps import InTurn, Together
-from knep.members.support import folds
+from knep.members.support import apart, folds
 from knep.seeds import mix
 
 
@@ -50,9 +50,9 @@ def _stepper(
 ) -> InTurn | Together:
     draws = Draws(len(members), device)
     models = [m.module.model for m in members]
-    wanted = folds(models[0], device) if together is None else together
-    twice = any(m.config["optimizer"]["_target_"].endswith(".sam") for m in members)  # its closures are not separate
-    if wanted and not twice and len(members) > 1 and same_shape(models):
+    configs = [m.config for m in members]
+    wanted = folds(configs, models[0], device) if together is None else together and not apart(configs)
+    if wanted and len(members) > 1 and same_shape(models):
         for member in members:
             member.module.train()
         stack = stacked(models)

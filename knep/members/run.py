@@ -32,7 +32,7 @@ def ensemble(config: Mapping[str, Any], data: Any, places: Sequence[Path]) -> li
     if len(places) < 2 or supports(config):
         return None
     trial = Member(config, data)
-    if not folds(trial.module.model, trial.module.device):
+    if not folds([config], trial.module.model, trial.module.device):
         return None
     print(f"trains {len(places)} members in one pass")
     began = time.perf_counter()
