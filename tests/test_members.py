@@ -13,6 +13,7 @@ from knep.fit import about
 from knep.listing import options
 from knep.member import fit_member
 from knep.members import members_of, supports, train
+from knep.members.folded import Linear
 from knep.members.loop import fit
 from knep.members.member import Member
 from knep.members.steps import Together
@@ -78,7 +79,7 @@ def test_members_may_differ_in_settings_that_change_no_shapes():
     ]
     configs = [base, *({**base, slot: {**base[slot], key: value}} for slot, key, value in sets)]
     assert together_and_in_turn(configs, "mlp") <= BAR
-    weights = [m.module.model.classifier.weight for m in fit(configs, data_of("mlp"), True)]
+    weights = [s["model.classifier.weight"] for s in states(fit(configs, data_of("mlp"), True))]
     assert all(not torch.equal(weights[0], w) for w in weights[1:])
 
 
@@ -122,6 +123,15 @@ def test_a_model_that_mixes_images_is_trained_in_turn():
         draws = Draws(2, torch.device("cpu"))
         folded = fold(models, stacked(models), draws)
         assert computes_the_same(folded, models, torch.rand(4, 1, 8, 8), draws) is same
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (400, 300)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_layer_of_all_members_is_each_ones_layer(shape, with_bias):
+    weight, x = torch.rand(3, *shape, dtype=torch.float64), torch.rand(12, shape[1], dtype=torch.float64)
+    bias = torch.rand(3, shape[0], dtype=torch.float64) if with_bias else None
+    each = [x[4 * i : 4 * i + 4] @ weight[i].T + (0 if bias is None else bias[i]) for i in range(3)]
+    torch.testing.assert_close(Linear(weight, bias)(x), torch.cat(each), rtol=1e-12, atol=1e-12)
 
 
 def test_one_optimizer_steps_all_members_where_its_rule_is_elementwise():

@@ -44,7 +44,7 @@ class InTurn:
     def __init__(self, members: Sequence[Member], draws: Draws, context: Context) -> None:
         self.members, self.draws, self.context = members, draws, context
         self.sums = torch.zeros(len(members), 3, dtype=torch.float64, device=draws.device)
-        self.optimizers = [m.module.recipe.optimizer(m.module.model) for m in members]
+        self.optimizers: list[Any] = [m.module.recipe.optimizer(m.module.model) for m in members]
 
     def schedulers(self, total_steps: int, steps_per_epoch: int) -> list[Any]:
         return _schedulers(self.members, self.optimizers, total_steps, steps_per_epoch)
