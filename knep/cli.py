@@ -54,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("safetensors", "onnx", "pt2"), help="as the file's ending")
     export.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
     export.set_defaults(run=_export)
-    unsafe = commands.add_parser(
-        "import-unsafe", help="a foreign pickle, run in a child, to a plain file"
-    )
+    unsafe = commands.add_parser("import-unsafe", help="a foreign pickle, run in a child, to a plain file")
     unsafe.add_argument("source", type=Path, metavar="FILE", help="a checkpoint that knep refuses to read")
     unsafe.add_argument("target", type=Path, metavar="OUT", help="the plain checkpoint to write")
     unsafe.add_argument("--i-trust-this-file", action="store_true", help="you know who made FILE, and that it is run")

@@ -62,6 +62,9 @@ def compose_config(
     Raises InputError for whatever is misspelt, of a wrong type or out of range, or contradictory.
     """
     parsed = parse(overrides)
+    swept = next((o for o in parsed if o.is_sweep_override()), None)
+    if swept is not None:
+        raise InputError(f"{_line(swept)} is several values: write -m to run each of them, or quote it to mean one")
     named = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in _items(o)]
     with own_hydra([*search, *named], ahead):
         groups = [o for o in parsed if _is_group(o)]

@@ -16,7 +16,6 @@ from knep.errors import InputError, RunFailed
 from knep.files import discard
 from knep.resume import find_begun, find_ended, resumes, root_of
 from knep.safe import take_allowed
-from knep.signals import exit_code
 from knep.slurm import requeue
 from knep.sweep import Outcomes
 
@@ -105,6 +104,8 @@ def _told(config: dict[str, Any], folder: Path, choices: dict[str, str], lines: 
         discard(folder)
         raise
     if summary["status"] == "interrupted":
+        from knep.signals import exit_code  # brings Lightning, which `--cfg` does without
+
         if config["slurm"]["requeue"] and summary["signal"] != signal.SIGINT and not summary.get("worker"):
             requeue()
         raise SystemExit(exit_code(summary["signal"]))

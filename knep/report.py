@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,8 @@ def after(
         "parameters": parameters,
         **identity(config),
     }
+    if any(m.module.guard.interventions for m in members):
+        summary["guard"] = [m.module.guard.report() for m in members]
     if len(members) > 1:
         summary["members/test_acc"] = test.member_acc
         summary["members/test_acc_mean"] = statistics.fmean(test.member_acc)
@@ -117,6 +120,8 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a path is never cut
     rows = {
         "best validation epoch": f"{summary['best_epoch']} of {summary['epochs']} (acc {summary['val/acc_best']:.2%})",
         "test accuracy": f"{summary['test/acc']:.2%}  (95 % interval {summary['test/acc_low']:.2%} to "
@@ -132,4 +137,5 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
         rows["members"] = f"{each}  (mean {mean:.2%}, std {std:.2%})"
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False).print(table)
+    wide = None if sys.stdout.isatty() else 1000  # a file or a pipe has no edge
+    Console(soft_wrap=True, highlight=False, width=wide).print(table)

@@ -57,11 +57,11 @@ def run(door: Callable[[Sequence[str]], object], arguments: Sequence[str], work:
         _child(door, arguments, work, report)
     code = _wait(child, began + seconds)
     took = time.perf_counter() - began
-    texts = [p.read_text(errors="replace") if p.exists() else "" for p in _outputs(report)]
+    out, err = (p.read_text(errors="replace") if p.exists() else "" for p in _outputs(report))
     facts = json.loads(report.read_text()) if report.exists() else {}
     for path in (report, *_outputs(report)):
         path.unlink(missing_ok=True)
-    return Outcome(code, *texts, took, facts.get("grew", 0), facts.get("asked", 0), tuple(facts.get("events", ())))
+    return Outcome(code, out, err, took, facts.get("grew", 0), facts.get("asked", 0), tuple(facts.get("events", ())))
 
 
 def _outputs(report: Path) -> tuple[Path, Path]:
@@ -93,7 +93,8 @@ def _child(door: Callable[[Sequence[str]], object], arguments: Sequence[str], wo
         os.environ |= {"HOME": str(work), "XDG_CACHE_HOME": str(work / ".cache"), "COLUMNS": "200"}
         sys.dont_write_bytecode = True
         before = memory()
-        resource.setrlimit(resource.RLIMIT_AS, (before["VmSize"] + _LIMIT_BYTES,) * 2)
+        most = before["VmSize"] + _LIMIT_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         with _watched(work) as events:
             code = _call(door, arguments)
         sys.stdout.flush()

@@ -1,6 +1,6 @@
 """The bench: knep beside a hand-written loop and the usual Lightning set-up, in turn, on the same data and threads.
 
-python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|members]; `report` writes docs/performance.md.
+python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|saving|members]; `report` writes docs/performance.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = ["steps", "startup", "accuracy", "memory", "peers", "race", "guard", "members", "report", "peak"]
+    kinds = ["steps", "startup", "accuracy", "memory", "peers", "race", "guard", "saving", "members", "report", "peak"]
     parser.add_argument("kind", nargs="?", default="steps", choices=kinds, metavar="|".join(kinds[:-1]))
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender, or paired seeds")
@@ -74,8 +74,8 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         return race()
     if args.kind == "members":
         return members(args.models, args.repeats)
-    if args.kind == "guard":
-        return overhead.guard(args.models, args.repeats, args.steps)
+    if args.kind in overhead.OPTIONS:
+        return overhead.overhead(args.kind, args.models, args.repeats, args.steps)
     if args.kind == "memory":
         return processes.memory(args.models, args.repeats)
     return {name: _accuracy(name, args.repeats, args.epochs) for name in args.models}

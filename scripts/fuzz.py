@@ -111,7 +111,8 @@ def judge(case: Case, outcome: Outcome, work: Path) -> str:
     if outcome.code == 0:
         sane = any(work.glob("*/summary.json")) or "--" in case.name
         return "" if sane else "ends well without a summary"
-    if (work / "run").exists():
+    # Damaged pixels show while they are decoded, when training has begun; a config is refused before.
+    if (work / "run").exists() and (case.keys or not (work / "run" / "tensorboard").exists()):
         return "leaves its run folder behind"
     if not said or outcome.lines[-1] != said[-1]:
         return f"not one line: {' | '.join(outcome.lines)[-300:]}"

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import knep
-from knep.compose import compose_config
 from knep.errors import InputError, RunFailed
 from knep.guard.finite import Copies, digest, finite, first_bad
 from knep.guard.policy import Guard
@@ -208,11 +207,6 @@ def test_a_module_of_ones_own_stops_too():
     module = recipe.lightning(model, num_classes=2)
     trainer = recipe.trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     loader = torch.utils.data.DataLoader(list(zip(x, torch.zeros(8, dtype=torch.long), strict=True)), batch_size=4)
-    with pytest.raises(RunFailed, match=r"step 1: the loss is not finite, first in the output of 1 \(Linear\)"):
+    with pytest.raises(RunFailed, match=r"step 1: the loss is not finite, first in the batch's images"):
         trainer.fit(module, loader)
     assert all(p.isfinite().all() for p in model.parameters())
-
-
-def test_the_options_are_plain_config():
-    for option in ("none", "stop", "skip", "rollback"):
-        assert compose_config([f"guard={option}"]).config["guard"]["action"] == option

@@ -1,12 +1,14 @@
 """A black box repeats its step to the bit, says where it went wrong, stays small, and runs nothing of a stranger's."""
 
+import json
+
 import guard_matrix as matrix
 import pytest
 import torch
 from torch import nn
 
 from knep import checkpoint
-from knep.errors import InputError, RunFailed
+from knep.errors import InputError
 from knep.guard.layers import watched
 from knep.guard.replay import replay
 from knep.train import main
@@ -20,7 +22,7 @@ RUN += ["optimizer=momentum", "optimizer.lr=3e38", "dropout=standard", "augment=
 def stopped(tmp_path_factory):
     """The folder of a run that the guard stopped, and what was said."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.raises((SystemExit, RunFailed)) as said:
+    with pytest.raises(SystemExit) as said:
         main([*RUN, f"hydra.run.dir={folder}"])
     return folder, said.value
 
@@ -37,9 +39,14 @@ def test_the_command_repeats_the_step_and_shows_the_layers(stopped, capsys):
 
 
 def test_a_run_that_the_guard_stopped_has_not_read_the_test_split(stopped):
-    folder, _ = stopped
+    folder, stop = stopped
+    assert stop.code == 1
     assert (folder / "blackbox.pt").is_file()
     assert not (folder / "checkpoints" / "final.ckpt").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["reason"].startswith("step 0: the optimizer's step made weights that are not finite")
+    assert not any(key.startswith("test/") for key in summary)
 
 
 def test_a_box_holds_the_images_that_its_indices_name(stopped):

@@ -15,7 +15,8 @@ class Evil:
     """Writes its process's id and environment beside the canary, like any program could."""
 
     def __reduce__(self):
-        code = "import os; open(os.environ['HOME'] + '/../canary', 'w').write(f'{os.getpid()} {dict(os.environ)}') and None"
+        write = "open(os.environ['HOME'] + '/../canary', 'w').write(f'{os.getpid()} {dict(os.environ)}')"
+        code = f"import os; {write}"
         return (exec, (code,))
 
 

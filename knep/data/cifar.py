@@ -58,7 +58,7 @@ _KNOWN = {
 def _check_memo(content: bytes) -> None:
     """The memo of a pickle is as long as its largest number says, and Python takes that memory at once."""
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("LONG_BINPUT", "PUT") and argument > len(content):
+        if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(content):
             raise pickle.UnpicklingError("its memo is longer than the file")
 
 

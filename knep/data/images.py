@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from knep.data.webp import canvas
 from knep.errors import InputError
 from knep.text import shown
 
 MAX_PIXELS = 64_000_000
 # Other readers of Pillow stay shut, whatever a file's name says: some of them start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-_PLAIN_COST = 7  # bytes a pixel: 450 MB at MAX_PIXELS
+_PLAIN_COST, _WEBP_COST = 7, 16  # bytes a pixel; 7 are 450 MB at MAX_PIXELS
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,15 +60,11 @@ def check_headers(paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -> None:
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """The image with no pixel decoded yet; what goes wrong, here or in the `with` block, is an InputError."""
     try:
+        before = canvas(path)
+        if before is not None:
+            _check_size(path, before, _WEBP_COST, max_pixels)
         with _header(path) as image:
-            width, height = image.size
-            times = _cost(image) / _PLAIN_COST
-            if width * height * times > max_pixels:
-                counted = f", each counted {times:.1f} times for its memory" if times > 1 else ""
-                raise InputError(
-                    f"{shown(path)} has {width} x {height} pixels{counted}, more than data.max_pixels={max_pixels}: "
-                    "remove it, or raise data.max_pixels if you trust it"
-                )
+            _check_size(path, image.size, _cost(image), max_pixels)
             yield image
     except InputError:
         raise
@@ -80,10 +77,20 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise InputError(f"{what} ({shown(str(error))[:120]}): repair or remove it") from error
 
 
+def _check_size(path: Path, size: tuple[int, int], cost: int, max_pixels: int) -> None:
+    times = cost / _PLAIN_COST
+    if size[0] * size[1] * times > max_pixels:
+        counted = f", each counted {times:.1f} times for its memory" if times > 1 else ""
+        raise InputError(
+            f"{shown(path)} has {size[0]} x {size[1]} pixels{counted}, more than data.max_pixels={max_pixels}: "
+            "remove it, or raise data.max_pixels if you trust it"
+        )
+
+
 def _cost(image: Image.Image) -> int:
     """Bytes of memory that decoding and converting takes at its peak, per pixel of the file; measured."""
     if image.format == "WEBP":
-        return 16
+        return _WEBP_COST
     if image.has_transparency_data:
         return 12
     return 10 if image.mode == "CMYK" else _PLAIN_COST

@@ -32,7 +32,9 @@ def write_box(module: Any, kind: str, moment: Moment, loss: float, batch_idx: in
     state = {name: t.detach().clone() for name, t in module.state_dict().items()}
     optimizer = trainer.optimizers[0]
     found = repeat(module, moment, trainer.precision_plugin.forward_context)
-    place = found.table.place() or (found.bad and f"the gradient of {found.bad}")
+    given = first_bad(zip(("images", "labels"), moment.batch, strict=False))
+    place = f"the batch's {given}" if given else found.table.place()
+    place = place or (found.bad and f"the gradient of {found.bad}")
     if kind == "weights":
         loss, met = found.loss, found.gradients  # the step's first pass, where its optimizer made two
         place = _bad_state(module, optimizer)

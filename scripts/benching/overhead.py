@@ -18,14 +18,20 @@ from knep.fit import about
 from knep.member import fit_member
 from knep.train import hush
 
+OPTIONS = {
+    "guard": ("guard=stop", "guard=none"),
+    "saving": ("checkpoint.every=200", "checkpoint.every=null"),
+}
 
-def guard(names: Sequence[str], repeats: int, count: int | None) -> dict[str, Any]:
-    """What `guard=stop` adds to a step over `guard=none`, per case: see `_shares`."""
+
+def overhead(kind: str, names: Sequence[str], repeats: int, count: int | None) -> dict[str, Any]:
+    """What the first of an option's two lines adds over the second, per case: see `_shares`."""
     found: dict[str, Any] = {}
+    more, less = OPTIONS[kind]
     for name in names:
         case = CASES[name] if count is None else replace(CASES[name], steps=count)
         data = prepared(case)
-        pairs = [_pair(case, data, turn, ["guard=stop"], ["guard=none"]) for turn in range(repeats)]
+        pairs = [_pair(case, data, turn, [more], [less]) for turn in range(repeats)]
         found[name] = _shares(pairs)
         print(name, found[name], flush=True)
     return found
