@@ -1,6 +1,7 @@
 """The bench: knep beside a hand-written loop and the usual Lightning set-up, in turn, on the same data and threads.
 
-python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|saving|members]; `report` writes docs/performance.md.
+python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|saving|members]; `report` writes the page
+(docs/performance.md).
 """
 
 from __future__ import annotations
