@@ -32,6 +32,7 @@ _FREE = frozenset(
     {"accumulate", "compile", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"}
 )
 _BRACKETS = 200
+_DEVICES = 128  # of one machine
 _NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
 _AT_LEAST = {
     "trainer.max_epochs": 1,
@@ -283,6 +284,9 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
     if not 0 < config["layer_decay"] <= 1:
         raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
+    devices = config.get("trainer", {}).get("devices")
+    if isinstance(devices, int) and devices > _DEVICES:
+        raise InputError(f"trainer.devices={devices} starts as many processes: write at most {_DEVICES}")
     if not _NAME.fullmatch(str(config.get("name", "x"))):
         raise InputError(f"name={config['name']} ends the run folder's name: write up to 200 letters, digits, - or _")
     if not 0 <= config.get("seed", 0) < 2**32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Watch(Callback):
 
     def __init__(self, trainer: Trainer, folder: Path) -> None:
         self.heartbeat = Heartbeat(self._give_up)
+        self._untold = threading.Lock()
         self._folder, self._world, self._rank = folder, trainer.world_size, trainer.global_rank
         strategy: Any = trainer.strategy
         if isinstance(strategy.launcher, _SubprocessScriptLauncher):
@@ -67,25 +69,21 @@ class Watch(Callback):
         self.heartbeat.start()
         self.heartbeat.join(self._rank, self._world, os.environ["MASTER_ADDR"], trainer.strategy.broadcast)
 
-    def failure(self, death: Death) -> BaseException:
-        """What this process ends with: one of those left tells of the death, the others go in silence."""
-        line = f"{death.line(self._world)}: go on with ckpt={self._folder}"
-        if self._rank != (0 if death.rank else 1):
-            return SystemExit(1)
-        if self._rank:  # rank 0 writes the summary of what it ends with by itself
-            self._tell(line)
-        return RunFailed(line)
+    def tell(self, death: Death) -> None:
+        """One of the processes that are left says whose death it was, on stderr and in the summary, once.
 
-    def _tell(self, line: str) -> None:
+        At once, because torchrun sends SIGTERM to all that are left.
+        """
+        if self._rank != (0 if death.rank else 1) or not self._untold.acquire(blocking=False):
+            return
+        line = f"{death.line(self._world)}: go on with ckpt={self._folder}"
+        print(f"knep: {line}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # no room for the summary: the death is what is to be told
             write_summary(self._folder, {**read_summary(self._folder), "status": "failed", "reason": line})
 
     def _give_up(self, death: Death) -> None:
         """Ends a process that waits in a collective for one that is no more."""
-        failure = self.failure(death)
-        if isinstance(failure, RunFailed):
-            self._tell(str(failure))
-            print(f"knep: {failure}", file=sys.stderr, flush=True)
+        self.tell(death)
         for _, child in self.heartbeat.children:
             child.kill()
             child.wait()
@@ -101,7 +99,7 @@ def watch(trainer: Trainer, folder: Path) -> None:
 
 @contextlib.contextmanager
 def deaths_named(trainer: Trainer) -> Iterator[None]:
-    """What happens within because another process died becomes RunFailed, which names it."""
+    """What happens within because another process died ends this one with a line that names it, and exit code 1."""
     watches = [c for c in trainer.callbacks if isinstance(c, Watch)]  # type: ignore[attr-defined]
     if not watches:
         yield
@@ -121,7 +119,8 @@ def deaths_named(trainer: Trainer) -> Iterator[None]:
         if death is None:
             heartbeat.end(f"{type(error).__name__}: {error}")
             raise
-        raise watches[0].failure(death) from error
+        watches[0].tell(death)
+        raise SystemExit(1) from error
     else:
         heartbeat.end()
 

@@ -5,7 +5,7 @@ import resume_matrix as matrix
 import same_numbers as same
 
 
-@pytest.mark.parametrize("name", ["modern", "digits_best", "cifar_speedrun"])
+@pytest.mark.parametrize("name", ["modern", "digits_best"])
 def test_a_recipe_repeats_itself_and_another_seed_differs(name, tmp_path):
     lines = [f"recipe={name}", *matrix.BESIDE[f"recipe={name}"]]
     assert same.compare(lines, lines, tmp_path) == "identical"
