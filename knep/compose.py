@@ -34,7 +34,13 @@ _FREE = frozenset(
 _BRACKETS = 200
 _DEVICES = 128  # of one machine
 _NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
-_AT_LEAST = {"trainer.max_epochs": 1, "trainer.num_nodes": 1, "log_every": 1, "trainer.check_val_every_n_epoch": 1}
+_AT_LEAST = {
+    "trainer.max_epochs": 1,
+    "trainer.num_nodes": 1,
+    "trainer.members": 1,
+    "log_every": 1,
+    "trainer.check_val_every_n_epoch": 1,
+}
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ def build_trainer(
         CsvLogger(folder),
     ]
     quiet = node.pop("fast_dev_run")
+    node.pop("members", None)  # each member has a Trainer of its own, or none
     node["precision"] = precision(node["precision"], node["accelerator"], wrong)
     accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
     callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if cfg["progress"] else Lines()]
