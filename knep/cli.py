@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
-    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | export | train")
+    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | ablate | study | export | train")
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
     ls.set_defaults(run=_ls)
@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     cp.add_argument("option", metavar="group/option")
     cp.add_argument("folder", type=Path)
     cp.set_defaults(run=_cp)
+    for name, what in _STUDIES.items():
+        command = commands.add_parser(name, help=what)
+        command.add_argument("words", nargs="*", metavar="KEY=VALUE")
+        command.set_defaults(run=_study, study=name)
     export = commands.add_parser("export", help="a run's model for other programs: knep export RUN model.safetensors")
     export.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     export.add_argument("file", type=Path, help="ends in .safetensors, .onnx or .pt2")
@@ -56,6 +60,20 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
     commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
     return parser
+
+
+_STUDIES = {
+    "ablate": "each trick of a recipe, left out and alone: knep ablate recipe=modern data=fashion_mnist seeds=5",
+    "study": "a study from its YAML, its arms over the same seeds: knep study dropout",
+}
+
+
+def _study(args: argparse.Namespace) -> None:
+    from knep.evidence import study
+
+    code = getattr(study, args.study)(args.words)
+    if code:
+        raise SystemExit(code)
 
 
 def _known(word: str, known: Sequence[str], what: str) -> str:

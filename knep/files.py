@@ -43,7 +43,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _git(*args: str) -> str:
+def git(*args: str) -> str:
     try:
         done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -60,8 +60,8 @@ def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_atomic(folder / "overrides.txt", "".join(f"{o}\n" for o in overrides))
-        write_atomic(folder / "git_hash.txt", _git("rev-parse", "HEAD") or "not a git checkout\n")
-        write_atomic(folder / "git_diff.patch", _git("diff", "HEAD"))
+        write_atomic(folder / "git_hash.txt", git("rev-parse", "HEAD") or "not a git checkout\n")
+        write_atomic(folder / "git_diff.patch", git("diff", "HEAD"))
     except OSError as error:
         raise InputError(
             f"hydra.run.dir={folder} cannot be written ({error.strerror}): choose another folder"

@@ -1,0 +1,87 @@
+"""The pictures of a report: effects with their intervals, learning curves with bands, accuracy against cost."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from knep.evidence.effects import Records, Row, accuracy
+from knep.evidence.stats import interval
+
+_COLOURS = {"helps": "tab:green", "hurts": "tab:red"}
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    # The object-oriented interface: no global state, no display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def svg(figure: Any) -> str:
+    """The figure as an <svg> element for a page; the same figure gives the same text."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "knep", "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def effects(rows: Sequence[Row]) -> Any:
+    """A point with its 95 % interval per row, in points of accuracy; colour by verdict."""
+    figure, axes = _axes(8, 1.2 + 0.32 * len(rows))
+    for y, row in enumerate(reversed(rows)):
+        e, colour = row.accuracy, _COLOURS.get(row.verdict.split(",")[0], "tab:gray")
+        axes.plot([100 * e.low, 100 * e.high], [y, y], color=colour, lw=2)
+        axes.plot([100 * e.mean], [y], "o", color=colour)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_yticks(range(len(rows)))
+    axes.set_yticklabels([f"{row.slot}={row.option} ({row.kind})" for row in reversed(rows)], parse_math=False)
+    axes.set(xlabel="effect on test accuracy, points (95 % interval)")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def curves(records: Records, names: Sequence[str] | None = None, title: str = "") -> Any:
+    """Validation accuracy by optimizer step: the mean of the seeds of each arm, and its 95 % interval as a band."""
+    figure, axes = _axes(8, 4.5)
+    for name in names or list(records):
+        bands = _band([r["curve"] for r in records[name].values() if r.get("curve")])
+        if not bands:
+            continue
+        steps, mean, low, high = zip(*bands, strict=True)
+        (line,) = axes.plot(steps, mean, marker=".", label=name)
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, lw=0)
+    axes.set(xlabel="optimizer steps", ylabel="validation accuracy, %", title=title)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=8, ncols=1 + len(axes.lines) // 12)
+    return figure
+
+
+def _band(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[tuple[float, float, float, float]]:
+    """(step, mean, low, high) in per cent, as far as all seeds went."""
+    bands = []
+    for points in zip(*curves, strict=False):
+        values = [100 * p["val/acc"] for p in points]
+        low, high = interval(values) if len(values) > 1 else (values[0], values[0])
+        bands.append((points[0]["step"], statistics.fmean(values), low, high))
+    return bands
+
+
+def cost(records: Records, classes: int) -> Any:
+    """Mean test accuracy of each arm against its median processor time."""
+    figure, axes = _axes(8, 4.5)
+    for name, by_seed in records.items():
+        seconds = statistics.median(r["cpu_seconds"] for r in by_seed.values() if "cpu_seconds" in r)
+        mean = 100 * statistics.fmean(accuracy(r, classes) for r in by_seed.values())
+        axes.plot([seconds], [mean], "o", color="tab:blue")
+        axes.annotate(name, (seconds, mean), xytext=(4, 4), textcoords="offset points", fontsize=7, parse_math=False)
+    axes.set(xlabel="processor seconds of a run, median", ylabel="test accuracy, %")
+    axes.grid(alpha=0.3)
+    return figure

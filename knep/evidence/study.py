@@ -1,0 +1,140 @@
+"""`knep study` and `knep ablate`: arms with the same seeds, run, compared and reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from knep.errors import InputError
+from knep.evidence import effects, plots, report
+from knep.evidence.arms import Arm, ablation
+from knep.evidence.lines import Settings, settings, take
+from knep.evidence.trials import Store, plan, run_trials
+
+_QUIET = ("progress=false", "threads=1")  # trials run side by side, one thread each, and draw nothing
+STUDIES = Path(__file__).parent / "studies"
+
+
+def ablate(words: Sequence[str]) -> int:
+    """`knep ablate recipe=modern data=fashion_mnist seeds=5`: each trick of a recipe, left out and alone.
+
+    Returns 1 where a trial failed, else 0. Raises InputError for words that mean no runs.
+    """
+    given = settings(words)
+    recipe = take(given.overrides, "recipe", "digits_best")
+    arms = ablation(recipe, given.overrides, given.slots)
+    return run_study(f"Ablation of recipe={recipe}", f"knep ablate {' '.join(words)}", arms, given, f"ablate_{recipe}")
+
+
+def study(words: Sequence[str]) -> int:
+    """`knep study dropout [seeds=5] [key=value ...]`: a study from its YAML, one of knep's or a path of the user's."""
+    if not words:
+        raise InputError(f"give a study: {', '.join(names())}, or the path of a YAML file")
+    spec = read(words[0])
+    given = settings(words[1:], seeds=spec["seeds"])
+    arms = [
+        Arm(
+            str(name),
+            (*spec["common"], *given.overrides, *lines),
+            "" if str(name) == spec["control"] else spec["control"],
+            spec["slot"],
+            str(name),
+        )
+        for name, lines in spec["arms"].items()
+    ]
+    return run_study(spec["title"], f"knep study {' '.join(words)}", arms, given, f"study_{Path(words[0]).stem}", spec)
+
+
+def names() -> list[str]:
+    """knep's own studies."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """A study's YAML: title, slot, common (lines), arms (name -> lines), control, seeds.
+
+    Raises InputError where it is missing, or a part of it is missing or of the wrong kind.
+    """
+    from omegaconf import OmegaConf
+
+    path = STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        raise InputError(f"there is no study {name}: write one of {', '.join(names())}, or the path of a YAML file")
+    try:
+        spec: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # the YAML reader has its own errors
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    kinds = {"title": str, "slot": str, "common": list, "arms": dict, "control": str, "seeds": int}
+    for key, kind in kinds.items():
+        if not isinstance(spec, Mapping) or not isinstance(spec.get(key), kind):
+            raise InputError(f"{path}: {key} is missing or no {kind.__name__}, see knep/evidence/studies")
+    spec = {**spec, "arms": {str(k): [str(line) for line in v] for k, v in spec["arms"].items()}}
+    if spec["control"] not in spec["arms"]:
+        raise InputError(f"{path}: control {spec['control']} is none of the arms {', '.join(spec['arms'])}")
+    return spec
+
+
+def run_study(
+    title: str,
+    command: str,
+    arms: Sequence[Arm],
+    given: Settings,
+    name: str,
+    spec: Mapping[str, Any] | None = None,
+) -> int:
+    """Runs what is missing of arms x seeds, then prints the table and writes the report."""
+    seeds = range(given.seeds)
+    trials = plan(arms, seeds, _QUIET)
+    folder = given.out or Path("outputs") / "studies" / name
+    store = Store(folder)
+    records = _run(trials, store, given.processes)
+    keys = {(t.arm, t.seed): t.key for t in trials}
+    sides = effects.by_arm(arms, seeds, keys, records)
+    classes = _classes(records.values())
+    target = given.target or effects.default_target(arms, sides)
+    rows = effects.table(arms, sides, classes, target)
+    figures = {
+        "Effects": plots.effects(rows),
+        "Learning curves": plots.curves(sides),
+        "Accuracy against cost": plots.cost(sides, classes),
+    }
+    found = report.results(title, command, rows, sides, classes, target, {"question": (spec or {}).get("question", "")})
+    page = report.write(folder, found, rows, figures)
+    report.show(rows)
+    failed = sorted({r["arm"] for r in records.values() if r["status"] == "failed"})
+    if failed:
+        print(f"failed trials in: {', '.join(failed)} (the reasons are in the report)")
+    print(f"report: {page}")
+    return 1 if failed else 0
+
+
+def _classes(records: Any) -> int:
+    """Number of classes, from any trial that ended with a test."""
+    return next((int(r["classes"]) for r in records if "classes" in r), 10)
+
+
+def _run(trials: Sequence[Any], store: Store, processes: int) -> dict[str, dict[str, Any]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    began = time.monotonic()
+    with Progress(*columns, TextColumn("{task.fields[left]}"), refresh_per_second=2) as bar:
+        total = len({t.key for t in trials})
+        missing = len({t.key for t in trials if store.record(t.key) is None})
+        task = bar.add_task("trials", total=total, completed=total - missing, left="")
+
+        def told(done: int, of: int, record: dict[str, Any]) -> None:
+            left = (time.monotonic() - began) / done * (of - done)
+            said = f"{record['arm']}, seed {record['seed']}: {_said(record)}"
+            bar.update(task, advance=1, left=f"about {left / 60:.1f} min left")
+            bar.console.print(said, highlight=False, markup=False)
+
+        return run_trials(trials, store, processes, told)
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    return f"test {record['test/acc']:.2%}" if "test/acc" in record else f"failed ({record.get('reason', '')})"
