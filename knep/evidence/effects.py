@@ -19,7 +19,7 @@ class Row:
 
     steps: the effect on optimizer steps to the target, negative means sooner; None without a target or curves.
     time, memory: arm with the trick over arm without it, medians (processor time and peak memory of the process).
-    failed: of the n trials with the trick, how many ended without a test; they count with the accuracy of guessing.
+    failed: of the n trials with the trick, how many ended without a network; they count with the accuracy of guessing.
     """
 
     arm: str
@@ -44,7 +44,18 @@ def by_arm(arms: Sequence[Arm], seeds: Sequence[int], keys: Mapping[tuple[str, i
 
 def accuracy(record: Mapping[str, Any], classes: int) -> float:
     """Test accuracy of a trial; that of guessing where it failed, so that no failure makes an arm look better."""
-    return float(record.get("test/acc", 1 / classes))
+    return 1 / classes if failed(record) else float(record["test/acc"])
+
+
+def failed(record: Mapping[str, Any]) -> bool:
+    """Whether a trial ended without a network: an error, a kill, or a loss that is no number."""
+    return record["status"] == "failed"
+
+
+def refused(records: Records) -> dict[str, str]:
+    """arm -> reason, for the arms whose trick cannot be done to their model."""
+    said = {name: [r["reason"] for r in by_seed.values() if r["status"] == "refused"] for name, by_seed in records.items()}
+    return {name: reasons[0] for name, reasons in said.items() if reasons}
 
 
 def default_target(arms: Sequence[Arm], records: Records) -> float | None:
@@ -70,9 +81,9 @@ def steps_to(record: Mapping[str, Any], target: float) -> tuple[float, bool]:
 def table(arms: Sequence[Arm], records: Records, classes: int, target: float | None) -> list[Row]:
     """One row for each arm with a control, the largest effect first; p-values corrected over all rows (Holm).
 
-    Raises ValueError for fewer than two seeds.
+    Arms that are not in `records`, such as refused ones, have no row. Raises ValueError for fewer than two seeds.
     """
-    compared = [arm for arm in arms if arm.control]
+    compared = [arm for arm in arms if arm.name in records and arm.control in records]
     effects = [_effect(arm, records, classes) for arm in compared]
     corrected = holm([e.p for e in effects])
     rows = [_row(a, e, p, records, target) for a, e, p in zip(compared, effects, corrected, strict=True)]
@@ -92,7 +103,7 @@ def _effect(arm: Arm, records: Records, classes: int) -> Effect:
 
 def _row(arm: Arm, effect: Effect, p: float, records: Records, target: float | None) -> Row:
     having, lacking = _sides(arm, records)
-    failed = sum("test/acc" not in r for r in having.values())
+    broken = sum(failed(r) for r in having.values())
     steps, unreached = None, 0
     if target is not None:
         taken = [(steps_to(having[s], target), steps_to(lacking[s], target)) for s in having]
@@ -111,15 +122,21 @@ def _row(arm: Arm, effect: Effect, p: float, records: Records, target: float | N
         unreached=unreached,
         time=_ratio(having, lacking, "cpu_seconds"),
         memory=_ratio(having, lacking, "peak_mib"),
-        failed=failed,
+        failed=broken,
         n=effect.n,
-        verdict=f"{said}, {failed} of {effect.n} failed" if failed else said,
+        verdict=f"{said}, {broken} of {effect.n} failed" if broken else said,
     )
 
 
 def _ratio(having: Mapping[int, Any], lacking: Mapping[int, Any], key: str) -> float:
-    above, below = (statistics.median(r[key] for r in side.values() if key in r) for side in (having, lacking))
+    above, below = (median(side, key) for side in (having, lacking))
     return above / below if below else float("nan")
+
+
+def median(by_seed: Mapping[int, Any], key: str) -> float:
+    """The median of a number over the seeds that have it; NaN where none has, as where all were killed."""
+    values = [r[key] for r in by_seed.values() if key in r]
+    return statistics.median(values) if values else float("nan")
 
 
 def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from knep.evidence.effects import Records, Row, accuracy
+from knep.evidence.effects import Records, Row, accuracy, median
 from knep.evidence.stats import interval
 
 _COLOURS = {"helps": "tab:green", "hurts": "tab:red"}
@@ -78,7 +78,7 @@ def cost(records: Records, classes: int) -> Any:
     """Mean test accuracy of each arm against its median processor time."""
     figure, axes = _axes(8, 4.5)
     for name, by_seed in records.items():
-        seconds = statistics.median(r["cpu_seconds"] for r in by_seed.values() if "cpu_seconds" in r)
+        seconds = median(by_seed, "cpu_seconds")
         mean = 100 * statistics.fmean(accuracy(r, classes) for r in by_seed.values())
         axes.plot([seconds], [mean], "o", color="tab:blue")
         axes.annotate(name, (seconds, mean), xytext=(4, 4), textcoords="offset points", fontsize=7, parse_math=False)

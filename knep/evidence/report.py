@@ -61,10 +61,13 @@ def show(rows: Sequence[Row]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for name in _COLUMNS:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, cells(row)))
-    Console(soft_wrap=True, highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a file has room
+    console.print(table)
 
 
 def results(
@@ -84,7 +87,7 @@ def results(
             "status": [r["status"] for r in by_seed.values()],
             "reasons": sorted({r["reason"] for r in by_seed.values() if r.get("reason")}),
             "cpu_seconds": [r.get("cpu_seconds") for r in by_seed.values()],
-            "reads_of_test": [r.get("sealed", 1) for r in by_seed.values()],
+            "reads_of_test": [r.get("sealed", 0) for r in by_seed.values()],
             "command": "python train.py " + " ".join(next(iter(by_seed.values()))["overrides"]),
         }
         for name, by_seed in records.items()
@@ -131,6 +134,8 @@ def page(found: Mapping[str, Any], rows: Sequence[Row], figures: Mapping[str, An
     parts.append(f"<br>commit {e(found['commit'] or 'none')}</p>")
     if twice:
         parts.append(f'<p class="warn">The test split was read more than once by: {e(", ".join(twice))}.</p>')
+    for name, reason in found.get("refused", {}).items():
+        parts.append(f'<p class="warn">Refused, {e(name)}: {e(reason)}</p>')
     for name, reasons in failed.items():
         parts.append(f'<p class="warn">Failed trials of {e(name)}: {e("; ".join(reasons))}</p>')
     if rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,9 @@ def run_study(
     records = _run(trials, store, given.processes)
     keys = {(t.arm, t.seed): t.key for t in trials}
     sides = effects.by_arm(arms, seeds, keys, records)
-    classes = _classes(records.values())
+    refused = effects.refused(sides)
+    sides = {name: by_seed for name, by_seed in sides.items() if name not in refused}
+    classes = classes_of(records.values(), trials[0].made.config)
     target = given.target or effects.default_target(arms, sides)
     rows = effects.table(arms, sides, classes, target)
     figures = {
@@ -102,19 +104,29 @@ def run_study(
         "Learning curves": plots.curves(sides),
         "Accuracy against cost": plots.cost(sides, classes),
     }
-    found = report.results(title, command, rows, sides, classes, target, {"question": (spec or {}).get("question", "")})
+    more = {"question": (spec or {}).get("question", ""), "refused": refused}
+    found = report.results(title, command, rows, sides, classes, target, more)
     page = report.write(folder, found, rows, figures)
     report.show(rows)
-    failed = sorted({r["arm"] for r in records.values() if r["status"] == "failed"})
+    for arm, reason in refused.items():
+        print(f"refused: {arm}: {reason}")
+    failed = sorted({r["arm"] for r in records.values() if effects.failed(r)})
     if failed:
         print(f"failed trials in: {', '.join(failed)} (the reasons are in the report)")
     print(f"report: {page}")
     return 1 if failed else 0
 
 
-def _classes(records: Any) -> int:
-    """Number of classes, from any trial that ended with a test."""
-    return next((int(r["classes"]) for r in records if "classes" in r), 10)
+def classes_of(records: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) -> int:
+    """Number of classes, as any trial that ended says, or else as the data says."""
+    told = next((int(r["classes"]) for r in records if "classes" in r), None)
+    if told is not None:
+        return told
+    from knep.safe import instantiate
+
+    data = instantiate(config["data"])
+    data.prepare()
+    return data.num_classes
 
 
 def _run(trials: Sequence[Any], store: Store, processes: int) -> dict[str, dict[str, Any]]:
@@ -137,4 +149,6 @@ def _run(trials: Sequence[Any], store: Store, processes: int) -> dict[str, dict[
 
 
 def _said(record: Mapping[str, Any]) -> str:
-    return f"test {record['test/acc']:.2%}" if "test/acc" in record else f"failed ({record.get('reason', '')})"
+    if record["status"] in ("failed", "refused", "interrupted"):
+        return f"{record['status']} ({record.get('reason', '')})"
+    return f"test {record['test/acc']:.2%}" if "test/acc" in record else f"validation {record['val/acc']:.2%}"
