@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
-    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | ablate | study | export | train")
+    commands = parser.add_subparsers(required=True, metavar=" | ".join(_COMMANDS))
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
     ls.set_defaults(run=_ls)
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     cp.add_argument("option", metavar="group/option")
     cp.add_argument("folder", type=Path)
     cp.set_defaults(run=_cp)
-    for name, what in _STUDIES.items():
+    for name, (_, what) in _STUDIES.items():
         command = commands.add_parser(name, help=what)
         command.add_argument("words", nargs="*", metavar="KEY=VALUE")
         command.set_defaults(run=_study, study=name)
@@ -62,16 +62,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# Name -> the module of knep.evidence that has a function of this name, and what it is for.
 _STUDIES = {
-    "ablate": "each trick of a recipe, left out and alone: knep ablate recipe=modern data=fashion_mnist seeds=5",
-    "study": "a study from its YAML, its arms over the same seeds: knep study dropout",
+    "ablate": ("study", "each trick of a recipe, left out and alone: knep ablate recipe=modern seeds=5"),
+    "study": ("study", "a study from its YAML, its arms over the same seeds: knep study dropout"),
+    "compare": ("compare", "options, each tuned with the same budget: knep compare optimizer=sgd,adam budget=15"),
+    "ledger": ("ledger", "every option against its slot's plain one, for the cards: knep ledger seeds=10"),
+    "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
+    "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
 }
+_COMMANDS = ("ls", "show", "cp", "plan", *_STUDIES, "export", "train")
 
 
 def _study(args: argparse.Namespace) -> None:
-    from knep.evidence import study
+    from importlib import import_module
 
-    code = getattr(study, args.study)(args.words)
+    module = import_module(f"knep.evidence.{_STUDIES[args.study][0]}")
+    code = getattr(module, args.study)(args.words)
     if code:
         raise SystemExit(code)
 

@@ -48,14 +48,16 @@ def accuracy(record: Mapping[str, Any], classes: int) -> float:
 
 
 def failed(record: Mapping[str, Any]) -> bool:
-    """Whether a trial ended without a network: an error, a kill, or a loss that is no number."""
-    return record["status"] == "failed"
+    """Whether a trial left no network: an error, a kill, a loss that is no number."""
+    return record["status"] in ("failed", "interrupted")
 
 
 def refused(records: Records) -> dict[str, str]:
     """arm -> reason, for the arms whose trick cannot be done to their model."""
-    said = {name: [r["reason"] for r in by_seed.values() if r["status"] == "refused"] for name, by_seed in records.items()}
-    return {name: reasons[0] for name, reasons in said.items() if reasons}
+    found = [
+        (name, r["reason"]) for name, by_seed in records.items() for r in by_seed.values() if "refused" in r["status"]
+    ]
+    return dict(reversed(found))
 
 
 def default_target(arms: Sequence[Arm], records: Records) -> float | None:

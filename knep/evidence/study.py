@@ -13,7 +13,7 @@ from knep.evidence.arms import Arm, ablation
 from knep.evidence.lines import Settings, settings, take
 from knep.evidence.trials import Store, plan, run_trials
 
-_QUIET = ("progress=false", "threads=1")  # trials run side by side, one thread each, and draw nothing
+QUIET = ("progress=false", "threads=1")  # trials run side by side, one thread each, and draw nothing
 STUDIES = Path(__file__).parent / "studies"
 
 
@@ -88,10 +88,10 @@ def run_study(
 ) -> int:
     """Runs what is missing of arms x seeds, then prints the table and writes the report."""
     seeds = range(given.seeds)
-    trials = plan(arms, seeds, _QUIET)
+    trials = plan(arms, seeds, QUIET)
     folder = given.out or Path("outputs") / "studies" / name
     store = Store(folder)
-    records = _run(trials, store, given.processes)
+    records = run(trials, store, given.processes)
     keys = {(t.arm, t.seed): t.key for t in trials}
     sides = effects.by_arm(arms, seeds, keys, records)
     refused = effects.refused(sides)
@@ -129,7 +129,8 @@ def classes_of(records: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) 
     return data.num_classes
 
 
-def _run(trials: Sequence[Any], store: Store, processes: int) -> dict[str, dict[str, Any]]:
+def run(trials: Sequence[Any], store: Store, processes: int) -> dict[str, dict[str, Any]]:
+    """Runs what is missing with a progress bar, and returns the record of each key."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

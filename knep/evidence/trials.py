@@ -122,9 +122,11 @@ def _in_process(context: Any, trial: Trial, store: Store) -> dict[str, Any]:
     child.start()
     child.join()
     record = store.record(trial.key)
-    if record is None:  # killed, or out of memory: it could not write its own end
-        record = _about(trial) | {"status": "failed", "reason": f"the process ended with exit code {child.exitcode}"}
-        if child.exitcode not in _ASKED:  # a trial that was asked to stop has shown nothing, and is run again
+    if record is None:  # stopped, killed, or out of memory: it could not write its own end
+        asked = child.exitcode in _ASKED
+        why = {"status": "interrupted" if asked else "failed", "reason": f"its process ended with {child.exitcode}"}
+        record = _about(trial) | why
+        if not asked:  # a trial that was asked to stop has shown nothing, and is run again
             store.keep(trial.key, record)
     return record
 
