@@ -10,7 +10,7 @@ from pathlib import Path
 
 from knep.cli_errors import one_line
 from knep.errors import InputError
-from knep.listing import CONF, GROUPS, help_text, options, reason, recipe_choices
+from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -98,8 +98,11 @@ def _ls(args: argparse.Namespace) -> None:
         return
     group = _known(args.group, GROUPS, "group")
     width = max(map(len, options(group)))
+    measured = headline(group)
     for option in options(group):
         print(f"{option:{width}}  {reason(group, option)}")
+        if option in measured:
+            print(f"{'':{width}}  measured, points of test accuracy: {measured[option]}")
 
 
 def _split(group: str, option: str | None) -> tuple[str, str]:

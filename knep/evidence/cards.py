@@ -154,7 +154,8 @@ def _contents() -> str:
     parts = [
         "# Cards",
         "One page per option; `knep cards` writes them from `knep/evidence/results`. Differences of test accuracy in "
-        "points against the slot's plain option, with the same seeds; 95 % intervals; p corrected within a slot (Holm).",
+        "points against the slot's plain option, with the same seeds; 95 % intervals; p "
+        "corrected within a slot (Holm).",
     ]
     for slot in SLOTS:
         rows = [

@@ -54,10 +54,8 @@ def failed(record: Mapping[str, Any]) -> bool:
 
 def refused(records: Records) -> dict[str, str]:
     """arm -> reason, for the arms whose trick cannot be done to their model."""
-    found = [
-        (name, r["reason"]) for name, by_seed in records.items() for r in by_seed.values() if "refused" in r["status"]
-    ]
-    return dict(reversed(found))
+    ends = ((name, record) for name, by_seed in records.items() for record in by_seed.values())
+    return {name: record["reason"] for name, record in ends if record["status"] == "refused"}
 
 
 def default_target(arms: Sequence[Arm], records: Records) -> float | None:

@@ -19,10 +19,10 @@ from knep.errors import InputError
 from knep.evidence import effects
 from knep.evidence.arms import Arm
 from knep.evidence.lines import settings, take
-from knep.evidence.report import hardware
+from knep.evidence.report import commit, hardware
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, plan
-from knep.files import git, write_atomic
+from knep.files import write_atomic
 from knep.listing import options
 
 RESULTS = Path(__file__).parent / "results"
@@ -93,13 +93,12 @@ def _cells(
     classes = classes_of(records.values(), trials[0].made.config)
     target = effects.default_target(made, measured)
     rows = {row.option: row for row in effects.table(made, measured, classes, target)}
-    commit = git("rev-parse", "HEAD").strip()
     cells: list[dict[str, Any]] = []
     for arm in made:
         if arm.name in measured:
             row = asdict(rows[arm.option]) if arm.control else {}
-            cells.append(_cell(arm, workload, measured[arm.name], classes, row) | {"commit": commit, "target": target})
-    where = {"hardware": hardware(), "version": __version__}
+            cells.append(_cell(arm, workload, measured[arm.name], classes, row) | {"target": target})
+    where = {"hardware": hardware(), "commit": commit(), "version": __version__}
     told = [{"option": option, "workload": workload, "refused": reason} for option, reason in refused.items()]
     return [cell | where for cell in cells] + told
 

@@ -32,6 +32,11 @@ def hardware() -> str:
     return f"{processor}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
+def commit() -> str:
+    """The commit of knep that ran, or nothing where it lies in no git checkout."""
+    return git("-C", str(Path(__file__).parent), "rev-parse", "HEAD").strip()
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """One row of the table as text."""
     steps = "" if row.steps is None else _with(row.steps, 1, "{:+.0f}")
@@ -95,7 +100,7 @@ def results(
     return {
         "title": title,
         "command": command,
-        "commit": git("rev-parse", "HEAD").strip(),
+        "commit": commit(),
         "hardware": hardware(),
         "target": target,
         "arms": arms,
