@@ -34,17 +34,20 @@ def study(words: Sequence[str]) -> int:
         raise InputError(f"give a study: {', '.join(names())}, or the path of a YAML file")
     spec = read(words[0])
     given = settings(words[1:], seeds=spec["seeds"])
-    arms = [
-        Arm(
-            str(name),
-            (*spec["common"], *given.overrides, *lines),
-            "" if str(name) == spec["control"] else spec["control"],
-            spec["slot"],
-            str(name),
-        )
-        for name, lines in spec["arms"].items()
-    ]
+    arms = arms_of(spec, given.overrides)
     return run_study(spec["title"], f"knep study {' '.join(words)}", arms, given, f"study_{Path(words[0]).stem}", spec)
+
+
+def arms_of(spec: Mapping[str, Any], overrides: Sequence[str]) -> list[Arm]:
+    """An arm for each of the study's, in each of its groups where it has some, compared with the control there."""
+    made = []
+    for group, more in (spec.get("groups") or {"": []}).items():
+        ending = f", {group}" if group else ""
+        for name, lines in spec["arms"].items():
+            control = "" if name == spec["control"] else spec["control"] + ending
+            lines = (*spec["common"], *more, *lines, *overrides)
+            made.append(Arm(name + ending, lines, control, spec["slot"], name + ending))
+    return made
 
 
 def names() -> list[str]:
@@ -53,7 +56,10 @@ def names() -> list[str]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """A study's YAML: title, slot, common (lines), arms (name -> lines), control, seeds.
+    """A study's YAML: title, slot, common (lines), arms (name -> lines), control, seeds; all in knep/evidence/studies.
+
+    It may have groups (name -> lines), in each of which all arms are run, a question, and `signal: true` for a plot of
+    the signal's size per layer at the start.
 
     Raises InputError where it is missing, or a part of it is missing or of the wrong kind.
     """
@@ -72,7 +78,9 @@ def read(name: str) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(spec, Mapping) or not isinstance(spec.get(key), kind):
             raise InputError(f"{path}: {key} is missing or no {kind.__name__}, see knep/evidence/studies")
-    spec = {**spec, "arms": {str(k): [str(line) for line in v] for k, v in spec["arms"].items()}}
+    for key in ("arms", "groups"):
+        if isinstance(spec.get(key), Mapping):
+            spec = {**spec, key: {str(k): [str(line) for line in v] for k, v in spec[key].items()}}
     if spec["control"] not in spec["arms"]:
         raise InputError(f"{path}: control {spec['control']} is none of the arms {', '.join(spec['arms'])}")
     return spec
