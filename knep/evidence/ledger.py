@@ -14,14 +14,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from knep import __version__
-from knep.compose import compose_config
 from knep.errors import InputError
 from knep.evidence import effects
 from knep.evidence.arms import Arm
 from knep.evidence.lines import settings, take
 from knep.evidence.report import commit, hardware
 from knep.evidence.study import QUIET, classes_of, run
-from knep.evidence.trials import Store, plan
+from knep.evidence.trials import Store, composed, plan
 from knep.files import write_atomic
 from knep.listing import options
 
@@ -67,12 +66,12 @@ def _some(key: str, value: str, known: list[str]) -> list[str]:
 def arms(slot: str, workload: str, about: Mapping[str, Any]) -> tuple[list[Arm], dict[str, str]]:
     """An arm for each option that its workload can take, and option -> reason for the others."""
     control, common = about["slots"][slot]["control"], about["slots"][slot]["common"]
-    lines = (*about["base"], *about["workloads"][workload], *common, "threads=1")
+    lines = (*about["base"], *about["workloads"][workload], *common)
     made, refused = [], {}
     for option in options(slot):
         arm = Arm(option, (*lines, f"{slot}={option}"), "" if option == control else control, slot, option)
         try:
-            compose_config(arm.overrides)
+            composed(arm, QUIET)
         except InputError as error:
             refused[option] = str(error)
         else:
@@ -118,7 +117,7 @@ def _cell(
         "test_acc": [round(effects.accuracy(r, classes), 6) for r in by_seed.values()],
         "cpu_seconds": round(effects.median(by_seed, "cpu_seconds"), 2),
         "peak_mib": round(effects.median(by_seed, "peak_mib"), 1),
-        "lines": [line for line in arm.overrides if line != "threads=1"],
+        "lines": list(arm.overrides),
         "reasons": sorted({r["reason"] for r in by_seed.values() if r.get("reason")}),
         "effect": {key: row[key] for key in kept} if row else None,
     }

@@ -85,3 +85,52 @@ def cost(records: Records, classes: int) -> Any:
     axes.set(xlabel="processor seconds of a run, median", ylabel="test accuracy, %")
     axes.grid(alpha=0.3)
     return figure
+
+
+def isolation(points: Mapping[str, Sequence[Any]], spaces: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A row per arm and a column per parameter: validation accuracy of every point that was tried against its value.
+
+    The edges of a plot are those of the search space: a best point at one of them asks for a wider space.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, spaces.values()))
+    figure = Figure(figsize=(3.2 * columns, 2.3 * len(points)), layout="constrained")
+    grid = figure.subplots(len(points), columns, squeeze=False, sharey=True)
+    for row, (name, tried) in zip(grid, points.items(), strict=True):
+        for axes, (key, ends) in zip(row, spaces[name].items(), strict=False):
+            axes.plot([p.values[key] for p in tried], [100 * p.acc for p in tried], "o", ms=4)
+            axes.set(xscale="log" if ends.log else "linear", xlim=(ends.low, ends.high), xlabel=key)
+            axes.grid(alpha=0.3)
+        row[0].set_ylabel(f"{name}\nval. acc., %", parse_math=False)
+        for axes in row[len(spaces[name]) :]:
+            axes.axis("off")
+    return figure
+
+
+def profile(factors: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Any:
+    """Share of the workloads that an arm solves within a factor of the fastest arm's time (Dahl et al. 2023)."""
+    figure, axes = _axes(8, 4)
+    for name, values in shares.items():
+        axes.step(factors, values, where="post", label=name)
+    axes.set(xlabel="factor of the fastest arm's processor time to the target", ylabel="share of workloads solved")
+    axes.set_ylim(-0.05, 1.05)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def signal(found: Mapping[str, Mapping[str, Any]]) -> Any:
+    """group -> arm -> Signal: a row per group, forward at the left, backward at the right, logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.8 * len(found)), layout="constrained")
+    for row, (group, arms) in zip(figure.subplots(len(found), 2, squeeze=False), found.items(), strict=True):
+        for axes, part in zip(row, ("forward", "backward"), strict=True):
+            for name, one in arms.items():
+                values = getattr(one, part)
+                axes.plot(range(1, len(values) + 1), values, label=name)
+            axes.set(yscale="log", title=f"{part} {group}", xlabel="layer", ylabel="standard deviation")
+            axes.grid(alpha=0.3)
+        row[0].legend(fontsize=7)
+    return figure

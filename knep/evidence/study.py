@@ -107,11 +107,7 @@ def run_study(
     classes = classes_of(records.values(), trials[0].made.config)
     target = given.target or effects.default_target(arms, sides)
     rows = effects.table(arms, sides, classes, target)
-    figures = {
-        "Effects": plots.effects(rows),
-        "Learning curves": plots.curves(sides),
-        "Accuracy against cost": plots.cost(sides, classes),
-    }
+    figures = _figures(rows, sides, classes, spec or {}, trials)
     more = {"question": (spec or {}).get("question", ""), "refused": refused}
     found = report.results(title, command, rows, sides, classes, target, more)
     page = report.write(folder, found, rows, figures)
@@ -123,6 +119,24 @@ def run_study(
         print(f"failed trials in: {', '.join(failed)} (the reasons are in the report)")
     print(f"report: {page}")
     return 1 if failed else 0
+
+
+def _figures(rows: Any, sides: effects.Records, classes: int, spec: Mapping[str, Any], trials: Any) -> dict[str, Any]:
+    """Title -> figure: a study with groups has the learning curves of each apart, and its signals where it asks."""
+    groups = {group: [n for n in sides if n.endswith(f", {group}")] for group in spec.get("groups") or ()}
+    found = {"Effects": plots.effects(rows)}
+    if spec.get("signal"):
+        from knep.evidence.signal import signal
+
+        first = {t.arm: t.made.config for t in trials if t.seed == 0}
+        sizes = {
+            group: {name.removesuffix(f", {group}"): signal(first[name]) for name in names}
+            for group, names in (groups or {"": list(sides)}).items()
+        }
+        found["Signal per layer at the start"] = plots.signal(sizes)
+    for group, names in (groups or {"": list(sides)}).items():
+        found[f"Learning curves {group}".strip()] = plots.curves(sides, names)
+    return found | {"Accuracy against cost": plots.cost(sides, classes)}
 
 
 def classes_of(records: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) -> int:

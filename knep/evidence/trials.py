@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,18 @@ def plan(arms: Iterable[Arm], seeds: Sequence[int], common: Sequence[str] = ()) 
 
     common: lines that watch a run and do not change it, added to each.
     """
-    made = [(arm.name, compose_config([*arm.overrides, *common, f"seed={_SEED}"])) for arm in arms]
+    made = [(arm.name, composed(arm, common)) for arm in arms]
     return [Trial(name, seed, _seeded(one, seed)) for seed in seeds for name, one in made]
+
+
+def composed(arm: Arm, common: Sequence[str] = ()) -> Composed:
+    """An arm with a stand-in for its seed, composed once however often it is asked for. Raises InputError."""
+    return _composed((*arm.overrides, *common, f"seed={_SEED}"))
+
+
+@lru_cache(maxsize=1024)
+def _composed(lines: tuple[str, ...]) -> Composed:
+    return compose_config(lines)
 
 
 def _seeded(made: Composed, seed: int) -> Composed:

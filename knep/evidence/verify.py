@@ -14,6 +14,7 @@ from knep.evidence import effects
 from knep.evidence.arms import Arm
 from knep.evidence.lines import settings, take
 from knep.evidence.stats import prediction_interval
+from knep.evidence.study import QUIET
 from knep.evidence.trials import Store, plan, run_trials
 from knep.listing import GROUPS, cells
 
@@ -82,8 +83,8 @@ def _holds(slot: str, cell: Mapping[str, Any], runs: int, processes: int) -> boo
     seeds = range(max(cell["seeds"]) + 1, max(cell["seeds"]) + 1 + runs)
     own, control = cell["option"], cell["control"]
     base = cell["lines"][:-1]  # the last line is the option itself
-    arms = [Arm(o, (*base, f"{slot}={o}", "threads=1", "progress=false")) for o in (own, control) if o]
-    trials = plan(arms, seeds)
+    arms = [Arm(o, (*base, f"{slot}={o}")) for o in (own, control) if o]
+    trials = plan(arms, seeds, QUIET)
     with tempfile.TemporaryDirectory() as folder:
         records = run_trials(trials, Store(Path(folder)), processes)
     sides = effects.by_arm(arms, seeds, {(t.arm, t.seed): t.key for t in trials}, records)
