@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from knep.errors import InputError
+from knep.archive import foreign
+from knep.errors import InputError, RunFailed
 from knep.files import sync_folder
 
 _END = b"PK\x05\x06"  # opens the last record of a zip archive; the record ends with the length of the comment
@@ -29,7 +30,7 @@ _CHUNK = 1 << 20
 def write(state: Mapping[str, Any], path: Path) -> None:
     """Saves `state` so that `path` holds the whole of it or what it held before, whenever the process ends.
 
-    Raises InputError where there is no room, or where the folder cannot be written.
+    Raises RunFailed where there is no room, or where the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
@@ -44,7 +45,9 @@ def write(state: Mapping[str, Any], path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a write that came up short as a RuntimeError
         temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise InputError(f"{path} cannot be written ({reason}): make room, then resume with ckpt=<run>") from error
+        raise RunFailed(
+            f"{path} cannot be written ({reason}): make room, then go on with ckpt={path.parent.parent}"
+        ) from error
 
 
 def damage(path: Path) -> str | None:
@@ -70,7 +73,7 @@ def damage(path: Path) -> str | None:
 
 def read(path: Path, map_location: Any = "cpu") -> Any:
     """The plain data in a checkpoint file, never unpickled. Raises InputError where it is damaged or something else."""
-    wrong = damage(path)
+    wrong = damage(path) or foreign(path)
     if wrong:
         raise InputError(f"{path} {wrong}: give another checkpoint")
     try:

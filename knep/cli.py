@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("safetensors", "onnx", "pt2"), help="as the file's ending")
     export.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
     export.set_defaults(run=_export)
+    unsafe = commands.add_parser("import-unsafe", help="a foreign pickle, run in a child, to a plain file")
+    unsafe.add_argument("source", type=Path, metavar="FILE", help="a checkpoint that knep refuses to read")
+    unsafe.add_argument("target", type=Path, metavar="OUT", help="the plain checkpoint to write")
+    unsafe.add_argument("--i-trust-this-file", action="store_true", help="you know who made FILE, and that it is run")
+    unsafe.set_defaults(run=_import_unsafe)
     commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
     return parser
 
@@ -71,7 +76,7 @@ _STUDIES = {
     "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
     "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
 }
-_COMMANDS = ("ls", "show", "cp", "plan", *_STUDIES, "export", "train")
+_COMMANDS = ("ls", "show", "cp", "plan", *_STUDIES, "export", "import-unsafe", "train")
 
 
 def _study(args: argparse.Namespace) -> None:
@@ -170,6 +175,12 @@ def _export(args: argparse.Namespace) -> None:
         allow(name)
     for path in export(args.source, args.file, args.format):
         print(path)
+
+
+def _import_unsafe(args: argparse.Namespace) -> None:
+    from knep.unsafe import import_unsafe
+
+    import_unsafe(args.source, args.target, args.i_trust_this_file)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +17,22 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from knep.conflicts import refuse_conflicts
 from knep.errors import InputError
-from knep.listing import options
+from knep.listing import GROUPS, options
 from knep.nodes import slots_of, with_trainer
-from knep.safe import allow_typed
+from knep.resolvers import SAFE, check_resolvers
+from knep.safe import allow_typed, allowed
 from knep.searchpath import own_hydra
 
 # Keys that take words as well as numbers: their reader checks them.
 _FREE = frozenset(
     {"accumulate", "compile", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"}
 )
+_BRACKETS = 200
+_NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
 _AT_LEAST = {"trainer.max_epochs": 1, "trainer.num_nodes": 1, "log_every": 1, "trainer.check_val_every_n_epoch": 1}
 
 
@@ -51,6 +56,9 @@ def compose_config(
     Raises InputError for whatever is misspelt, of a wrong type or out of range, or contradictory.
     """
     parsed = parse(overrides)
+    swept = next((o for o in parsed if o.is_sweep_override()), None)
+    if swept is not None:
+        raise InputError(f"{_line(swept)} is several values: write -m to run each of them, or quote it to mean one")
     named = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in _items(o)]
     with own_hydra([*search, *named], ahead):
         groups = [o for o in parsed if _is_group(o)]
@@ -63,8 +71,14 @@ def compose_config(
         cfg = _compose(primary, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
+        if search or named:
+            _check_hydra(cfg, primary, [_line(o) for o in parsed if o.key_or_group.startswith("hydra")])
+        check_resolvers(_task(cfg, resolve=False), SAFE.union(allowed()))
         with _one_line():
             config = plain(cfg)
+    for group in (*GROUPS[1:], "checkpoint"):
+        if group in config and not isinstance(config[group], dict):
+            raise InputError(f"{group} is {_kind(config[group])}, not a group of keys: mend the option's file")
     check_ranges(config)
     refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
     return Composed(config, choices, list(overrides))
@@ -94,11 +108,29 @@ def _items(override: Override) -> list[Any]:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The task's part of a config, resolved, as dicts, lists and scalars."""
+    return _task(cfg, resolve=True)
+
+
+def _task(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
     task = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     task._set_parent(None)
-    container = OmegaConf.to_container(task, resolve=True)
+    container = OmegaConf.to_container(task, resolve=resolve)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
+
+
+def _check_hydra(cfg: DictConfig, primary: str, typed: Sequence[str]) -> None:
+    """Refuses what an option sets of Hydra itself, which builds callbacks, launchers and loggers unchecked."""
+    bare = _compose(primary, typed, return_hydra_config=True)
+    before, now = (OmegaConf.to_container(c.hydra, resolve=False) for c in (bare, cfg))
+    assert isinstance(before, dict)
+    assert isinstance(now, dict)
+    for key in {*before, *now} - {"runtime", "overrides", "job"}:
+        if before.get(key) != now.get(key):
+            raise InputError(f"hydra.{key} is set by an option, which may set the task's keys only: type it yourself")
+    for key in ("env_set", "env_copy", "chdir"):
+        if before["job"].get(key) != now["job"].get(key):
+            raise InputError(f"hydra.job.{key} is set by an option, which may set the task's keys only: remove it")
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -106,9 +138,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for line in overrides:
+        if max(line.count(bracket) for bracket in "[{(") > _BRACKETS:
+            raise InputError(f"{line[:40]!r}... has more than {_BRACKETS} brackets: write a config file")
         try:
             parsed += parser.parse_overrides([line])
-        except HydraException as error:
+        except (HydraException, RecursionError) as error:
             raise InputError(
                 f"{line!r} is not an override: write key=value, and quote a value with special characters"
             ) from error
@@ -132,7 +166,7 @@ class _one_line:
         return None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, (HydraException, OmegaConfBaseException)):
+        if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError, RecursionError)):
             text = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise InputError(" ".join(text[:3])) from error
 
@@ -243,6 +277,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
     if not 0 < config["layer_decay"] <= 1:
         raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
+    if not _NAME.fullmatch(str(config.get("name", "x"))):
+        raise InputError(f"name={config['name']} ends the run folder's name: write up to 200 letters, digits, - or _")
     if not 0 <= config.get("seed", 0) < 2**32:
         raise InputError(f"seed={config['seed']} must be in [0, 2**32)")
     threads = config.get("threads")

@@ -7,3 +7,10 @@ class InputError(ValueError):
 
 class NoEffectError(InputError):
     """A trick was asked for and changed nothing, with the reason why."""
+
+
+class RunFailed(Exception):
+    """A run that began could not go on: a full disk, a guard's stop, a process that died.
+
+    The commands print it as one line and exit with code 1; summary.json says `failed` and gives the line as reason.
+    """

@@ -17,9 +17,11 @@ from knep.checkpoint import read
 from knep.errors import InputError
 from knep.fit import build_module
 from knep.recipe import SLOTS
+from knep.room import check_model
 from knep.safe import check_targets
 
 _FACTS = {"config": dict, "num_classes": int, "channels": int, "image_size": int, "class_names": list}
+_PIXELS = 1 << 28
 
 
 @dataclass
@@ -112,6 +114,15 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     missing = [key for key in (*SLOTS, "model") if not isinstance(facts["config"].get(key), dict)]
     if missing:
         raise InputError(f"{path} was not written by knep: its config has no {missing[0]}, give another checkpoint")
+    names, shape = facts["class_names"], (facts["channels"], facts["image_size"], facts["num_classes"])
+    if not all(isinstance(name, str) for name in names) or len(names) != shape[2] or min(shape) < 1:
+        raise InputError(
+            f"{path} was not written by knep: {len(names)} names do not fit {shape[2]} classes, give another"
+        )
+    if shape[0] * shape[1] ** 2 > _PIXELS:
+        raise InputError(
+            f"{path} is for images of {shape[0]} x {shape[1]} x {shape[1]} pixels, too large: give another"
+        )
     try:
         check_targets(facts["config"])
     except InputError as error:
@@ -122,9 +133,27 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 def load_module(path: Path) -> Any:
     """The Classifier in a checkpoint file, in eval mode on the CPU. Nothing is built before its config is checked."""
     state = read_checkpoint(path)
-    module = build_module(read_facts(path, state), initialise=False)
+    facts = read_facts(path, state)
+    _check_size(path, facts, state["state_dict"])
+    try:
+        module = build_module(facts, initialise=False)
+    except InputError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path}: its config builds no model ({' '.join(str(error).split())[:120]})") from error
     load_weights(module, state["state_dict"], path)
     return module.eval()
+
+
+def _check_size(path: Path, facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuses a config that builds more than the file holds, before it is built."""
+    if not isinstance(weights, Mapping) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise InputError(f"{path} was not written by knep: its weights are no tensors, give another checkpoint")
+    shape = {"in_channels": facts["channels"], "num_classes": facts["num_classes"], "image_size": facts["image_size"]}
+    try:
+        check_model(facts["config"]["model"], shape, sum(w.numel() for w in weights.values()))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from knep.evaluate import Evaluation, Mistake
+from knep.text import shortened
 
 
 def _figure(width: float, height: float) -> Any:
@@ -24,7 +26,7 @@ def _figure(width: float, height: float) -> Any:
 
 def confusion_figure(confusion_KK: Tensor, names: Sequence[str]) -> Any:
     """Counts per true class (rows) and predicted class (columns), coloured by share of the row."""
-    k = len(names)
+    k, names = len(names), [shortened(name) for name in names]
     figure = _figure(2.5 + 0.45 * k, 2 + 0.45 * k)
     axes = figure.add_subplot()
     share = confusion_KK / confusion_KK.sum(1, keepdim=True).clamp_min(1)
@@ -51,7 +53,7 @@ def mistakes_figure(mistakes: Sequence[Mistake], names: Sequence[str]) -> Any:
         image = m.image_CHW.permute(1, 2, 0).squeeze(-1)
         shade = {"cmap": "gray", "vmin": 0, "vmax": 255} if image.ndim == 2 and image.dtype == torch.uint8 else {}
         axes.imshow(image, extent=(x + 0.1, x + 0.9, y + 0.02, y + 0.82), interpolation="nearest", **shade)
-        title = f"true: {names[m.true]}\npredicted: {names[m.predicted]} ({m.probability:.0%})"
+        title = f"true: {shortened(names[m.true])}\npredicted: {shortened(names[m.predicted])} ({m.probability:.0%})"
         axes.text(x + 0.5, y + 0.84, title, ha="center", va="bottom", fontsize=9, parse_math=False)
     axes.set(xlim=(0, columns), ylim=(1 - rows, 1.04), aspect="equal")
     axes.axis("off")
@@ -86,8 +88,13 @@ def show(
     board = logger.experiment
     board.add_figure("test/confusion", confusion_figure(result.confusion_KK, names), step)
     board.add_figure("test/most_confident_mistakes", mistakes_figure(result.mistakes, names), step)
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    # TensorBoard takes text for Markdown, which takes HTML for HTML.
+    text = escape(OmegaConf.to_yaml(OmegaConf.create(dict(config))), quote=False)
     board.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), step)
-    values = {k: v for k, v in flat(config).items() if not k.endswith(("_target_", "_partial_"))}
+    values = {
+        k: escape(v, quote=False) if isinstance(v, str) else v
+        for k, v in flat(config).items()
+        if not k.endswith(("_target_", "_partial_"))
+    }
     logger.log_hyperparams({**choices, **values}, {f"final/{k}": v for k, v in metrics.items()}, step=step)
     logger.finalize("success")

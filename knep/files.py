@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from knep.errors import InputError
+from knep.errors import InputError, RunFailed
+from knep.lock import held
 
+_IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Where a run lies and how it is watched does not change what it computes.
-_NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint")
+_NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint", "resume", "slurm")
 
 
 def sync_folder(folder: Path) -> None:
@@ -30,11 +35,16 @@ def sync_folder(folder: Path) -> None:
 def write_atomic(path: Path, text: str) -> None:
     """Writes `text` to a temporary name beside `path`, then renames: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -54,7 +64,7 @@ def git(*args: str) -> str:
 def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """config.yaml (resolved), overrides.txt, git_hash.txt and git_diff.patch: enough to run it again.
 
-    Raises InputError where the folder cannot be written.
+    Raises InputError where the folder cannot be written, OSError where there is no room.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,22 +73,92 @@ def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[
         write_atomic(folder / "git_hash.txt", git("rev-parse", "HEAD") or "not a git checkout\n")
         write_atomic(folder / "git_diff.patch", git("diff", "HEAD"))
     except OSError as error:
+        if error.errno in _FULL:
+            raise
         raise InputError(
             f"hydra.run.dir={folder} cannot be written ({error.strerror}): choose another folder"
         ) from error
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """summary.json, atomically."""
-    write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    """summary.json, atomically; how often the test split was read is never forgotten."""
+    counted = {key: count for key, count in read_summary(folder).items() if key == "sealed"}
+    write_atomic(folder / "summary.json", json.dumps({**counted, **summary}, indent=2) + "\n")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What summary.json of a run folder says; nothing where there is none, or where it is no JSON."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@contextlib.contextmanager
+def failures_told(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
+    """An error within leaves summary.json `failed` with its reason, and goes on; a full disk becomes RunFailed.
+
+    facts: what the summary says beside. InputError puts the earlier summary back: nothing was run.
+    """
+    earlier = read_summary(folder)
+    try:
+        yield
+    except InputError:
+        if earlier:
+            write_summary(folder, earlier)
+        else:
+            (folder / "summary.json").unlink(missing_ok=True)
+        raise
+    except Exception as error:
+        failure = _failure(error, folder)
+        reason = " ".join(
+            (str(failure) if isinstance(failure, RunFailed) else f"{type(error).__name__}: {error}").split()
+        )
+        _write_failed(folder, {"status": "failed", "reason": reason, **facts})
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def _write_failed(folder: Path, summary: Mapping[str, Any]) -> None:
+    """`write_summary` where there may be no room for it: then over the earlier one, which keeps its place on disk.
+
+    What cannot be written even so is let go: the error that ended the run is the one to be told.
+    """
+    try:
+        write_summary(folder, summary)
+    except OSError:
+        with contextlib.suppress(OSError), (folder / "summary.json").open("r+", encoding="utf-8") as f:
+            f.write(json.dumps(summary) + "\n")
+            f.truncate()
+
+
+def _failure(error: Exception, folder: Path) -> Exception:
+    """The first RunFailed or full disk on the way to `error`, as a RunFailed; `error` itself where there was none."""
+    chain: list[BaseException] = [error]
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    for earlier in reversed(chain):
+        if isinstance(earlier, RunFailed):
+            return earlier
+    full = [e for e in reversed(chain) if isinstance(e, OSError) and e.errno in _FULL]
+    if full:
+        place = next((e.filename for e in full if e.filename), folder)
+        return RunFailed(f"{place} cannot be written ({full[0].strerror}): make room, then go on with ckpt={folder}")
+    return error
 
 
 def discard(folder: Path) -> None:
-    """Removes a run folder in which nothing was trained: only files that knep wrote, then only empty folders."""
+    """Removes a run folder in which nothing was trained: only files that knep wrote, then only empty folders.
+
+    One that a run is in, or that holds checkpoints, stays.
+    """
     if not folder.is_dir() or (folder / "checkpoints").exists():
         return
-    for name in ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch", "train.log", "metrics.csv"):
-        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(InputError), held(folder):
+        for name in (*_IDENTITY, "train.log", "metrics.csv", "summary.json"):
+            (folder / name).unlink(missing_ok=True)
     for empty in (folder, folder.parent):
         try:
             empty.rmdir()

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.checkpoint import WholeCheckpoints
+from knep.distributed import watch
 from knep.errors import InputError
 from knep.hardware import fast_products, precision
 from knep.keep import Best, Keeper
@@ -21,8 +22,10 @@ from knep.lit import Classifier
 from knep.loops import use_exact_loops
 from knep.progress import Lines, ProgressBar
 from knep.recipe import Recipe, named
+from knep.room import check_model
 from knep.safe import instantiate
 from knep.signals import StopOnSignal
+from knep.slurm import environment
 from knep.tables import CsvLogger
 
 
@@ -32,9 +35,11 @@ class Clock(Callback):
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
+        self.began = False  # whether a batch was trained on
         self._began = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.began = True
         if batch_idx == 0 or not self._began:
             self._began = time.perf_counter()
 
@@ -98,10 +103,10 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
     shape = (1, facts["channels"], facts["image_size"], facts["image_size"])
     images = data.train_images() if data is not None else [torch.zeros(shape, dtype=torch.uint8)]
     scaling = recipe.scaling(images)
+    size = {"in_channels": facts["channels"], "num_classes": facts["num_classes"], "image_size": facts["image_size"]}
     with named("model"):
-        model = instantiate(cfg["model"])(
-            in_channels=facts["channels"], num_classes=facts["num_classes"], image_size=facts["image_size"]
-        )
+        check_model(cfg["model"], size)
+        model = instantiate(cfg["model"])(**size)
     raw = data.sample(64) if data is not None else torch.zeros(shape, dtype=torch.uint8)
     recipe.apply(model, sample=scaling(raw))
     if cfg["channels_last"]:
@@ -115,6 +120,7 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
         log_every=cfg["log_every"],
         channels_last=cfg["channels_last"],
         about=dict(facts),
+        guard=instantiate(cfg["guard"]) if "guard" in cfg else None,
     )
 
 
@@ -152,7 +158,7 @@ def build_trainer(
             default_root_dir=str(folder),
             accumulate_grad_batches=accumulate,
             callbacks=[*callbacks, stop, best, keeper],
-            plugins=None if "fsdp" in str(node["strategy"]) else [WholeCheckpoints()],
+            plugins=[*environment(), *([] if "fsdp" in str(node["strategy"]) else [WholeCheckpoints()])],
             logger=logged,
             fast_dev_run=quiet,
             benchmark=fast_products(node["deterministic"]) or None,
@@ -166,6 +172,7 @@ def build_trainer(
     use_exact_loops(trainer, keeper)
     if cfg["lean"]:
         use_lean_loop(trainer)
+    watch(trainer, folder)
     return trainer
 
 

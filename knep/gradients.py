@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -18,7 +18,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
     Half-precision tensors are measured in float32: their squares would overflow at 256 (float16).
     """
-    return torch.nn.utils.get_total_norm([t.float() if t.dtype in _HALF else t for t in tensors])
+    return torch.nn.utils.get_total_norm([t.float() if t.dtype in HALF else t for t in tensors])
 
 
 def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:

@@ -110,10 +110,14 @@ def quick_checks() -> Iterator[None]:
             os.environ[_NVML] = before
 
 
-def levers(config: Any, chosen: Any, device: torch.device, lean: bool) -> str:
+def levers(config: Any, chosen: Any, device: torch.device, lean: bool, processes: int = 1) -> str:
     """One line: where and how a run computes."""
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     shown = [place, f"precision {chosen}"]
+    if processes > 1:
+        shown.insert(
+            0, f"{processes} processes that share each batch of data.batch_size={config['data']['batch_size']}"
+        )
     if config["channels_last"]:
         shown.append("channels_last")
     if config["optimizer"].get("fused"):

@@ -88,9 +88,12 @@ class Keeper(Callback):
         if not alone and trainer.fit_loop.epoch_loop._should_accumulate():
             return  # the gradients of a window under way differ from process to process
         self._place = "batch"
-        self._best.save_if_due(trainer)
         stop = self._asked(trainer)
-        if stop or self._due(trainer):
+        due = self._due(trainer)
+        if stop or due or self._best.due:
+            self._settle(trainer)
+        self._best.save_if_due(trainer)
+        if stop or due:
             self._save(trainer)
         self._place = None
         if stop:
@@ -99,6 +102,7 @@ class Keeper(Callback):
     def after_epoch(self, trainer: Trainer) -> None:
         """After validation, schedulers and logs of an epoch."""
         self._place = "epoch"
+        self._settle(trainer)
         self._best.save_if_due(trainer)
         self._save(trainer)
         self._place = None
@@ -122,18 +126,21 @@ class Keeper(Callback):
         due = time.monotonic() - self._saved_time >= self._seconds
         return due if trainer.world_size == 1 else trainer.strategy.broadcast(due)
 
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:  # type: ignore[truthy-function]
-            return
+    def _settle(self, trainer: Trainer) -> None:
+        """What a checkpoint's past has logged must be on disk before it: nobody repeats those steps."""
         module: Any = trainer.lightning_module
         if self._place == "batch":
             module.dynamics.write(trainer.loggers)
         for logger in trainer.loggers:
-            # What the checkpoint's past has logged must be on disk with it: nobody repeats those steps.
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
             elif self._place == "batch":
                 logger.save()
+
+    def _save(self, trainer: Trainer) -> None:
+        # A full copy beside best.ckpt, not a link to it: where one of the two is damaged, the other goes on.
+        if trainer.fast_dev_run:  # type: ignore[truthy-function]
+            return
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 

@@ -76,7 +76,7 @@ class LeanEpoch(ExactEpoch):
 
     def _validates_after(self) -> float:
         """Batches from one validation to the next; 0 where Lightning has to be asked after each batch."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         by_count = trainer.check_val_every_n_epoch is not None and trainer._val_check_time_interval is None
         every = trainer.val_check_batch
         return every if by_count and not self._plateaus and every not in (None, float("inf")) else 0

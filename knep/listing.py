@@ -23,6 +23,7 @@ GROUPS = (
     "regularization",
     "averaging",
     "stopping",
+    "guard",
     "trainer",
 )
 CONF = Path(str(files("knep") / "conf"))

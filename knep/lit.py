@@ -3,7 +3,7 @@
     batch -- augment -- scaling --> model[norm, activation, dropout] --> loss (+ regularization) --> backward
           -- clip --> optimizer -- regularization, scheduler --> averaging ... epoch end: validate --> stopping
 
-`init` acts once, before; the test split is read once, after.
+`init` acts once, before; the test split is read once, after. The guard looks at each step before it counts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from knep.dynamics import Dynamics
 from knep.gradients import gradients
 from knep.groups import decayed
+from knep.guard.policy import Guard
+from knep.guard.sentry import BadStep, Sentry
 from knep.hardware import reseed
 from knep.recipes import clip
 from knep.regularizer import Regularizer
@@ -80,7 +82,8 @@ class Classifier(L.LightningModule):
 
     scaling: maps raw pixels to the model's input; num_classes: width of the logits;
     seed: every random draw of a step is a function of it, the rank and the step's position;
-    channels_last: images reach the model in this memory format, which convolutions of most hardware prefer.
+    channels_last: images reach the model in this memory format, which convolutions of most hardware prefer;
+    guard: what is done about steps that are not finite; None stops at them.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Classifier(L.LightningModule):
         log_every: int = 10,
         channels_last: bool = False,
         about: dict[str, Any] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -105,37 +109,59 @@ class Classifier(L.LightningModule):
         self.log_every = log_every
         self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.about = about or {}  # plain data that travels in the checkpoint: config, class names
+        self.guard = guard if guard is not None else Guard()
+        self.sentry: Sentry | None = None  # while training
         self._sums: dict[str, _Sums] = {}
+        self._met: list[tuple[Tensor, Tensor, int]] = []  # passes that have not been judged yet
         self.dynamics = Dynamics()
         self._decayed = decayed(model)
         self._clip = _plain(recipe.clip)
         self._clips = getattr(self._clip, "func", self._clip) is not clip.none
         self._edits = type(recipe.regularization).after_step is not Regularizer.after_step
-        self._owners: list[Tensor] = []
+        self._owners: list[Tensor] = list(model.parameters())
         self._resumed: dict[str, Any] = {}
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.model(self.scaling(x_NCHW).to(memory_format=self.layout))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        reseed(mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1, self.device)
+        reseed(self.step_seed(batch_idx), self.device)
+        if self.sentry is not None:
+            self.sentry.before_batch(batch, batch_idx)
+
+    def step_seed(self, batch_idx: int) -> int:
+        """What the draws of a batch of this epoch follow from."""
+        return mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        sentry = self.sentry
+        if sentry is None:
+            total, met = self.loss(batch, self.weight(len(batch[0])))
+            self._add("train", *met)
+            return total
+        sentry.before_pass()
+        total, met = self.loss(batch, self.weight(len(batch[0])))
+        self._met.append(met)
+        sentry.after_pass(total)
+        return total
+
+    def loss(self, batch: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, tuple[Tensor, Tensor, int]]:
+        """The loss (0-dim) of a training batch, times `weight`; and its sums: loss, correct answers, images."""
         x, y = self.augment(*batch, self.num_classes)
         logits_NK = self(x)
         loss = F.cross_entropy(logits_NK, y, label_smoothing=self.recipe.regularization.label_smoothing)
         target_N = y if y.ndim == 1 else y.argmax(1)
         with torch.no_grad():
-            self._add("train", loss * len(x), (logits_NK.argmax(1) == target_N).sum(), len(x))
+            met = (loss * len(x), (logits_NK.argmax(1) == target_N).sum(), len(x))
         # Terms and factors that change nothing are left out: each would be a kernel forward and another backward.
-        penalty, weight = self.recipe.regularization.penalty(self._decayed), self._weight(len(x))
+        penalty = self.recipe.regularization.penalty(self._decayed)
         total = loss if isinstance(penalty, float) and not penalty else loss + penalty
-        return total if weight == 1 else total * weight
+        return (total if weight == 1 else total * weight), met
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str = "val") -> None:
         x, y = batch
         logits_NK = self(x)
-        loss = F.cross_entropy(logits_NK.float(), y, ignore_index=-1, reduction="sum")
+        loss = F.cross_entropy(logits_NK.double(), y, ignore_index=-1, reduction="sum")
         self._add(split, loss, (logits_NK.argmax(1) == y).sum(), (y >= 0).sum())
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -147,6 +173,8 @@ class Classifier(L.LightningModule):
             self.dynamics._clipped.extend(self._resumed["clipped"])
             self.dynamics.last_step = self._resumed["last_step"]
         self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
+        if self.guard.action != "none":
+            self.sentry = Sentry(self.guard, self, self._resumed.get("guard"))
 
     def on_train_epoch_start(self) -> None:
         self.augment.epoch = self.current_epoch
@@ -161,6 +189,7 @@ class Classifier(L.LightningModule):
             self._switch("train")
 
     def on_train_end(self) -> None:
+        self.sentry = None
         self.dynamics.write(self.loggers)
         self._switch("eval")
 
@@ -179,7 +208,7 @@ class Classifier(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_sums("test")
 
-    def _weight(self, images: int) -> float:
+    def weight(self, images: int) -> float:
         """What makes the sum over an accumulation window the mean over its images where batches differ in size."""
         if self.trainer.accumulate_grad_batches == 1:
             return 1.0
@@ -211,13 +240,28 @@ class Classifier(L.LightningModule):
         scheduler = self.recipe.scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.recipe.schedule_at}}
 
+    def on_after_backward(self) -> None:
+        # The last micro-batch of a window is judged with the whole gradient.
+        if self.sentry is None or self.trainer.accumulate_grad_batches == 1:
+            return
+        if self.trainer.fit_loop._should_accumulate():
+            self._count(self.sentry.after_micro_batch())
+
+    def clip(self) -> tuple[list[Tensor], Tensor]:
+        """Edits the gradients as the recipe says; returns their owners and the norm before, 0-dim."""
+        parameters = [p for p in self._owners if p.grad is not None]
+        return parameters, self._clip(parameters)
+
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         # SAM clips twice in a step: once is enough in the log.
         logged = self.global_step % self.log_every == 0 and self.dynamics.last_step != self.global_step
         if not (self._clips or logged):
+            if self.sentry is not None:
+                self.sentry.judge(None)
             return
-        parameters = [p for p in self._owners if p.grad is not None]
-        before = self._clip(parameters)
+        parameters, before = self.clip()
+        if self.sentry is not None:
+            self.sentry.judge(before)
         if logged:
             after = nn.utils.get_total_norm(gradients(parameters)) if self._clips else before
             self.dynamics.add(self.global_step, _rate(optimizer), before, after)
@@ -231,11 +275,33 @@ class Classifier(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if not self._edits:
+        sentry = self.sentry
+        if sentry is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            self.after_optimizer(optimizer)
             return
-        with torch.no_grad():
-            self.recipe.regularization.after_step(self._decayed, _rate(optimizer))
+        with sentry.step(optimizer):
+            try:
+                super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+                self.after_optimizer(optimizer)
+                sentry.after_step()
+            except BadStep as bad:
+                self._count(False)
+                sentry.answer(bad)
+            else:
+                self._count(True)
+
+    def after_optimizer(self, optimizer: Any) -> None:
+        """What the recipe's regularization does to the weights after the optimizer's step."""
+        if self._edits:
+            with torch.no_grad():
+                self.recipe.regularization.after_step(self._decayed, _rate(optimizer))
+
+    def _count(self, good: bool) -> None:
+        """Adds the passes since the last judgement to the epoch's sums where they were good."""
+        for met in self._met if good else ():
+            self._add("train", *met)
+        self._met.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.dynamics.write(self.loggers)  # a resumed run goes on behind the points of this one
@@ -245,6 +311,15 @@ class Classifier(L.LightningModule):
             "clipped": list(self.dynamics._clipped),
             "last_step": self.dynamics.last_step,
         }
+        if self.sentry is not None:
+            checkpoint["running"]["guard"] = self.sentry.state_dict(self._scheduled(checkpoint))
+
+    def _scheduled(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether a run that no signal interrupts saves this checkpoint too."""
+        asked = any(getattr(c, "asked", 0) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        every = (self.about.get("config") or {}).get("checkpoint", {}).get("every")
+        on_time = isinstance(every, int) and self.global_step % every == 0
+        return not asked or on_time or checkpoint.get("exact", {}).get("place") == "epoch"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint.get("running", {})

@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from knep import checkpoint
 from knep.capacity import capacity
+from knep.changes import Apply, Change, changes, said
+from knep.distributed import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint
 from knep.fit import Clock, History, build_module, build_trainer, watched
@@ -23,6 +25,9 @@ from knep.lit import Classifier
 from knep.profile import StepProfile
 from knep.resume import find_whole
 from knep.signals import Interrupted
+
+# What a checkpoint to go on from holds beside the weights.
+_LOOPS = {"global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
 
 
 @dataclass
@@ -70,16 +75,25 @@ def fit_member(
             print(why)
         print(
             levers(
-                cfg, trainer.precision, trainer.strategy.root_device, isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
+                cfg,
+                trainer.precision,
+                trainer.strategy.root_device,
+                isinstance(trainer.fit_loop.epoch_loop, LeanEpoch),
+                trainer.world_size,
             )
         )
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = 0
     try:
-        with quick_checks():
+        with quick_checks(), deaths_named(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted as asked:
         interrupted = asked.number
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if start is None or clock.began or isinstance(error, InputError):
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise InputError(f"{start} cannot be gone on from ({what}): give another checkpoint") from error
     data.trainer = None
     if trainer.is_global_zero and not interrupted:
         final = {"state_dict": module.state_dict(), "knep": dict(facts)}
@@ -98,18 +112,53 @@ def fit_member(
     )
 
 
-def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
+def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:
+    """Raises InputError where `cfg` cannot go on from the checkpoint that its `ckpt` means for a member in `folder`."""
+    found = _stored(cfg, folder, warn=False)
+    if found is not None:
+        _changes(cfg, *found)
+
+
+def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Path, Mapping[str, Any]] | None:
+    """The checkpoint to go on from, and what is in it; None for a member that starts."""
     if cfg["ckpt"] is None:
         return None
     member = folder.name.startswith("member_")
     if member and not (folder / "checkpoints" / "last.ckpt").is_file():
         return None  # this member of the ensemble had not begun
-    path = find_whole(folder if member else cfg["ckpt"])
+    path = find_whole(folder if member else cfg["ckpt"], warn)
     state = read_checkpoint(path)
     if "loops" not in state:
         raise InputError(f"ckpt={path} holds weights only and cannot be resumed: give the run folder or last.ckpt")
+    for key, kind in _LOOPS.items():
+        if not isinstance(state.get(key), kind) or state[key] == []:
+            raise InputError(f"{path} was not written by knep: it has no {key}, give another checkpoint")
+    return path, state
+
+
+def _changes(cfg: Mapping[str, Any], path: Path, state: Mapping[str, Any]) -> list[Change]:
+    facts = state["knep"]
+    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+        raise InputError(f"ckpt={path} does not say what it was trained with: give another checkpoint")
+    try:
+        epochs = int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} was not written by knep: it has no count of epochs, give another one") from error
+    return changes(facts["config"], cfg, state["global_step"], epochs)
+
+
+def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
+    found = _stored(cfg, folder, trainer.is_global_zero)
+    if found is None:
+        return None
+    path, state = found
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
-    step = int(state["global_step"])
+    step = state["global_step"]
+    changed = _changes(cfg, path, state)
+    if changed:
+        trainer.callbacks.append(Apply(changed))
+        if trainer.is_global_zero:
+            print(f"knep: {said(changed, cfg, step)}")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger._kwargs["purge_step"] = step  # hides the points that this run will log again

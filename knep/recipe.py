@@ -106,7 +106,7 @@ class Recipe:
             regularization=built["regularization"],
             averaging=built["averaging"],
             stopping=built["stopping"],
-            lr=nodes["optimizer"]["lr"],
+            lr=_rate(nodes["optimizer"]),
             weight_decay=nodes["optimizer"].get("weight_decay") or 0.0,
             layer_decay=cfg.get("layer_decay", 1.0),
             accumulate=beside["optimizer"].get("accumulate", cfg.get("accumulate", 1)),
@@ -232,6 +232,14 @@ def _beside(model: nn.Module, sample: Tensor | None) -> Tensor | None:
     """The sample on the model's device."""
     like = next(model.parameters(), None)
     return sample if sample is None or like is None else sample.to(like.device)
+
+
+def _rate(node: Mapping[str, Any]) -> Any:
+    if "lr" not in node:
+        raise InputError(
+            "optimizer.lr is missing: every update rule needs a learning rate, for example optimizer.lr=0.1"
+        )
+    return node["lr"]
 
 
 def _build(slot: str, node: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ _FINAL = (
 )
 
 
-def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any, folder: Path) -> None:
+def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any) -> None:
     """Prints what is trained on what, and what the user changed against the recipe."""
     kept = recipe_choices(choices["recipe"])
     changed = [f"{slot}={choices[slot]} (recipe: {o})" for slot, o in kept.items() if choices.get(slot) != o]
@@ -42,20 +43,29 @@ def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any, fol
     )
 
 
-def interrupted(folder: Path, config: Mapping[str, Any], members: Sequence[Member], began: float) -> dict[str, Any]:
-    """The summary of a run that was asked to stop; the test split was not read."""
-    last = members[-1]
-    summary = {
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What every summary says, whatever became of the run."""
+    return {"seed": config["seed"], "config_hash": config_hash(config)}
+
+
+def interrupted(
+    folder: Path, config: Mapping[str, Any], number: int, began: float, members: Sequence[Member] = ()
+) -> dict[str, Any]:
+    """The summary of a run that a signal stopped; members: those that were fitted so far, in part or whole."""
+    summary: dict[str, Any] = {
         "status": "interrupted",
-        "signal": last.interrupted,
-        "epochs": last.epochs,
-        "steps": last.steps,
+        "signal": number,
         "seconds": round(time.perf_counter() - began, 2),
-        "seed": config["seed"],
-        "config_hash": config_hash(config),
+        **identity(config),
     }
+    if members:
+        summary |= {"epochs": members[-1].epochs, "steps": members[-1].steps}
     write_summary(folder, summary)
-    print(f"knep: interrupted after {last.steps} steps; go on with: python train.py ckpt={folder}")
+    steps = f" after {members[-1].steps} steps" if members else ""
+    saved = any(folder.glob("**/checkpoints/last.ckpt"))
+    print(
+        f"knep: interrupted{steps}; " + (f"go on with: python train.py ckpt={folder}" if saved else "nothing was saved")
+    )
     return summary
 
 
@@ -91,9 +101,10 @@ def after(
         "parameters": parameters,
         "classes": data.num_classes,
         "sealed": reads(folder) + 1,
-        "seed": config["seed"],
-        "config_hash": config_hash(config),
+        **identity(config),
     }
+    if any(m.module.guard.interventions for m in members):
+        summary["guard"] = [m.module.guard.report() for m in members]
     if len(members) > 1:
         summary["members/test_acc"] = test.member_acc
         summary["members/test_acc_mean"] = statistics.fmean(test.member_acc)
@@ -112,6 +123,8 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a path is never cut
     rows = {
         "best validation epoch": f"{summary['best_epoch']} of {summary['epochs']} (acc {summary['val/acc_best']:.2%})",
         "test accuracy": f"{summary['test/acc']:.2%}  (95 % interval {summary['test/acc_low']:.2%} to "
@@ -127,4 +140,5 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
         rows["members"] = f"{each}  (mean {mean:.2%}, std {std:.2%})"
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False).print(table)
+    wide = None if sys.stdout.isatty() else 1000  # a file or a pipe has no edge
+    Console(soft_wrap=True, highlight=False, width=wide).print(table)

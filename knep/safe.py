@@ -22,7 +22,9 @@ from knep.errors import InputError
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _SWITCHES = ("_partial_", "_recursive_")
 _CONVERT = ("none", "partial", "object", "all")
-_RESOLVER = re.compile(r"\$\{[^}$]*:")
+_LISTS = (list, tuple)
+_MOST, _DEEPEST = 10_000, 30
+_RESOLVER = re.compile(r"\$\{[^}]*(:|\$\{)")
 
 # What users have allowed: packages ("mypkg.") and whole names ("mypkg.nets.build").
 _allowed: list[str] = []
@@ -51,6 +53,7 @@ def _is_trick(found: Any) -> bool:
 # Package -> what a config may take from it, in words and as a test.
 _ROOMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "knep.data.": ("data modules", _of("knep.data.module.ImageData")),
+    "knep.guard.": ("guards", _of("knep.guard.policy.Guard")),
     "knep.models.": ("models", _makes_module),
     "knep.recipes.": ("tricks", _is_trick),
     "knep.regularizer.": ("regularizers", _of("knep.regularizer.Regularizer")),
@@ -70,6 +73,11 @@ def allow(name: str) -> None:
         raise InputError(f'{name!r} cannot be allowed: write a package with a dot, "mypkg.", or "mypkg.nets.build"')
     if name not in _allowed:
         _allowed.append(name)
+
+
+def allowed() -> tuple[str, ...]:
+    """What users have allowed."""
+    return tuple(_allowed)
 
 
 def allow_typed(overrides: Sequence[str]) -> None:
@@ -107,8 +115,18 @@ def check_stored(lines: Sequence[str], place: str) -> None:
 
     for line in lines:
         option = line.strip().startswith("-")
-        if option or _RESOLVER.search(line) or any(o.key_or_group.startswith("hydra") for o in parse([line])):
+        try:
+            refused = option or _RESOLVER.search(line) or any(_reaches_out(o) for o in parse([line]))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        if refused:
             raise InputError(f"{place} holds {line!r}, which is not taken from a file: remove it, or type it yourself")
+
+
+def _reaches_out(override: Any) -> bool:
+    """Whether an override says where Hydra or a data set writes."""
+    key = override.key_or_group
+    return key.startswith("hydra") or (key == "data.cache" and isinstance(override.value(), str))
 
 
 def check_targets(node: Any, path: str = "") -> None:
@@ -116,14 +134,31 @@ def check_targets(node: Any, path: str = "") -> None:
 
     node: plain data, as `OmegaConf.to_container(cfg, resolve=True)` gives it; path: where in the config it stands.
     """
+    _check_end(node, path)
+    _check_targets(node, path)
+
+
+def _check_end(node: Any, path: str) -> None:
+    """Refuses what is no config by its size: Hydra would copy it value by value, or go round in it for ever."""
+    branches, seen = [(node, 0)], 0
+    while branches:
+        branch, depth = branches.pop()
+        held = list(branch.values() if isinstance(branch, Mapping) else branch if isinstance(branch, _LISTS) else ())
+        seen += len(held)
+        if seen > _MOST or depth > _DEEPEST:
+            raise InputError(f"{path or 'config'} has more than {_MOST:,} values or {_DEEPEST} levels: no config has")
+        branches += [(value, depth + 1) for value in held]
+
+
+def _check_targets(node: Any, path: str) -> None:
     if isinstance(node, Mapping):
         if "_target_" in node:
             _check_target(node, path or "config")
         for key, value in node.items():
-            check_targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, (list, tuple)):
+            _check_targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, _LISTS):
         for i, value in enumerate(node):
-            check_targets(value, f"{path}[{i}]")
+            _check_targets(value, f"{path}[{i}]")
     elif isinstance(node, str) and "${" in node:
         raise InputError(f"{path}={node} is not resolved: write its value")
     elif is_dataclass(node) or hasattr(node, "__attrs_attrs__"):

@@ -1,22 +1,50 @@
-"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, stop; a second one stops at once."""
+"""Ctrl-C, SIGTERM and SLURM's SIGUSR1: finish the step, save a checkpoint, stop; a second one stops at once."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_HEARD = (signal.SIGINT, signal.SIGTERM)
+_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Launchers forward what their whole process group was sent already: seconds in which a signal is the same request.
+_SAME = 0.5
 
 
 class Interrupted(Exception):
-    """A run was asked to stop; a checkpoint to go on from was written first. number: of the signal, 2 or 15."""
+    """A run was asked to stop; a checkpoint to go on from was written first. number: of the signal, 2, 10 or 15."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(f"signal {int(number)}")
         self.number = int(number)
+
+
+def exit_code(number: int) -> int:
+    """130 after Ctrl-C; 143 after SIGTERM, and after SIGUSR1, by which SLURM means the same."""
+    return 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+
+def _stop(number: int, *_: Any) -> None:
+    raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Raises Interrupted at a signal within; while a model is fitted, StopOnSignal listens instead."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals can be handled in the main thread only
+        return
+    before = {number: signal.signal(number, _stop) for number in _HEARD}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopOnSignal(Callback):
@@ -27,6 +55,7 @@ class StopOnSignal(Callback):
 
     def __init__(self) -> None:
         self.asked = 0
+        self._when = 0.0
         self._before: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,13 +71,15 @@ class StopOnSignal(Callback):
                 self._before.setdefault(number, earlier)
 
     def _ask(self, number: int, *_: Any) -> None:
-        if self.asked:
+        if not self.asked:
+            self.asked, self._when = number, time.monotonic()
+        elif time.monotonic() - self._when > _SAME:
             signal.signal(number, signal.SIG_DFL)
             raise Interrupted(number)
-        self.asked = number
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
+        if not isinstance(exception, OSError):  # which the logs may have raised, and would again
+            pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._before.items():

@@ -16,7 +16,7 @@ from knep.errors import InputError
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs `train.py` with these arguments (default: the command line); exits with 2 on bad input, 130 on Ctrl-C."""
+    """Runs `train.py` with these arguments (default: the command line); exits with 1 (failed), 2 (bad input) or 130."""
     arguments = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(arguments):
         from knep.listing import help_text
@@ -32,26 +32,32 @@ def _start(arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
+    from knep.elastic import agreed
+    from knep.jobs import Single, Sweep, earlier_lines
     from knep.resume import expand_ckpt
-    from knep.safe import allow_typed, check_stored
+    from knep.safe import allow_typed
 
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(get_args_parser().parse_args(typed).overrides)
-    check_stored([a for a in arguments if a not in typed and not a.startswith("hydra.run.dir=")], "overrides.txt")
+    box = next((a.removeprefix("replay=") for a in typed if a.startswith("replay=")), "null")
+    if box != "null":
+        from knep.guard import replay
+
+        replay.main(Path(box), typed)
+        return
     args = get_args_parser().parse_args(arguments)
+    work: Single | Sweep = Single()
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
-        _check_all(args.overrides, args.multirun, args.config_dir)
+        jobs, configs = _check_all(args.overrides, args.multirun, args.config_dir)
+        if args.multirun:
+            work = Sweep(jobs)
+        else:
+            arguments = agreed([*arguments, *earlier_lines(configs[0], arguments)])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
-    refused: list[InputError] = []
 
     def job(cfg: Any) -> float:
-        # Hydra prints a paragraph for an exception that leaves a job: it is kept, and raised when all jobs are done.
-        try:
-            return _job(cfg)
-        except InputError as error:
-            refused.append(error)
-            return float("inf")
+        return work.job(cfg)  # defined here, since Hydra names the log by the module of what it calls
 
     try:
         hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
@@ -59,16 +65,19 @@ def _start(arguments: list[str]) -> None:
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
     except (NotADirectoryError, PermissionError, FileExistsError) as error:
         raise InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder") from error
-    if refused:
-        raise refused[0]
+    finally:
+        work.end()
 
 
-def _check_all(overrides: list[str], multirun: bool, config_dir: str | None) -> None:
-    """Every job of a sweep is composed and checked before the first one starts."""
+def _check_all(
+    overrides: list[str], multirun: bool, config_dir: str | None
+) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """Every job of a sweep is composed and checked before the first one starts: their override lines and configs."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     from knep.compose import compose_config, parse
     from knep.rehearse import rehearse
+    from knep.resume import resumes
     from knep.safe import take_allowed
 
     jobs = [overrides]
@@ -77,33 +86,14 @@ def _check_all(overrides: list[str], multirun: bool, config_dir: str | None) -> 
         batches = BasicSweeper.split_arguments([o for o in parsed if not o.key_or_group.startswith("hydra.")], None)
         jobs = [list(job) for batch in batches for job in batch]
     search = [f"file://{Path(config_dir).resolve()}"] if config_dir else []
+    configs = []
     for job in jobs:
         config = compose_config(job, search).config
         take_allowed(config)
         rehearse(config)
-
-
-def _job(cfg: Any) -> float:
-    """One Hydra job; what it returns is what sweepers optimise: the best validation loss."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from knep.compose import plain
-    from knep.files import discard
-    from knep.safe import take_allowed
-
-    hydra_cfg = HydraConfig.get()
-    folder = Path(hydra_cfg.runtime.output_dir)
-    choices = {k: str(v) for k, v in hydra_cfg.runtime.choices.items() if "/" not in k and "@" not in k}
-    config = plain(cfg)
-    take_allowed(config)
-    try:
-        summary = run(config, folder, choices, list(hydra_cfg.overrides.task))
-    except InputError:
-        discard(folder)
-        raise
-    if summary["status"] == "interrupted":
-        raise SystemExit(128 + summary["signal"])
-    return float(summary["val/loss"])
+        resumes(config, multirun)
+        configs.append(config)
+    return jobs, configs
 
 
 def hush() -> None:
@@ -111,21 +101,44 @@ def hush() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # so it does where a run goes on
+    warnings.filterwarnings("ignore", message="The dirpath has changed.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*")
 
 
 def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict[str, Any]:
     """Trains and tests what `config` says in `folder`; returns the summary that is written there.
 
-    choices: group -> option. Raises InputError for input that cannot work.
+    choices: group -> option. Raises InputError for input that cannot work, RunFailed for a run that could not go on.
     """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from knep import report
+    from knep.events import writers_quiet
+    from knep.files import failures_told
+    from knep.lock import held
+    from knep.signals import Interrupted, heard
+
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return _fit(config, folder, choices, overrides)
+    began = time.perf_counter()
+    with held(folder), failures_told(folder, report.identity(config)), writers_quiet():
+        try:
+            with heard():
+                return _fit(config, folder, choices, overrides)
+        except Interrupted as asked:
+            return report.interrupted(folder, config, asked.number, began)
+
+
+def _fit(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict[str, Any]:
+    """`run` in each process: only the first writes and tests."""
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep import report
-    from knep.files import write_identity
+    from knep.files import write_identity, write_summary
     from knep.fit import about, threads
-    from knep.member import fit_member
+    from knep.member import check_resume, fit_member
     from knep.recipe import Recipe, named
     from knep.safe import instantiate
 
@@ -138,20 +151,24 @@ def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ove
         with named("data"):
             data = instantiate(config["data"])
             data.prepare()
+        places = [folder / f"member_{i}" for i in range(recipe.members)] if recipe.members > 1 else [folder]
+        for place in places:
+            check_resume(config, place)
         if leader:
             write_identity(folder, config, overrides)
-            report.before(config, choices, data, folder)
+            write_summary(folder, {"status": "running", **report.identity(config)})
+            report.before(config, choices, data)
         members = []
-        for i in range(recipe.members):
-            place = folder / f"member_{i}" if recipe.members > 1 else folder
+        for i, place in enumerate(places):
             members.append(fit_member(about(config, data), data, place, config["seed"] + i))
-            if members[-1].interrupted:
-                return report.interrupted(folder, config, members, began)
-        return (
-            report.after(folder, config, choices, data, members, began)
-            if leader
-            else {"status": "worker", "val/loss": 0}
-        )
+            number = members[-1].interrupted
+            if number and not leader:
+                return {"status": "interrupted", "signal": number, "worker": True}
+            if number:
+                return report.interrupted(folder, config, number, began, members)
+        if not leader:
+            return {"status": "worker", "val/loss": 0}
+        return report.after(folder, config, choices, data, members, began)
 
 
 if __name__ == "__main__":

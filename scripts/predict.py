@@ -20,9 +20,10 @@ def main() -> None:
         for name in args.allow:
             allow(name)
         from knep.predict import predict
+        from knep.text import shown
 
         for path, ranked in predict(args.run, args.images, args.top):
-            print(f"{path}  " + "  ".join(f"{name} {p:.1%}" for name, p in ranked))
+            print(f"{shown(path)}  " + "  ".join(f"{shown(name)} {p:.1%}" for name, p in ranked))
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_a_checkpoint_of_another_model(finished, capsys):
     assert (finished / "checkpoints" / "last.ckpt").exists()
 
 
-def test_channels_that_disagree_with_the_model(finished, capsys, tmp_path):
+def test_other_data_on_resume(finished, capsys, tmp_path):
     write_image_folder(tmp_path / "images")
     checkpoint = f"ckpt={finished}"
     with pytest.raises(SystemExit) as stop:
@@ -210,4 +210,5 @@ def test_channels_that_disagree_with_the_model(finished, capsys, tmp_path):
             ]
         )
     assert stop.value.code == 2
-    assert "another model" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "data._target_: knep.data.digits.Digits -> knep.data.folder.ImageFolder cannot change" in error

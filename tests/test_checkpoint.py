@@ -6,11 +6,12 @@ import shutil
 import signal
 import time
 
+import kill_checkpoints
 import pytest
 import torch
 
 from knep import checkpoint
-from knep.errors import InputError
+from knep.errors import InputError, RunFailed
 from knep.evaluate import read_checkpoint
 from knep.keep import interval
 from knep.resume import find_whole
@@ -94,13 +95,22 @@ def test_a_kill_while_writing_leaves_a_whole_one(tmp_path):
     assert parts  # some kills did come in the middle of a write
 
 
+def test_the_script_counts_what_is_lost(tmp_path, monkeypatch):
+    found = kill_checkpoints.kills(6, 1, tmp_path) | kill_checkpoints.damages(10, 5, 1, tmp_path)
+    good = {"kills": 6, "none whole": 0, "older than one interval": 0, "flips": 10, "flips not found": 0}
+    assert found.items() >= (good | {"truncations": 5, "truncations not found": 0}).items()
+    monkeypatch.setattr(checkpoint, "damage", lambda path: None)
+    found = kill_checkpoints.damages(3, 2, 0.1, tmp_path)
+    assert (found["flips not found"], found["truncations not found"]) == (3, 2)
+
+
 def test_no_room_is_one_clear_line_and_the_earlier_one_stays(stored, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     before = stored.read_bytes()
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"last\.ckpt cannot be written \(No space left on device\)"):
+    with pytest.raises(RunFailed, match=r"last\.ckpt cannot be written \(No space left on device\)"):
         checkpoint.write({"other": 1}, stored)
     assert stored.read_bytes() == before
     assert [p.name for p in stored.parent.iterdir()] == ["last.ckpt"]

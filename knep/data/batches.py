@@ -101,7 +101,8 @@ class FolderLoader:
 
     def __init__(self, images: Any, batches: Batches, workers: int = 0, keep: bool = False) -> None:
         self.batch_sampler = batches
-        self._images, self._position = images, 0
+        self._images = images
+        self._start = self._position = 0  # the batch that an iteration begins with, once; the next one
         self._pin = torch.cuda.is_available()
         self._workers = self._processes(workers, keep) if workers else None
 
@@ -135,7 +136,7 @@ class FolderLoader:
             yield tuple(t.pin_memory() for t in got) if self._pin and not isinstance(got, str) else got
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        first, self._position = self._position, 0
+        first, self._start = self._start, 0
         self.batch_sampler.start = first
         for batch, got in enumerate(self._read(), first):
             if isinstance(got, str):
@@ -147,4 +148,4 @@ class FolderLoader:
         return {"position": self._position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = state_dict["position"]
+        self._start = self._position = state_dict["position"]

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from knep.data.batches import Batch, labels
 from knep.data.images import read_image
-from knep.data.tree import shown
 from knep.errors import InputError
 from knep.files import sync_folder
+from knep.text import shown
 
 _HEAD = struct.Struct("<8sQII32s")
 _MAGIC = b"knepimg1"

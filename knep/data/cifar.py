@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,28 @@ from knep.data.find import find_folder
 from knep.data.module import Arrays, InMemory
 from knep.errors import InputError
 
-# What numpy's arrays pickle to, under its names before and since version 2.
-_SAFE = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("_codecs", "encode"),
-}
+_TEXT = (bytes, str)
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Finds no class but numpy's arrays: a pickle that names anything else is refused before it runs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _SAFE:
+        found = _KNOWN.get((module.replace("numpy.core", "numpy._core"), name))
+        if found is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        if module == "_codecs":
-            return _latin1
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return found
+
+
+def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """All that `_reconstruct` is for: an array without values, which its state gives it."""
+    return np.empty(0, np.uint8)
+
+
+def _dtype(code: Any, *about: Any) -> np.dtype:
+    if code not in ("u1", b"u1"):
+        raise pickle.UnpicklingError(f"it has numbers of type {str(code)[:20]}")
+    return np.dtype("u1")
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -42,10 +46,28 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+# What numpy's arrays of bytes pickle to, under its names since version 2.
+_KNOWN = {
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): _dtype,
+    ("numpy._core.multiarray", "_reconstruct"): _empty,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+def _check_memo(content: bytes) -> None:
+    """The memo of a pickle is as long as its largest number says, and Python takes that memory at once."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError("its memo is longer than the file")
+
+
 def read_batch(path: Path) -> dict[str, Any]:
     """The dict in a python batch file, keys as text. Raises InputError for anything but arrays, text and lists."""
     try:
-        raw = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = path.read_bytes()
+        _check_memo(content)
+        raw = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -55,11 +77,13 @@ def read_batch(path: Path) -> dict[str, Any]:
         IndexError,
         TypeError,
         AttributeError,
+        MemoryError,
+        RecursionError,
     ) as e:
         raise InputError(f"{path} is no CIFAR batch ({' '.join(str(e).split())[:80]}): get the file again") from e
     if not isinstance(raw, dict):
         raise InputError(f"{path} is no CIFAR batch: it holds a {type(raw).__name__}")
-    return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in raw.items()}
+    return {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in raw.items()}
 
 
 class Cifar10(InMemory):
@@ -76,10 +100,10 @@ class Cifar10(InMemory):
         name = type(self).__name__
         folder = find_folder(name, self.root, needed, [Path("."), Path(self.folder)], self._download)
         names = read_batch(folder / self.meta[0]).get(self.meta[1])
-        if not isinstance(names, list) or not names:
-            raise InputError(f"{folder / self.meta[0]} has no list {self.meta[1]}: get the file again")
+        if not isinstance(names, list) or not 2 <= len(names) <= 1000 or not all(isinstance(n, _TEXT) for n in names):
+            raise InputError(f"{folder / self.meta[0]} has no list {self.meta[1]} of names: get the file again")
         train, test = self._images(folder, self.train_files), self._images(folder, self.test_files)
-        return Arrays(*train, *test, [n.decode() if isinstance(n, bytes) else str(n) for n in names])
+        return Arrays(*train, *test, [n.decode("latin1") if isinstance(n, bytes) else n for n in names])
 
     def _images(self, folder: Path, files: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         xs, ys = [], []
@@ -92,6 +116,8 @@ class Cifar10(InMemory):
             if not isinstance(y, list) or len(y) != len(x):
                 raise InputError(f"{folder / file} has {len(y) if isinstance(y, list) else 'no'} {self.labels} for "
                                  f"{len(x)} images")  # fmt: skip
+            if not all(isinstance(label, int) and 0 <= label < 1000 for label in y):
+                raise InputError(f"{folder / file} has {self.labels} that are no classes: get the file again")
             xs.append(torch.from_numpy(x.reshape(-1, 3, 32, 32).copy()))
             ys.append(torch.tensor(y, dtype=torch.int64))
         return torch.cat(xs), torch.cat(ys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from knep.errors import InputError
 
@@ -26,6 +27,8 @@ def find_folder(
         raise InputError(f"{partly / missing} is missing: put it there, plain or as .gz")
     try:
         download(base)
+    except InputError:
+        raise
     except Exception as error:  # whatever the network and torchvision raise means the same to the user
         where = ", ".join(str(folder) for folder in candidates)
         raise InputError(
@@ -35,6 +38,21 @@ def find_folder(
         if all(exists(folder, file) for file in needed):
             return folder
     raise InputError(f"{name} was downloaded to {base} but {needed[0]} is not there: set data.root")
+
+
+def only_reads(data: Any) -> Any:
+    """The data module, which now raises InputError where it would download."""
+
+    def refuse(root: Path) -> None:
+        raise InputError(f"the data are not in data.root={root}, and a checkpoint may not download: put them there")
+
+    data._download = refuse
+    return data
+
+
+def allowance(size: int) -> int:
+    """Bytes that a compressed file of `size` bytes may unpack to; images of real data shrink to a half or a tenth."""
+    return min(max(64 << 20, 40 * size), 2 << 30)
 
 
 def exists(folder: Path, file: str) -> bool:

@@ -14,8 +14,9 @@ from knep.data.batches import Batches, FolderLoader, Images
 from knep.data.images import MAX_PIXELS, check_headers
 from knep.data.module import ImageData
 from knep.data.split import stratified, subset
-from knep.data.tree import list_images, shown
+from knep.data.tree import list_images
 from knep.errors import InputError
+from knep.text import shown
 
 _TEST_SHARE = 0.2
 _EVAL_BATCH = 128

@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from knep.data.find import find_folder, resolve
+from knep.data.find import allowance, find_folder, resolve
 from knep.data.module import Arrays, InMemory
 from knep.errors import InputError
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _UBYTE = 0x08
-_MOST = 2**31  # bytes; 2 GiB is forty times MNIST
 
 
 def read_idx(path: Path) -> Tensor:
@@ -34,9 +33,9 @@ def read_idx(path: Path) -> Tensor:
             size = 1
             for n in shape:
                 size *= n
-            held = _MOST if path.suffix == ".gz" else path.stat().st_size - 4 - len(header)
+            held = allowance(path.stat().st_size) if path.suffix == ".gz" else path.stat().st_size - 4 - len(header)
             if size > held:
-                raise InputError(f"{path} is truncated: its header says {size} bytes, it holds {held}")
+                raise InputError(f"{path} is truncated: its header says {size} bytes, it can hold {held}")
             content = f.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}): get the file again") from error
@@ -61,6 +60,9 @@ class Mnist(InMemory):
         for (x, y), file in (((parts[0], parts[1]), _FILES[1]), ((parts[2], parts[3]), _FILES[3])):
             if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
                 raise InputError(f"{resolve(folder, file)} has {len(y)} labels for {len(x)} images")
+            if x.shape[1] != x.shape[2] or x.shape[1:] != parts[0].shape[1:]:
+                raise InputError(f"{folder} has images of {x.shape[1]} x {x.shape[2]} pixels: they must be square, all "
+                                 "of one size")  # fmt: skip
         x, y, test_x, test_y = parts
         return Arrays(x[:, None], y.long(), test_x[:, None], test_y.long(), self.names)
 

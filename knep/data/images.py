@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from knep.data.tree import shown
+from knep.data.webp import canvas
 from knep.errors import InputError
+from knep.text import shown
 
 MAX_PIXELS = 64_000_000
 # Other readers of Pillow stay shut, whatever a file's name says: some of them start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_PLAIN_COST, _WEBP_COST = 7, 16  # bytes a pixel; 7 are 450 MB at MAX_PIXELS
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,13 +60,11 @@ def check_headers(paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -> None:
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """The image with no pixel decoded yet; what goes wrong, here or in the `with` block, is an InputError."""
     try:
+        before = canvas(path)
+        if before is not None:
+            _check_size(path, before, _WEBP_COST, max_pixels)
         with _header(path) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise InputError(
-                    f"{shown(path)} has {width} x {height} pixels, more than data.max_pixels={max_pixels}: "
-                    "remove it, or raise data.max_pixels if you trust it"
-                )
+            _check_size(path, image.size, _cost(image), max_pixels)
             yield image
     except InputError:
         raise
@@ -75,6 +75,25 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         if isinstance(error, Image.UnidentifiedImageError):
             raise InputError(f"{what} (no JPEG, PNG, WebP or GIF): repair or remove it") from error
         raise InputError(f"{what} ({shown(str(error))[:120]}): repair or remove it") from error
+
+
+def _check_size(path: Path, size: tuple[int, int], cost: int, max_pixels: int) -> None:
+    times = cost / _PLAIN_COST
+    if size[0] * size[1] * times > max_pixels:
+        counted = f", each counted {times:.1f} times for its memory" if times > 1 else ""
+        raise InputError(
+            f"{shown(path)} has {size[0]} x {size[1]} pixels{counted}, more than data.max_pixels={max_pixels}: "
+            "remove it, or raise data.max_pixels if you trust it"
+        )
+
+
+def _cost(image: Image.Image) -> int:
+    """Bytes of memory that decoding and converting takes at its peak, per pixel of the file; measured."""
+    if image.format == "WEBP":
+        return _WEBP_COST
+    if image.has_transparency_data:
+        return 12
+    return 10 if image.mode == "CMYK" else _PLAIN_COST
 
 
 def _header(path: Path) -> Image.Image:

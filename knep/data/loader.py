@@ -58,7 +58,7 @@ class TrainLoader:
         self._x, self._y, self._size, self._seed = x_NCHW, y_N, batch_size, seed
         self._drop_last, self._rank, self._world = drop_last, rank, world
         self._epoch = 0
-        self._position = 0
+        self._start = self._position = 0  # the batch that an iteration begins with, once; the next one
         self.sampler = self  # Lightning tells the sampler which epoch begins
 
     def set_epoch(self, epoch: int) -> None:
@@ -77,7 +77,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = order_of(len(self._x), self._seed, self._epoch).to(self._x.device)
-        first, self._position = self._position, 0
+        first, self._start = self._start, 0
         for batch in range(first, len(self)):
             index = order[training_slice(batch, self._size, len(self._x), self._rank, self._world)]
             self._position = (batch + 1) % len(self)
@@ -87,7 +87,7 @@ class TrainLoader:
         return {"position": self._position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = state_dict["position"]
+        self._start = self._position = state_dict["position"]
 
 
 class EvalLoader:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from knep.data.find import find_folder
+from knep.data.find import allowance, find_folder
+from knep.data.mat import read_bytes_arrays
 from knep.data.module import Arrays, InMemory
 from knep.errors import InputError
 
@@ -17,16 +20,14 @@ _FILES = ("train_32x32.mat", "test_32x32.mat")
 
 def read_mat(path: Path) -> tuple[Tensor, Tensor]:
     """Images uint8 (N, 3, 32, 32) and labels (N,); the file's label 10 means the digit 0. Raises InputError."""
-    from scipy.io import loadmat
-
     try:
-        raw = loadmat(str(path), variable_names=("X", "y"))
-    except Exception as error:  # scipy raises what its parsers raise
-        raise InputError(f"{path} cannot be read ({type(error).__name__}): get the file again") from error
+        raw = read_bytes_arrays(path, ("X", "y"), allowance(path.stat().st_size))
+    except (OSError, ValueError, struct.error, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())[:80]}): get the file again") from error
     x, y = raw.get("X"), raw.get("y")
-    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3):
+    if x is None or x.ndim != 4 or x.shape[:3] != (32, 32, 3):
         raise InputError(f"{path} has no images X of 32 x 32 x 3 bytes: get the file again")
-    if not isinstance(y, np.ndarray) or y.size != x.shape[3]:
+    if y is None or y.size != x.shape[3]:
         raise InputError(f"{path} has no label y for each of its {x.shape[3]} images: get the file again")
     labels = torch.from_numpy(y.astype(np.int64).ravel())
     return torch.from_numpy(np.ascontiguousarray(x.transpose(3, 2, 0, 1))), labels.where(labels != 10, 0)

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 
 from knep.errors import InputError
+from knep.text import shown
 
 KINDS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
-
-
-def shown(name: str | Path) -> str:
-    """A name fit to print: line ends, terminal codes and bytes that are no text appear as backslash escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 def list_images(folder: Path, inside: Path | None = None) -> tuple[list[Path], Tensor, list[str]]:

@@ -13,14 +13,25 @@ from knep.fit import about, threads
 from knep.member import fit_member
 from knep.recipe import Recipe, named
 from knep.safe import instantiate
+from knep.signals import Interrupted, heard
 from knep.train import hush
 
 
-def validated(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict:
+def validated(
+    config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]
+) -> dict[str, Any]:
     """Trains what `config` says and measures it on the validation split; "sealed" is 0 in what it returns.
 
     Raises InputError for input that cannot work.
     """
+    try:
+        with heard():
+            return _fit(config, folder)
+    except Interrupted:
+        return {"status": "interrupted"}
+
+
+def _fit(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     hush()
     L.seed_everything(config["seed"], verbose=False)
     with threads(config["threads"]):

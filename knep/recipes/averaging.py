@@ -37,11 +37,16 @@ def _reestimate(trainer: Trainer, module: Any, batches: int) -> None:
         return
     read = getattr(getattr(trainer, "datamodule", None), "train_images", None)
     images = read() if read else (x for x, *_ in trainer.train_dataloader)  # type: ignore
-    scaled = (module.scaling(x.to(module.device)) for i, x in enumerate(images) if not batches or i < batches)
+    scaled = (module.scaling(_sane(x).to(module.device)) for i, x in enumerate(images) if not batches or i < batches)
     mode = module.model.training
     with torch.no_grad():
         update_bn(scaled, module.model)
     module.model.train(mode)
+
+
+def _sane(x_NCHW: Tensor) -> Tensor:
+    """The images of finite numbers alone: the guard kept the others from training too."""
+    return x_NCHW[x_NCHW.flatten(1).isfinite().all(1)] if x_NCHW.is_floating_point() else x_NCHW
 
 
 class _Average(WeightAveraging):

@@ -18,6 +18,8 @@ OVER_USUAL = {"mlp_64": 4.5, "cnn_512": 2.8, "resnet20_128": 2.5}
 MEMORY = 1.15
 ACCURACY = 0.4  # points
 RACE = 5.0
+COST = 0.02
+OVERHEAD = {"guard": "what the guard adds", "saving": "what checkpoint.every=200 adds"}
 STARTUP = {"help": 0.3, "cfg": 1.0, "ratio": 1.2}
 
 Row = tuple[str, str, str, str]
@@ -57,6 +59,10 @@ def rows(kind: str, found: dict[str, Any]) -> Iterator[Row]:
         measured = f"{found['ratio']:.2f} ({plain['seconds']:.0f} s to {plain['test']:.2%}, n = {plain['n']})"
         verdict = _verdict(reached and found["ratio"] >= RACE)
         yield "plain Adam to its best over fashion_speedrun, time", f">= {RACE}", measured, verdict
+    if kind in OVERHEAD:
+        for case, values in found.items():
+            measured = f"{values['cpu']:.1%} of processor time, {values['cpu_fastest']:.1%} between the fastest runs"
+            yield f"{OVERHEAD[kind]}, {case}", f"<= {COST:.0%}", measured, _verdict(values["cpu"] <= COST)
     if kind == "startup":
         for name, bar in STARTUP.items():
             yield f"start: {name}", f"<= {bar}", f"{found[name]:.3f}", _verdict(found[name] <= bar)

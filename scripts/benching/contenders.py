@@ -136,9 +136,9 @@ class _Pictures(Dataset[tuple[Any, int]]):
 class Usual(L.LightningModule):
     """The module of the tutorials: loss and torchmetrics logged at each step, Adam."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, anneal: bool = False) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.anneal = net, anneal
         self.train_acc, self.test_acc = MulticlassAccuracy(10, average="micro"), MulticlassAccuracy(10, average="micro")
 
     def training_step(self, batch: _Batch, batch_idx: int) -> Tensor:
@@ -155,15 +155,20 @@ class Usual(L.LightningModule):
         self.test_acc(self.net(x), y)
         self.log("test/acc", self.test_acc)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
+        if not self.anneal:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def usual_fit(case: Case, data: Any, seed: int = 0, **limits: Any) -> tuple[Any, Usual]:
+def usual_fit(case: Case, data: Any, seed: int = 0, anneal: bool = False, **limits: Any) -> tuple[Any, Usual]:
     """The usual set-up, fitted: fp32, NCHW, DataLoader with PIL transforms. Returns the trainer and the module."""
     hush()
     config = compose(case, ["channels_last=false", f"seed={seed}"])
-    module = Usual(build_module(about(config, data), data, seed=seed).model)
+    module = Usual(build_module(about(config, data), data, seed=seed).model, anneal)
     loader = DataLoader(_Pictures(*data._splits["train"]), case.batch, shuffle=True, drop_last=True)
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(accelerator="cpu", default_root_dir=folder, enable_model_summary=False, **limits)
@@ -180,10 +185,10 @@ def usual(case: Case, data: Any) -> Timing:
 
 
 def usual_accuracy(case: Case, data: Any, seed: int, epochs: int) -> float:
-    """Test accuracy of the usual set-up after `epochs`."""
+    """Test accuracy of the usual set-up after `epochs`, the rate annealed by a cosine."""
     with screen():
         L.seed_everything(seed, verbose=False)
-        trainer, module = usual_fit(case, data, seed, max_epochs=epochs)
+        trainer, module = usual_fit(case, data, seed, anneal=True, max_epochs=epochs)
         found = trainer.test(module, DataLoader(_Pictures(*data._splits["test"]), 500), verbose=False)
     return float(found[0]["test/acc"])
 

@@ -83,6 +83,8 @@ def test_a_loader_goes_on_where_it_stopped():
     resumed.load_state_dict(state)
     assert first + seen(resumed) == whole
     assert seen(resumed) == whole  # the next epoch is whole again
+    it.close()
+    assert seen(loader) == whole  # and so it is after one that a limit on batches cut short
 
 
 @pytest.mark.parametrize("images", [1, 7, 39, 40, 41])

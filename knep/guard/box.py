@@ -1,0 +1,159 @@
+"""The black box: a file with all that one bad step depended on, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from knep import checkpoint
+from knep.data.loader import order_of, training_slice
+from knep.errors import InputError
+from knep.guard.finite import digest, first_bad, size
+from knep.guard.moment import Moment, grads, repeat
+from knep.guard.policy import KINDS
+
+# Beside its weights a box may hold this share of the checkpoint's tensors before the optimizer's state is left out.
+_ROOM = 0.8
+
+
+def write_box(module: Any, kind: str, moment: Moment, loss: float, batch_idx: int, path: Path | None) -> str | None:
+    """Writes what repeats the step that has just gone wrong; returns the first bad place, in words, where there is one.
+
+    The module is as the step found it: for a bad step of the optimizer as it was before the whole step, otherwise as
+    it was before the pass that failed. loss: of that pass, as backward saw it; path: None writes nothing.
+    """
+    trainer = module.trainer
+    met = digest(grads(module).items())
+    state = {name: t.detach().clone() for name, t in module.state_dict().items()}
+    optimizer = trainer.optimizers[0]
+    found = repeat(module, moment, trainer.precision_plugin.forward_context)
+    given = first_bad(zip(("images", "labels"), moment.batch, strict=False))
+    place = f"the batch's {given}" if given else found.table.place()
+    place = place or (found.bad and f"the gradient of {found.bad}")
+    if kind == "weights":
+        loss, met = found.loss, found.gradients  # the step's first pass, where its optimizer made two
+        place = _bad_state(module, optimizer)
+    if path is None:
+        return place
+    kept = _optimizer_state(kind, optimizer, moment, state)
+    box = {
+        "box": 1,
+        "knep": module.about,
+        "kind": kind,
+        "step": trainer.global_step,
+        "epoch": trainer.current_epoch,
+        "batch_idx": batch_idx,
+        "indices": _indices(module, batch_idx),
+        "batch": list(moment.batch),
+        "rng": dict(moment.rng),
+        "gradients": dict(moment.gradients),
+        "weight": moment.weight,
+        "window": moment.window,
+        "augment_epoch": moment.epoch,
+        "state_dict": state,
+        "optimizer": kept,
+        "precision": str(trainer.precision),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "found": {"loss": loss, "gradients": met if trainer.world_size == 1 else None},
+        "repeats": found.loss == loss or (loss != loss and found.loss != found.loss),
+        "place": place,
+        "layers": found.table.plain(),
+    }
+    checkpoint.write(box, path)
+    return place
+
+
+def _bad_state(module: Any, optimizer: Any) -> str | None:
+    """The first tensor of the optimizer's state that is not finite, in words."""
+    states = getattr(optimizer, "base_optimizer", optimizer).state
+    names = ((name, states.get(p) or {}) for name, p in module.model.named_parameters())
+    tensors = ((f"{k} of {name}", v) for name, state in names for k, v in state.items() if isinstance(v, Tensor))
+    bad = first_bad(tensors)
+    return bad and f"the optimizer's {bad}"
+
+
+def _optimizer_state(kind: str, optimizer: Any, moment: Moment, state: Mapping[str, Tensor]) -> Any:
+    """The optimizer's state: always where its step went wrong, otherwise where the box stays small."""
+    found = optimizer.state_dict()
+    room = _ROOM * (size(state) + size(found))
+    return found if kind == "weights" or size(moment.batch) + size(moment.gradients) <= room else None
+
+
+def _indices(module: Any, batch_idx: int) -> Tensor | None:
+    """Which training images (n,) the batch holds, for loaders whose order is a function of seed and epoch."""
+    trainer = module.trainer
+    data = getattr(trainer, "datamodule", None)
+    if data is None or not hasattr(data, "sizes"):
+        return None
+    images, world, rank = data.sizes["train"], trainer.world_size, trainer.global_rank
+    order = order_of(images, data.seed, trainer.current_epoch)
+    return order[training_slice(batch_idx, data.batch_size, images, rank, world)].clone()
+
+
+@dataclass
+class Box:
+    """A box that was read and looked at."""
+
+    path: Path
+    values: Mapping[str, Any]
+    moment: Moment
+
+
+_PARTS: dict[str, type | tuple[type, ...]] = {
+    "knep": dict,
+    "kind": str,
+    "step": int,
+    "epoch": int,
+    "batch": list,
+    "rng": dict,
+    "gradients": dict,
+    "weight": (int, float),
+    "window": int,
+    "augment_epoch": int,
+    "state_dict": dict,
+    "optimizer": (dict, type(None)),
+    "precision": str,
+    "threads": int,
+    "found": dict,
+}
+
+
+def read_box(path: Path) -> Box:
+    """Opens a box, which may come from a stranger: plain data, never unpickled, each part of its type.
+
+    Raises InputError where it is missing, damaged or something else.
+    """
+    if not path.is_file():
+        raise InputError(f"replay={path} is missing: give the blackbox.pt of a run that its guard stopped")
+    values = checkpoint.read(path)
+    what = f"replay={path} is no black box"
+    if not isinstance(values, dict) or values.get("box") != 1:
+        raise InputError(f"{what}: give the blackbox.pt of a run that its guard stopped")
+    for name, kind in _PARTS.items():
+        if not isinstance(values.get(name), kind):
+            raise InputError(f"{what} of knep: its {name} is missing or something else, give another one")
+    tensors = (values["batch"], values["rng"].values(), values["gradients"].values())
+    whole = len(values["batch"]) == 2 and "cpu" in values["rng"] and values["kind"] in KINDS
+    if (
+        not whole
+        or not all(isinstance(t, Tensor) for part in tensors for t in part)
+        or not 0 < values["threads"] < 4096
+    ):
+        raise InputError(
+            f"{what} of knep: its batch, kind, threads or random state is something else, give another one"
+        )
+    moment = Moment(
+        tuple(values["batch"]),
+        values["rng"],
+        values["gradients"],
+        values["weight"],
+        values["window"],
+        values["augment_epoch"],
+    )
+    return Box(path, values, moment)

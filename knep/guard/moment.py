@@ -1,0 +1,82 @@
+"""One pass of a step, with all that it depends on: enough to repeat it to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from knep.guard.finite import digest, first_bad
+from knep.guard.layers import Table, watched
+
+
+@dataclass
+class Moment:
+    """What a forward and backward pass starts from, beside the weights and buffers, which are in the module.
+
+    batch: as the training step gets it; rng: generator state of the CPU, and of the device; gradients: those that
+    micro-batches before it have left; weight: of this micro-batch among the `window` of them; epoch: of the
+    augmentation.
+    """
+
+    batch: Any
+    rng: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+    weight: float
+    window: int
+    epoch: int
+
+
+@dataclass
+class Pass:
+    """What a pass came to. loss: as backward sees it; gradients: digest after clipping; bad: the first bad tensor of
+    the gradients; table: layer by layer."""
+
+    loss: float
+    gradients: str
+    bad: str | None
+    table: Table
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that a step on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def grads(module: Any) -> dict[str, Tensor]:
+    """The gradients of the model, by parameter."""
+    return {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
+
+
+def repeat(module: Any, moment: Moment, context: Callable[[], AbstractContextManager[Any]]) -> Pass:
+    """Runs the pass, watching each layer; gradients are left as it leaves them.
+
+    context: the autocast of the run's precision.
+    """
+    for name, p in module.model.named_parameters():
+        kept = moment.gradients.get(name)
+        p.grad = None if kept is None else kept.to(p.device, copy=True)
+    module.augment.epoch = moment.epoch
+    set_rng_state(moment.rng, module.device)
+    with watched(module.model) as table, torch.enable_grad():
+        with context():
+            loss = module.loss(moment.batch, moment.weight)[0]
+            if moment.window > 1:
+                loss = loss / moment.window
+        loss.backward()
+    module.clip()
+    found = grads(module)
+    return Pass(float(loss.detach()), digest(found.items()), first_bad(found.items()), table)

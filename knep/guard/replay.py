@@ -1,0 +1,129 @@
+"""`python train.py replay=<box>`: repeats the step in a black box, and shows it layer by layer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from knep.errors import InputError
+from knep.guard.box import Box, read_box
+from knep.guard.finite import first_bad
+from knep.guard.layers import show
+from knep.guard.moment import Pass, repeat
+from knep.guard.policy import KINDS
+
+
+@dataclass
+class Replay:
+    """What a step came to when it was repeated. same: to the bit, by its loss and gradients; wrong: again as before."""
+
+    box: Box
+    found: Pass
+    same: bool
+    wrong: bool
+    weights: str | None = None
+
+
+def main(path: Path, arguments: Sequence[str]) -> None:
+    """Replays the box and prints what came of it. Raises InputError for other overrides than `allow_targets`."""
+    others = [a for a in arguments if not a.startswith(("replay=", "allow_targets="))]
+    if others:
+        raise InputError(f"replay= repeats a step as it was: leave out {others[0]}")
+    _print(replay(path))
+
+
+def replay(path: Path) -> Replay:
+    """Repeats the step with the box's weights, batch, random state, precision and threads, on the CPU.
+
+    Raises InputError for a box that is none, or whose config may not be built.
+    """
+    from knep.evaluate import load_weights, read_facts
+    from knep.fit import build_module, threads
+
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    box = read_box(path)
+    facts = read_facts(path, box.values)
+    with threads(box.values["threads"]):
+        module = build_module(facts, initialise=False)
+        module.train()
+        context = _precision(box, module)
+        load_weights(module, box.values["state_dict"], path)
+        try:
+            found = repeat(module, box.moment, context)
+            weights = _step(box, module, context) if box.values["kind"] == "weights" else None
+        except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise InputError(f"replay={path}: its batch or its state does not fit its model ({text})") from error
+    return Replay(box, found, _same(box, found), _wrong(box, found, weights), weights)
+
+
+def _precision(box: Box, module: Any) -> Any:
+    """The autocast of the box's precision; the module is converted where the run's was."""
+    from lightning import Fabric
+
+    try:
+        plugin: Any = Fabric(accelerator="cpu", devices=1, precision=box.values["precision"])._precision  # type: ignore[arg-type]
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"replay={box.path}: its precision is unknown, give another box") from error
+    plugin.convert_module(module)
+
+    def context() -> AbstractContextManager[Any]:
+        return plugin.forward_context()
+
+    return context
+
+
+def _step(box: Box, module: Any, context: Any) -> str | None:
+    """The first weight that is not finite after the optimizer's step."""
+    optimizer = module.recipe.optimizer(module.model)
+    optimizer.load_state_dict(box.values["optimizer"])
+    getattr(optimizer, "train", lambda: None)()
+    weights = {name: t.clone() for name, t in box.values["state_dict"].items()}
+    module.load_state_dict(weights)
+    optimizer.step(lambda: torch.tensor(repeat(module, box.moment, context).loss))
+    module.after_optimizer(optimizer)
+    return first_bad(module.model.named_parameters()) or first_bad(module.model.named_buffers())
+
+
+def _same(box: Box, found: Pass) -> bool:
+    loss, gradients = box.values["found"].get("loss"), box.values["found"].get("gradients")
+    alike = found.loss == loss or (isinstance(loss, float) and math.isnan(loss) and math.isnan(found.loss))
+    return alike and gradients in (None, found.gradients)
+
+
+def _wrong(box: Box, found: Pass, weights: str | None) -> bool:
+    kind = box.values["kind"]
+    if kind == "weights":
+        return weights is not None
+    if kind in ("loss", "gradient"):
+        return not math.isfinite(found.loss) or found.bad is not None
+    return True
+
+
+def _print(result: Replay) -> None:
+    from rich.console import Console
+
+    box, found = result.box.values, result.found
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"step {box['step']} (epoch {box['epoch'] + 1}): {KINDS[box['kind']]}")
+    table = show(found.table)
+    wide = Console(width=max(console.width, console.measure(table, options=console.options.update(width=500)).maximum))
+    wide.print(table, crop=False)
+    place = found.table.place() or (found.bad and f"the gradient of {found.bad}")
+    if box["kind"] == "weights":
+        place = result.weights and f"{result.weights}, after the optimizer's step"
+    console.print(f"first bad: {place or 'nothing, all outputs and gradients are finite'}")
+    if result.same:
+        console.print(f"loss {found.loss:.9g}: the same step, to the bit")
+    else:
+        met = box["found"].get("loss")
+        console.print(
+            f"loss {found.loss:.9g}, in the run {met!r}: not the same step: another machine, device or build?"
+        )

@@ -1,0 +1,233 @@
+"""The guard at work in one fit: looks at each step before it reaches the weights, and answers for the bad ones.
+
+    before_pass -- forward, backward -- judge --> optimizer -- after_step --> the rest of the loop
+                                          |                        |
+                                          +------- BadStep --------+--> answer: skip, roll back, or stop
+
+A bad step is raised inside the optimizer's closure, before the optimizer moved anything, so that the loop goes on as
+after any other step. Weights that the optimizer itself made bad are put back to what they were before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+
+from knep.errors import RunFailed
+from knep.guard.box import write_box
+from knep.guard.finite import Copies, finite, first_bad
+from knep.guard.moment import Moment, grads, rng_state, set_rng_state
+from knep.guard.policy import KINDS, Guard
+from knep.guard.rollback import Snapshot
+from knep.guard.spike import Spikes
+from knep.hardware import reseed
+
+
+class BadStep(Exception):
+    """A step that must not count. kind: see KINDS."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class Sentry:
+    """Watches the steps of `module` (a Classifier in a fit) by the rules of `guard`.
+
+    Weights and buffers are copied before they can change, to go back to, on one device and in DDP; where a strategy
+    shards them, the loss and the gradient alone are looked at.
+    """
+
+    def __init__(self, guard: Guard, module: Any, state: dict[str, Any] | None = None) -> None:
+        if state:
+            guard.load_state_dict(state)
+        state = state or {}
+        self.guard, self._module, self._trainer = guard, module, module.trainer
+        self.spikes = Spikes(guard.spike, state.get("losses"))
+        self._owners = list(module.model.parameters())
+        whole = isinstance(self._trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        buffers = [b for b in module.model.buffers() if b.is_floating_point() and finite([b])]
+        self._weights = Copies(self._owners if whole else ())
+        self._buffers = Copies(module.model.buffers() if whole else ())
+        self._checked = [*self._weights.live, *(b.detach() for b in buffers)] if whole else []
+        self._alone = self._trainer.world_size == 1
+        self._window = self._trainer.accumulate_grad_batches
+        scaled = getattr(self._trainer.precision_plugin, "scaler", None) is not None
+        self._looks_at_gradients = not scaled  # a loss scale overflows by design, and drops the step itself
+        self._loss_so_far, self._spoiled = state.get("loss_so_far", 0.0), state.get("spoiled")
+        self._batch: Any = None
+        self._batch_idx, self._passes = -1, 0
+        self._rng: dict[str, Tensor] | None = None
+        self._gradients: dict[str, Tensor] = {}
+        self._loss = torch.zeros(())
+        self._step_loss, self._in_step = 0.0, False
+        self._snapshot: Snapshot | None = None
+        if guard.action == "rollback":
+            self._snapshot = Snapshot(module, state.get("snapshot"))
+
+    def state_dict(self, scheduled: bool) -> dict[str, Any]:
+        """What a resumed run goes on with. scheduled: False where a signal asked for the checkpoint.
+
+        A run that is never interrupted does not have that one to go back to: the one before travels in it.
+        """
+        kept: dict[str, Any] = {}
+        if self.guard.action == "rollback" and scheduled:
+            self._snapshot = Snapshot(self._module)
+        elif self._snapshot is not None:
+            kept = {"snapshot": self._snapshot.state_dict()}
+        state = {"losses": self.spikes.losses, "loss_so_far": self._loss_so_far, "spoiled": self._spoiled}
+        return state | self.guard.state_dict() | kept
+
+    def before_batch(self, batch: Any, batch_idx: int) -> None:
+        """Notes what the first forward and backward pass on a batch starts from."""
+        self._batch, self._batch_idx, self._passes, self._rng = batch, batch_idx, 0, None
+        self._buffers.take()
+        if self._window > 1:
+            inside = batch_idx % self._window > 0
+            self._gradients = {name: g.clone() for name, g in grads(self._module).items()} if inside else {}
+
+    def before_pass(self) -> None:
+        """An optimizer that looks twice at a batch draws on from where the first pass ended."""
+        self._passes += 1
+        if self._passes > 1:
+            self._rng = rng_state(self._module.device)
+
+    def after_pass(self, loss: Tensor) -> None:
+        """loss: of the training step, 0-dim."""
+        self._loss = loss.detach()
+
+    def after_micro_batch(self) -> bool:
+        """Judges a micro-batch that is not the last of its window; returns whether it was good."""
+        kind = self._spoiled or self._wrong(None)
+        self._loss_so_far += self._value / self._window
+        if kind and not self._spoiled:
+            if self._stops_next:
+                self.answer(BadStep(kind))
+            self._spoiled = kind
+            self._buffers.restore()
+        return not kind
+
+    def judge(self, norm: Tensor | None) -> None:
+        """Looks at the loss and the gradient. norm: of the gradient, where it was measured. Raises BadStep."""
+        kind = self._wrong(norm)
+        if self._passes == 1:
+            loss = self._loss_so_far + self._value / self._window
+            if not self._alone and self.spikes.limit is not None:
+                loss = float(self._trainer.strategy.reduce(torch.tensor(loss), reduce_op="mean"))
+            if not kind and self.spikes.strikes(loss):
+                kind = "spike"
+            self._step_loss = loss
+        self._raise(self._spoiled or kind)
+
+    def after_step(self) -> None:
+        """Looks at what the optimizer made of the weights. Raises BadStep."""
+        self._raise(None if finite(self._checked) else "weights")
+        self.spikes.accept(self._step_loss)
+        self._loss_so_far = 0.0
+
+    @contextmanager
+    def step(self, optimizer: Any) -> Iterator[None]:
+        """Around an optimizer's step: copies the weights, and lowers the learning rate after rollbacks."""
+        self._weights.take()
+        self._in_step = True
+        rates = [group["lr"] for group in optimizer.param_groups] if self.guard.factor != 1 else []
+        for group in optimizer.param_groups if rates else ():
+            group["lr"] *= self.guard.factor
+        try:
+            yield
+        finally:
+            self._in_step = False
+            for group, rate in zip(optimizer.param_groups, rates, strict=False):
+                group["lr"] = rate
+
+    def answer(self, bad: BadStep) -> None:
+        """Undoes a bad step as the guard says. Raises RunFailed where the run ends with it."""
+        kind, step = bad.kind, self._trainer.global_step
+        if self.guard.decide(kind) == "stop":
+            raise RunFailed(self._stop(kind, step)) from bad
+        self._undo()
+        what = "dropped"
+        if kind == "weights":
+            self._forget_bad_state()
+        if self.guard.action == "rollback" and self._snapshot is not None:
+            self._snapshot.restore(self._module)
+            what = f"back to the last checkpoint, learning rate x {self.guard.factor:g}"
+        self._loss_so_far, self._spoiled = 0.0, None
+        self._tell(f"guard: step {step}: {KINDS[kind]}: {what} ({self.guard.interventions} of {self.guard.budget})")
+
+    def moment(self, first: bool) -> Moment:
+        """What the last pass on the batch started from; first: the first pass, where there were two."""
+        module, rng = self._module, self._rng
+        if first or rng is None:
+            before = rng_state(module.device)
+            reseed(module.step_seed(self._batch_idx), module.device)
+            rng = rng_state(module.device)
+            set_rng_state(before, module.device)
+        weight = module.weight(len(self._batch[0]))
+        return Moment(self._batch, rng, self._gradients, weight, self._window, module.augment.epoch)
+
+    @property
+    def _stops_next(self) -> bool:
+        return self.guard.action == "stop" or self.guard.interventions >= self.guard.budget
+
+    def _wrong(self, norm: Tensor | None) -> str | None:
+        self._value = self._loss.item()
+        if not math.isfinite(self._value):
+            return "loss"
+        if not self._looks_at_gradients:
+            return None
+        if norm is not None:
+            return None if math.isfinite(norm.item()) else "gradient"
+        return None if finite([p.grad for p in self._owners if p.grad is not None]) else "gradient"
+
+    def _raise(self, kind: str | None) -> None:
+        """All processes decide alike."""
+        if not self._alone and self._trainer.strategy.reduce_boolean_decision(bool(kind), all=False):
+            kind = kind or "elsewhere"
+        if kind:
+            raise BadStep(kind)
+
+    def _undo(self) -> None:
+        if self._in_step:
+            self._weights.restore()
+        self._buffers.restore()
+
+    def _forget_bad_state(self) -> None:
+        """Optimizer state that is not finite would make every step bad: it starts anew."""
+        for optimizer in self._trainer.optimizers:
+            states = getattr(optimizer, "base_optimizer", optimizer).state
+            for p, state in list(states.items()):
+                if first_bad((k, v) for k, v in state.items() if isinstance(v, Tensor)):
+                    del states[p]
+
+    def _stop(self, kind: str, step: int) -> str:
+        """Leaves a black box and says why the run ends."""
+        module, trainer = self._module, self._trainer
+        rank = f".rank{trainer.global_rank}" if trainer.global_rank else ""
+        path = Path(trainer.default_root_dir) / f"blackbox{rank}.pt"
+        if kind == "weights":
+            self._undo()  # the optimizer's step is what is repeated, not a pass alone
+        else:
+            self._buffers.restore()
+        moment = self.moment(first=kind == "weights")
+        loss = (self._loss / self._window if self._window > 1 else self._loss).item()
+        place = write_box(module, kind, moment, loss, self._batch_idx, path if module.about else None)
+        self._undo()
+        line = f"step {step}: {KINDS[kind]}" + (f", first in {place}" if place else "")
+        if not module.about:
+            return line
+        return f"{line}; the step is kept in {path}, look at it with: python train.py replay={path}"
+
+    def _tell(self, line: str) -> None:
+        trainer = self._trainer
+        if trainer.is_global_zero:
+            getattr(trainer.progress_bar_callback, "line", print)(line)
+        for logger in trainer.loggers:
+            logger.log_metrics({"guard/interventions": float(self.guard.interventions)}, step=trainer.global_step)

@@ -1,0 +1,65 @@
+"""What an option costs: the same run with it and without, in turn, as a share of the step."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benching.cases import CASES, Case, compose
+from benching.contenders import prepared
+from benching.watch import StopWatch, Timing, screen
+from knep.fit import about
+from knep.member import fit_member
+from knep.train import hush
+
+OPTIONS = {
+    "guard": ("guard=stop", "guard=none"),
+    "saving": ("checkpoint.every=200", "checkpoint.every=null"),
+}
+
+
+def overhead(kind: str, names: Sequence[str], repeats: int, count: int | None) -> dict[str, Any]:
+    """What the first of an option's two lines adds over the second, per case: see `_shares`."""
+    found: dict[str, Any] = {}
+    more, less = OPTIONS[kind]
+    for name in names:
+        case = CASES[name] if count is None else replace(CASES[name], steps=count)
+        data = prepared(case)
+        pairs = [_pair(case, data, turn, [more], [less]) for turn in range(repeats)]
+        found[name] = _shares(pairs)
+        print(name, found[name], flush=True)
+    return found
+
+
+def _pair(case: Case, data: Any, turn: int, more: list[str], less: list[str]) -> tuple[Timing, Timing]:
+    """Two neighbouring runs, with the option and without; every other turn the other way round."""
+    order = [more, less] if turn % 2 else [less, more]
+    taken = {tuple(lines): _timed(case, data, lines) for lines in order}
+    return taken[tuple(more)], taken[tuple(less)]
+
+
+def _timed(case: Case, data: Any, lines: list[str]) -> Timing:
+    hush()
+    torch.manual_seed(0)
+    config = compose(case, [f"trainer.max_steps={case.warm + case.steps}", *lines])
+    watch = StopWatch(case.warm, case.steps)
+    with tempfile.TemporaryDirectory() as folder, screen():
+        fit_member(about(config, data), data, Path(folder), seed=0, callbacks=[watch])
+    assert watch.timing is not None
+    return watch.timing
+
+
+def _shares(pairs: Sequence[tuple[Timing, Timing]]) -> dict[str, float]:
+    """Added share of wall and of processor time: of the medians, and of the fastest runs, the least disturbed."""
+    found: dict[str, float] = {}
+    for clock in ("wall", "cpu"):
+        more, less = ([getattr(t, clock) for t in side] for side in zip(*pairs, strict=True))
+        found[clock] = round(statistics.median(more) / statistics.median(less) - 1, 4)
+        found[f"{clock}_fastest"] = round(min(more) / min(less) - 1, 4)
+    return found

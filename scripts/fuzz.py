@@ -1,0 +1,178 @@
+"""Random override lines and damaged folders: `python scripts/fuzz.py --lines 2000 --folders 500 --seed 0`.
+
+Each case must end in a run of two steps that is sane, or in one line that names what was wrong, with exit code 2: no
+traceback, no hang over 30 s, nothing written outside the run folder, none left behind by what was refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import pickle
+import random
+import re
+import shutil
+import struct
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from arena import Outcome, run
+from fuzzing import QUICK, damage, lines
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Case:
+    """name: as it is printed; prepare: fills the work folder and returns the arguments of `train.py`."""
+
+    name: str
+    prepare: Callable[[Path], list[str]]
+    keys: tuple[str, ...] = ()
+
+
+def train(arguments: Sequence[str]) -> None:
+    from knep.train import main
+
+    main(list(arguments))
+
+
+def line_cases(count: int, seed: int) -> Iterator[Case]:
+    for i in range(count):
+        thrown = lines(random.Random(f"{seed} line {i}"))
+        arguments = [*QUICK, *thrown, "hydra.run.dir=run"]
+        keys = tuple(re.split(r"[=@]", line.lstrip("+~"))[0] for line in thrown)
+        yield Case(" ".join(thrown), lambda work, a=arguments: a, keys)
+
+
+def write_images(root: Path) -> list[str]:
+    for k, name in enumerate(("ant", "bee")):
+        for part in ("train", "test"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(8):
+                suffix = ("png", "jpg", "gif", "webp")[i % 4]
+                Image.new("RGB", (12, 12), (90 * k, i, 0)).save(root / part / name / f"{i}.{suffix}")
+    return ["data=image_folder", "data.size=8", "data.batch_size=6", "data.workers=0"]
+
+
+def write_mnist(root: Path) -> list[str]:
+    root.mkdir()
+    for part, count in (("train", 60), ("t10k", 20)):
+        images = struct.pack(">IIII", 2051, count, 28, 28) + bytes(count * 784)
+        (root / f"{part}-images-idx3-ubyte").write_bytes(images)
+        labels = struct.pack(">II", 2049, count) + bytes(k % 10 for k in range(count))
+        (root / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    return ["data=mnist", "data.batch_size=25"]
+
+
+def write_cifar(root: Path) -> list[str]:
+    base = root / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{k}" for k in range(10)]}, 2))
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        batch = {"data": np.zeros((20, 3072), np.uint8), "labels": [k % 10 for k in range(20)]}
+        (base / name).write_bytes(pickle.dumps(batch, 2))
+    return ["data=cifar10", "data.batch_size=45"]
+
+
+def folder_cases(count: int, seed: int, finished: Path) -> Iterator[Case]:
+    kinds = (write_images, write_mnist, write_cifar, None, None)
+    for i in range(count):
+        draw = random.Random(f"{seed} folder {i}")
+        kind = kinds[i % len(kinds)]
+
+        def prepare(
+            work: Path, kind: Callable[[Path], list[str]] | None = kind, draw: random.Random = draw
+        ) -> list[str]:
+            if kind is None:
+                shutil.copytree(finished, work / "old")
+                damage(work / "old", draw)
+                return ["ckpt=old", "trainer.max_epochs=2"]
+            data = kind(work / "data")
+            damage(work / "data", draw)
+            quick = [q for q in QUICK if not q.startswith("data")]
+            return [*quick, *data, f"data.root={work / 'data'}", "hydra.run.dir=run"]
+
+        yield Case(f"{kind.__name__.removeprefix('write_') if kind else 'run'} folder {i}", prepare)
+
+
+def judge(case: Case, outcome: Outcome, work: Path) -> str:
+    """What is wrong with how a case ended, or ""."""
+    if outcome.code is None:
+        return "hangs"
+    if outcome.events:
+        return f"reaches out: {outcome.events[0]}"
+    if "Traceback" in outcome.err or outcome.code not in (0, 2):
+        return f"exit code {outcome.code}: {' | '.join(outcome.lines[-3:])[-300:]}"
+    said = [line for line in outcome.lines if line.startswith("knep: ")]
+    if outcome.code == 0:
+        sane = any(work.glob("*/summary.json")) or "--" in case.name
+        return "" if sane else "ends well without a summary"
+    # Damaged pixels show while they are decoded, when training has begun; a config is refused before.
+    if (work / "run").exists() and (case.keys or not (work / "run" / "tensorboard").exists()):
+        return "leaves its run folder behind"
+    if not said or outcome.lines[-1] != said[-1]:
+        return f"not one line: {' | '.join(outcome.lines)[-300:]}"
+    parts = {part for key in case.keys for part in (key, key.rpartition(".")[2], key.partition(".")[0]) if part}
+    return "" if not parts or any(part in said[-1] for part in parts) else f"names no key: {said[-1][:200]}"
+
+
+def fight(case: Case) -> tuple[str, Outcome]:
+    """Runs a case in a folder of its own; what is wrong with it, and how it ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder) / "work"
+        work.mkdir()
+        outcome = run(train, case.prepare(work), work)
+        return judge(case, outcome, work), outcome
+
+
+def finished_run(folder: Path) -> Path:
+    """A run to spoil, made in a child like everything else."""
+    work = folder / "first"
+    work.mkdir()
+    outcome = run(train, [*QUICK, "hydra.run.dir=run"], work)
+    assert outcome.code == 0, outcome.err
+    return work / "run"
+
+
+def warm() -> None:
+    """Imports and composes once, so that each child need not."""
+    import knep.member
+    import knep.report
+    from knep.compose import compose_config
+    from knep.rehearse import rehearse
+
+    assert knep.member
+    assert knep.report
+    rehearse(compose_config(list(QUICK)).config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=2000)
+    parser.add_argument("--folders", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="print every case with its end")
+    args = parser.parse_args()
+    warm()
+    ends: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        first = finished_run(Path(folder))
+        for kind, cases in (
+            ("lines", line_cases(args.lines, args.seed)),
+            ("folders", folder_cases(args.folders, args.seed, first)),
+        ):
+            for case in cases:
+                wrong, outcome = fight(case)
+                ends[f"{kind}: {'wrong' if wrong else 'ran' if outcome.code == 0 else 'refused'}"] += 1
+                if wrong or args.verbose:
+                    print(f"{case.name}\n    {wrong or outcome.err.strip()[-300:]}", flush=True)
+    print(", ".join(f"{end} {count}" for end, count in sorted(ends.items())))
+    raise SystemExit(any("wrong" in end for end in ends))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files from strangers over every door of knep: `python -m tests.hostile` prints what each of them got."""

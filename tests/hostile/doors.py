@@ -1,0 +1,85 @@
+"""The ways in: the commands and readers that open files, each a function of its arguments."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_USED = (
+    "matplotlib.backends.backend_agg",
+    "torch.utils.tensorboard",
+    "knep.cli",
+    "knep.data.cache",
+    "knep.data.cifar",
+    "knep.data.folder",
+    "knep.data.idx",
+    "knep.data.svhn",
+    "knep.export",
+    "knep.member",
+    "knep.predict",
+    "knep.report",
+    "knep.train",
+)
+QUICK = ("trainer=cpu", "trainer.max_epochs=1", "progress=false", "threads=1", "hydra.run.dir=run")
+
+
+def warm() -> None:
+    """Imports what the doors use, so that a child's memory and time are its own."""
+    import PIL.Image
+
+    from knep.compose import compose_config
+    from knep.listing import options
+    from knep.rehearse import rehearse
+
+    for name in _USED:
+        importlib.import_module(name)
+    PIL.Image.init()
+    for data in options("data"):
+        config = compose_config(["recipe=none", f"data={data}"]).config
+    rehearse(config | {"data": {"_target_": "knep.data.digits.Digits"}})
+
+
+def train(arguments: Sequence[str]) -> None:
+    from knep.train import main
+
+    main([*QUICK, *arguments])
+
+
+def resume(arguments: Sequence[str]) -> None:
+    from knep.train import main
+
+    main([f"ckpt={arguments[0]}", *arguments[1:]])
+
+
+def command(arguments: Sequence[str]) -> None:
+    """`knep ...`: export, cp, import-unsafe."""
+    from knep.cli import main
+
+    main(arguments)
+
+
+def script(arguments: Sequence[str]) -> None:
+    """One of scripts/: evaluate or predict, by name, with its arguments."""
+    sys.argv = list(arguments)
+    importlib.import_module(arguments[0]).main()
+
+
+def read(arguments: Sequence[str]) -> None:
+    """A data set by its target with its arguments, all of it read."""
+    from knep.cli_errors import one_line
+    from knep.compose import compose_config
+    from knep.safe import instantiate
+
+    kind, *values = arguments
+    node: dict[str, Any] = compose_config(["recipe=none", f"data={kind}", *values]).config["data"]
+    with one_line():
+        data = instantiate(node)
+        data.prepare()
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+            for _ in loader:
+                pass
+
+
+DOORS = {"train": train, "resume": resume, "command": command, "script": script, "read": read}

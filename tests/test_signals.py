@@ -1,0 +1,118 @@
+"""SIGINT, SIGTERM and SIGUSR1: a checkpoint, a true summary, an exit code; SLURM is asked for another turn."""
+
+import json
+import os
+import signal
+
+import pytest
+import resume_matrix as matrix
+
+from knep import report, signals
+from knep.files import read_summary
+from knep.fit import build_trainer
+from knep.train import main
+
+QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=60", "data.batch_size=15", "progress=false", "threads=1"]
+
+
+@pytest.fixture
+def struck(monkeypatch):
+    """Runs `train.py` with these arguments and sends it a signal within its third batch; returns the exit code."""
+
+    def strike(number, *arguments):
+        def build(*args):
+            args[4].append(matrix.Strike(3, number))
+            return build_trainer(*args)
+
+        monkeypatch.setattr("knep.member.build_trainer", build)
+        monkeypatch.setattr(report, "after", lambda *_: pytest.fail("the test split would be read"))
+        with pytest.raises(SystemExit) as ended:
+            main([*QUICK, *arguments])
+        monkeypatch.undo()
+        return ended.value.code
+
+    return strike
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """A scontrol that notes its arguments; the file with them."""
+    noted, tool = tmp_path / "noted", tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {noted}\n[ ! -e {tmp_path}/broken ] || {{ echo no >&2; exit 1; }}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    return noted
+
+
+SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NAME": "j"}
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    for name, value in {**SLURM, "SLURM_NNODES": "1", "SLURM_NODELIST": "here", "SLURM_NODEID": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_each_signal_saves_and_says_so(number, code, struck, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert struck(number, f"hydra.run.dir={folder}") == code
+    summary = read_summary(folder)
+    assert (summary["status"], summary["signal"], summary["steps"]) == ("interrupted", number, 3)
+    assert f"go on with: python train.py ckpt={folder}" in capsys.readouterr().out
+    assert matrix.torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert not (folder / ".lock").exists()
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_under_slurm_it_is_queued_once_by_us_alone(struck, scontrol, slurm, tmp_path, capsys):
+    folder = tmp_path / "run"
+    code = struck(signal.SIGUSR1, "slurm.requeue=true", f"hydra.run.dir={folder}")
+    assert code == 143
+    assert scontrol.read_text() == "requeue 17\n"
+    assert not list(folder.rglob("hpc_ckpt*"))  # what Lightning's own handler leaves
+    assert "SLURM job 17 is queued again" in capsys.readouterr().out
+
+
+def test_ctrl_c_and_runs_that_did_not_ask_are_not_queued(struck, scontrol, slurm, tmp_path):
+    struck(signal.SIGINT, "slurm.requeue=true", f"hydra.run.dir={tmp_path}/a")
+    struck(signal.SIGUSR1, f"hydra.run.dir={tmp_path}/b")
+    assert not scontrol.exists()
+
+
+def test_a_task_of_an_array_queues_itself_alone_and_a_refusal_is_told(scontrol, slurm, monkeypatch, tmp_path, capsys):
+    from knep.slurm import requeue
+
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "15")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert requeue()
+    assert scontrol.read_text() == "requeue 15_2\n"
+    (tmp_path / "broken").touch()
+    assert not requeue()
+    assert capsys.readouterr().err == "knep: scontrol requeue 15_2 failed (no): queue it by hand\n"
+
+
+def test_the_second_signal_stops_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    before = signal.getsignal(signal.SIGTERM)
+    stop = signals.StopOnSignal()
+    stop._ask(signal.SIGINT)
+    now[0] += 0.1
+    stop._ask(signal.SIGTERM)  # a launcher forwards what its group was sent
+    assert stop.asked == signal.SIGINT
+    now[0] += 1
+    with pytest.raises(signals.Interrupted):
+        stop._ask(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a third needs no Python
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_outside_of_training_a_signal_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "after", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        main([*QUICK, f"hydra.run.dir={tmp_path}/run"])
+    assert ended.value.code == 143
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["signal"]) == ("interrupted", 15)
