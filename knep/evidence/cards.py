@@ -123,7 +123,7 @@ def _measured(slot: str, measured: Sequence[Mapping[str, Any]]) -> list[str]:
         control = next((f"{slot}={cell['control']}" for cell in known if cell["control"]), "")
         against = f"Difference, steps, time and memory against {control} with the same seeds" if control else ""
         notes.insert(0, f"{against}, 95 % intervals." if control else "The control of its slot.")
-        where = sorted({f"{cell['hardware']}, commit {cell['commit'][:12] or 'unknown'}" for cell in known})
+        where = sorted({f"{cell['hardware']}, commit {cell['commit'] or 'unknown'}" for cell in known})
         notes += [f"Measured on {'; '.join(where)}. `knep verify {slot}/{known[0]['option']}` measures it again."]
     return ["\n".join(rows), *notes]
 

@@ -18,9 +18,9 @@ from knep.errors import InputError
 from knep.evidence import effects
 from knep.evidence.arms import Arm
 from knep.evidence.lines import settings, take
-from knep.evidence.report import commit, hardware
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
+from knep.evidence.where import hardware
 from knep.files import write_atomic
 from knep.listing import options
 
@@ -97,7 +97,7 @@ def _cells(
         if arm.name in measured:
             row = asdict(rows[arm.option]) if arm.control else {}
             cells.append(_cell(arm, workload, measured[arm.name], classes, row) | {"target": target})
-    where = {"hardware": hardware(), "commit": commit(), "version": __version__}
+    where = {"hardware": hardware(), "version": __version__}
     told = [{"option": option, "workload": workload, "refused": reason} for option, reason in refused.items()]
     return [cell | where for cell in cells] + told
 
@@ -118,6 +118,7 @@ def _cell(
         "cpu_seconds": round(effects.median(by_seed, "cpu_seconds"), 2),
         "peak_mib": round(effects.median(by_seed, "peak_mib"), 1),
         "lines": list(arm.overrides),
+        "commit": ", ".join(sorted({r["commit"] for r in by_seed.values() if r.get("commit")})),
         "reasons": sorted({r["reason"] for r in by_seed.values() if r.get("reason")}),
         "effect": {key: row[key] for key in kept} if row else None,
     }

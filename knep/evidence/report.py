@@ -6,8 +6,6 @@ import csv
 import html
 import io
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,10 @@ from typing import Any
 from knep.evidence import plots
 from knep.evidence.effects import Records, Row, accuracy, plain
 from knep.evidence.stats import Effect
-from knep.files import git, write_atomic
+from knep.evidence.where import commit, hardware
+from knep.files import write_atomic
 
 _COLUMNS = ("trick", "compared", "test accuracy", "steps to target", "time", "memory", "p (Holm)", "verdict")
-
-
-def hardware() -> str:
-    """Processor, cores, threads of torch, Python and torch: what a number was measured on."""
-    import torch
-
-    names: list[str] = []
-    if Path("/proc/cpuinfo").is_file():
-        names = [s for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith("model name")]
-    processor = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def commit() -> str:
-    """The commit of knep that ran, or nothing where it lies in no git checkout."""
-    return git("-C", str(Path(__file__).parent), "rev-parse", "HEAD").strip()
 
 
 def cells(row: Row) -> tuple[str, ...]:

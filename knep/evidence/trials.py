@@ -26,6 +26,7 @@ from typing import Any
 from knep.compose import Composed, compose_config
 from knep.errors import InputError
 from knep.evidence.arms import Arm
+from knep.evidence.where import commit
 from knep.files import config_hash, write_atomic
 
 # Stands for the seed while an arm is composed: the largest that a run takes, so that no other value is equal to it.
@@ -145,7 +146,7 @@ def _in_process(context: Any, trial: Trial, store: Store) -> dict[str, Any]:
 def _about(trial: Trial) -> dict[str, Any]:
     made = trial.made
     words = [line for line in made.overrides if not line.startswith("progress=")]
-    return {"key": trial.key, "arm": trial.arm, "seed": trial.seed, "overrides": words}
+    return {"key": trial.key, "arm": trial.arm, "seed": trial.seed, "overrides": words, "commit": commit()}
 
 
 def _trial(trial: Trial, folder: Path) -> None:
