@@ -24,7 +24,7 @@ def coverage(n: int, rounds: int, effect: float = 0.004, seed: int = 0) -> Cover
     for _ in range(rounds):
         shared = rng.normal(0.97, 0.01, n)
         treated, control = shared + effect + rng.normal(0, 0.005, n), shared + rng.normal(0, 0.005, n)
-        found = paired(treated, control)
+        found = paired(treated.tolist(), control.tolist())
         held += found.low <= effect <= found.high
         held_boot += found.boot_low <= effect <= found.boot_high
     return Coverage(held / rounds, held_boot / rounds)

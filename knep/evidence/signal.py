@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +37,18 @@ def signal(config: Mapping[str, Any]) -> Signal:
     images = module.scaling(x).double()
     outputs: list[Tensor] = []
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    handles = [layer.register_forward_hook(lambda _layer, _x, out: outputs.append(out)) for layer in layers]
+    handles = [layer.register_forward_hook(_keep(outputs)) for layer in layers]
     loss = nn.functional.cross_entropy(model(images), y)
     for handle in handles:
         handle.remove()
     gradients = torch.autograd.grad(loss, outputs)
-    found.forward = [float(out.std()) for out in outputs]
+    found.forward = [float(out.detach().std()) for out in outputs]
     found.backward = [float(gradient.std()) for gradient in gradients]
     return found
+
+
+def _keep(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output)
+
+    return hook

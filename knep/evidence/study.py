@@ -14,6 +14,7 @@ from knep.evidence.lines import Settings, settings, take
 from knep.evidence.trials import Store, plan, run_trials
 
 QUIET = ("progress=false", "threads=1")  # trials run side by side, one thread each, and draw nothing
+_NAMED = ("arms", "groups")  # of a study: name -> lines
 STUDIES = Path(__file__).parent / "studies"
 
 
@@ -78,12 +79,13 @@ def read(name: str) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(spec, Mapping) or not isinstance(spec.get(key), kind):
             raise InputError(f"{path}: {key} is missing or no {kind.__name__}, see knep/evidence/studies")
-    for key in ("arms", "groups"):
-        if isinstance(spec.get(key), Mapping):
-            spec = {**spec, key: {str(k): [str(line) for line in v] for k, v in spec[key].items()}}
-    if spec["control"] not in spec["arms"]:
-        raise InputError(f"{path}: control {spec['control']} is none of the arms {', '.join(spec['arms'])}")
-    return spec
+    for key in _NAMED:
+        if not all(isinstance(lines, list) for lines in (spec.get(key) or {}).values()):
+            raise InputError(f"{path}: each of {key} must be a list of lines such as [dropout=standard, dropout.p=0.2]")
+    named = {key: {str(k): [str(line) for line in v] for k, v in (spec.get(key) or {}).items()} for key in _NAMED}
+    if spec["control"] not in named["arms"]:
+        raise InputError(f"{path}: control {spec['control']} is none of the arms {', '.join(named['arms'])}")
+    return {**spec, **named}
 
 
 def run_study(

@@ -216,7 +216,15 @@ def test_bad_words_are_one_line(words, said, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["title: [", "title: x\n", TINY.replace("control: plain", "control: other")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "title: [",
+        "title: x\n",
+        TINY.replace("control: plain", "control: other"),
+        TINY.replace("[optimizer=adam]", "optimizer=adam"),
+    ],
+)
 def test_a_study_that_is_none_is_one_line(text, tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(SystemExit) as stop:
