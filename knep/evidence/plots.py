@@ -41,10 +41,14 @@ def effects(rows: Sequence[Row]) -> Any:
         axes.plot([100 * e.mean], [y], "o", color=colour)
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks(range(len(rows)))
-    axes.set_yticklabels([f"{row.slot}={row.option} ({row.kind})" for row in reversed(rows)], parse_math=False)
-    axes.set(xlabel="effect on test accuracy, points (95 % interval)")
+    axes.set_yticklabels([_label(row) for row in reversed(rows)], parse_math=False)
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="effect on test accuracy, points (95 % interval)")
     axes.grid(axis="x", alpha=0.3)
     return figure
+
+
+def _label(row: Row) -> str:
+    return f"{row.slot}={row.option}" + ("" if row.kind == "choice" else f" ({row.kind})")
 
 
 def curves(records: Records, names: Sequence[str] | None = None, title: str = "") -> Any:
@@ -59,6 +63,8 @@ def curves(records: Records, names: Sequence[str] | None = None, title: str = ""
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, lw=0)
     axes.set(xlabel="optimizer steps", ylabel="validation accuracy, %", title=title)
     axes.grid(alpha=0.3)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 100))  # a band of two seeds may be wider than what an accuracy can be
     if axes.lines:
         axes.legend(fontsize=8, ncols=1 + len(axes.lines) // 12)
     return figure
