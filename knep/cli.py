@@ -10,7 +10,7 @@ from pathlib import Path
 
 from knep.cli_errors import one_line
 from knep.errors import InputError
-from knep.listing import CONF, GROUPS, help_text, options, reason, recipe_choices
+from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
-    commands = parser.add_subparsers(required=True, metavar="ls | show | cp | plan | export | import-unsafe | train")
+    commands = parser.add_subparsers(required=True, metavar=" | ".join(_COMMANDS))
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
     ls.set_defaults(run=_ls)
@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     cp.add_argument("option", metavar="group/option")
     cp.add_argument("folder", type=Path)
     cp.set_defaults(run=_cp)
+    for name, (_, what) in _STUDIES.items():
+        command = commands.add_parser(name, help=what)
+        command.add_argument("words", nargs="*", metavar="KEY=VALUE")
+        command.set_defaults(run=_study, study=name)
     export = commands.add_parser("export", help="a run's model for other programs: knep export RUN model.safetensors")
     export.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     export.add_argument("file", type=Path, help="ends in .safetensors, .onnx or .pt2")
@@ -61,6 +65,27 @@ def _parser() -> argparse.ArgumentParser:
     unsafe.set_defaults(run=_import_unsafe)
     commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
     return parser
+
+
+# Name -> the module of knep.evidence that has a function of this name, and what it is for.
+_STUDIES = {
+    "ablate": ("study", "each trick of a recipe, left out and alone: knep ablate recipe=modern seeds=5"),
+    "study": ("study", "a study from its YAML, its arms over the same seeds: knep study dropout"),
+    "compare": ("compare", "options, each tuned with the same budget: knep compare optimizer=sgd,adam budget=15"),
+    "ledger": ("ledger", "every option against its slot's plain one, for the cards: knep ledger seeds=10"),
+    "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
+    "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
+}
+_COMMANDS = ("ls", "show", "cp", "plan", *_STUDIES, "export", "import-unsafe", "train")
+
+
+def _study(args: argparse.Namespace) -> None:
+    from importlib import import_module
+
+    module = import_module(f"knep.evidence.{_STUDIES[args.study][0]}")
+    code = getattr(module, args.study)(args.words)
+    if code:
+        raise SystemExit(code)
 
 
 def _known(word: str, known: Sequence[str], what: str) -> str:
@@ -78,8 +103,11 @@ def _ls(args: argparse.Namespace) -> None:
         return
     group = _known(args.group, GROUPS, "group")
     width = max(map(len, options(group)))
+    measured = headline(group)
     for option in options(group):
         print(f"{option:{width}}  {reason(group, option)}")
+        if option in measured:
+            print(f"{'':{width}}  measured, points of test accuracy: {measured[option]}")
 
 
 def _split(group: str, option: str | None) -> tuple[str, str]:

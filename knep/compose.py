@@ -32,8 +32,15 @@ _FREE = frozenset(
     {"accumulate", "compile", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"}
 )
 _BRACKETS = 200
+_DEVICES = 128  # of one machine
 _NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
-_AT_LEAST = {"trainer.max_epochs": 1, "trainer.num_nodes": 1, "log_every": 1, "trainer.check_val_every_n_epoch": 1}
+_AT_LEAST = {
+    "trainer.max_epochs": 1,
+    "trainer.num_nodes": 1,
+    "trainer.members": 1,
+    "log_every": 1,
+    "trainer.check_val_every_n_epoch": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,15 @@ def compose_config(
         cfg = _compose(primary, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
-        if search or named:
-            _check_hydra(cfg, primary, [_line(o) for o in parsed if o.key_or_group.startswith("hydra")])
+        if primary == "train" and (search or named):  # a recipe's slots alone bring no Hydra with them
+            _check_hydra(cfg, [_line(o) for o in parsed if o.key_or_group.startswith("hydra")])
         check_resolvers(_task(cfg, resolve=False), SAFE.union(allowed()))
         with _one_line():
             config = plain(cfg)
     for group in (*GROUPS[1:], "checkpoint"):
         if group in config and not isinstance(config[group], dict):
             raise InputError(f"{group} is {_kind(config[group])}, not a group of keys: mend the option's file")
+    _check_whole(bare, config)
     check_ranges(config)
     refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
     return Composed(config, choices, list(overrides))
@@ -119,9 +127,9 @@ def _task(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def _check_hydra(cfg: DictConfig, primary: str, typed: Sequence[str]) -> None:
+def _check_hydra(cfg: DictConfig, typed: Sequence[str]) -> None:
     """Refuses what an option sets of Hydra itself, which builds callbacks, launchers and loggers unchecked."""
-    bare = _compose(primary, typed, return_hydra_config=True)
+    bare = _compose("train", typed, return_hydra_config=True)
     before, now = (OmegaConf.to_container(c.hydra, resolve=False) for c in (bare, cfg))
     assert isinstance(before, dict)
     assert isinstance(now, dict)
@@ -157,6 +165,16 @@ def _line(override: Override) -> str:
 def _compose(primary: str, lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     with _one_line():
         return compose(primary, list(lines), return_hydra_config=return_hydra_config)
+
+
+def _check_whole(bare: DictConfig, config: Mapping[str, Any]) -> None:
+    """Refuses a config from which a key was deleted that every run asks for; a trick's own keys have defaults."""
+    before = _task(bare, resolve=False)
+    needed = [*before, *(f"{group}.{key}" for group in ("trainer", "checkpoint") for key in before.get(group) or ())]
+    needed += [f"{group}._target_" for group in GROUPS if group in before]
+    missing = sorted(set(needed) - set(_flat(config)))
+    if missing:
+        raise InputError(f"{missing[0]} is deleted, and every run needs it: leave out ~{missing[0]}")
 
 
 class _one_line:
@@ -277,6 +295,9 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
     if not 0 < config["layer_decay"] <= 1:
         raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
+    devices = config.get("trainer", {}).get("devices")
+    if isinstance(devices, int) and devices > _DEVICES:
+        raise InputError(f"trainer.devices={devices} starts as many processes: write at most {_DEVICES}")
     if not _NAME.fullmatch(str(config.get("name", "x"))):
         raise InputError(f"name={config['name']} ends the run folder's name: write up to 200 letters, digits, - or _")
     if not 0 <= config.get("seed", 0) < 2**32:

@@ -142,6 +142,10 @@ def refuse_conflicts(choices: Mapping[str, str], config: Mapping[str, Any]) -> N
     decay = config["optimizer"].get("weight_decay") or 0
     if choices.get("regularization") == "weight_decay" and decay:
         raise InputError(f"regularization=weight_decay contradicts optimizer.weight_decay={decay}: {_DECAYS_BY_ITSELF}")
+    members, devices = config["trainer"].get("members", 1), config["trainer"].get("devices", 1)
+    if members > 1 and (choices.get("averaging") == "ensemble" or devices not in (1, "1", "auto")):
+        other = "averaging=ensemble" if choices.get("averaging") == "ensemble" else f"trainer.devices={devices}"
+        raise InputError(f"trainer.members={members} contradicts {other}: write trainer.members=1")
     accumulate = config["optimizer"].get("accumulate", config["accumulate"])
     if choices.get("optimizer") == "sam" and accumulate != 1:
         raise InputError(

@@ -53,7 +53,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _git(*args: str) -> str:
+def git(*args: str) -> str:
     try:
         done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -70,8 +70,8 @@ def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_atomic(folder / "overrides.txt", "".join(f"{o}\n" for o in overrides))
-        write_atomic(folder / "git_hash.txt", _git("rev-parse", "HEAD") or "not a git checkout\n")
-        write_atomic(folder / "git_diff.patch", _git("diff", "HEAD"))
+        write_atomic(folder / "git_hash.txt", git("rev-parse", "HEAD") or "not a git checkout\n")
+        write_atomic(folder / "git_diff.patch", git("diff", "HEAD"))
     except OSError as error:
         if error.errno in _FULL:
             raise
@@ -81,8 +81,9 @@ def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """summary.json, atomically."""
-    write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    """summary.json, atomically; how often the test split was read is never forgotten."""
+    counted = {key: count for key, count in read_summary(folder).items() if key == "sealed"}
+    write_atomic(folder / "summary.json", json.dumps({**counted, **summary}, indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -149,6 +149,7 @@ def build_trainer(
         CsvLogger(folder),
     ]
     quiet = node.pop("fast_dev_run")
+    node.pop("members", None)  # each member has a Trainer of its own, or none
     node["precision"] = precision(node["precision"], node["accelerator"], wrong)
     accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
     callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if cfg["progress"] else Lines()]
@@ -167,7 +168,7 @@ def build_trainer(
             log_every_n_steps=cfg["log_every"],
             use_distributed_sampler=False,
         )
-    except (InputError, ValueError, RuntimeError) as error:
+    except (InputError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     use_exact_loops(trainer, keeper)
     if cfg["lean"]:

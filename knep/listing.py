@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 GROUPS = (
     "recipe",
@@ -25,6 +27,7 @@ GROUPS = (
     "trainer",
 )
 CONF = Path(str(files("knep") / "conf"))
+_RESULTS = Path(str(files("knep") / "evidence" / "results"))
 
 
 def options(group: str) -> list[str]:
@@ -39,6 +42,23 @@ def reason(group: str, option: str) -> str:
         if line.startswith("#") and text and not text.startswith("@package"):
             return text
     return ""
+
+
+def cells(slot: str) -> list[dict[str, Any]]:
+    """What the ledger measured of a slot's options, a cell per option and workload; [] where nothing was."""
+    path = _RESULTS / f"{slot}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+
+
+def headline(slot: str) -> dict[str, str]:
+    """Option -> its measured effect on test accuracy in points, with its 95 % interval, on each workload."""
+    said: dict[str, list[str]] = {}
+    for cell in cells(slot):
+        if cell.get("effect"):
+            a = cell["effect"]["accuracy"]
+            numbers = f"{100 * a['mean']:+.2f} [{100 * a['low']:+.2f}, {100 * a['high']:+.2f}]"
+            said.setdefault(cell["option"], []).append(f"{cell['workload']} {numbers} n={cell['n']}")
+    return {option: ", ".join(parts) for option, parts in said.items()}
 
 
 def recipe_choices(recipe: str) -> dict[str, str]:

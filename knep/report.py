@@ -14,6 +14,7 @@ from knep.figures import show
 from knep.files import config_hash, write_summary
 from knep.listing import recipe_choices
 from knep.member import Member
+from knep.sealed import reads
 
 # The columns of TensorBoard's HParams tab.
 _FINAL = (
@@ -98,6 +99,8 @@ def after(
         "samples_per_second": round(statistics.fmean(m.samples_per_second for m in members), 1),
         "seconds": round(time.perf_counter() - began, 2),
         "parameters": parameters,
+        "classes": data.num_classes,
+        "sealed": reads(folder) + 1,
         **identity(config),
     }
     if any(m.module.guard.interventions for m in members):

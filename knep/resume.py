@@ -29,7 +29,11 @@ def find_checkpoint(ckpt: str | Path) -> Path:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [p for p in (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")) if p.is_file()]
+    places = [folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
+    odd = next((p for p in places if p.exists() and not p.is_file()), None)
+    if odd is not None:
+        raise InputError(f"{odd} is no file: move it away, then resume")
+    found = [p for p in places if p.is_file()]
     if not found:
         raise InputError(f"ckpt={folder} has no checkpoints/last.ckpt to resume: give another run folder")
     return sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True)

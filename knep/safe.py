@@ -93,7 +93,10 @@ def allow_typed(overrides: Sequence[str]) -> None:
             for name in value if isinstance(value, list) else [value]:
                 allow(str(name))
         elif isinstance(value, str) and (key.endswith("._target_") or key == "model.path"):
-            allow(value.replace(":", "."))
+            try:
+                allow(value.replace(":", "."))
+            except InputError as error:
+                raise InputError(f"{key}={value} is no name: write one such as mypkg.nets.build") from error
 
 
 def take_allowed(config: dict[str, Any]) -> None:

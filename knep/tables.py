@@ -11,7 +11,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from knep.errors import InputError
 from knep.files import write_atomic
+from knep.text import shown
 
 _FIRST = ("step", "epoch")
 
@@ -24,8 +26,7 @@ class CsvLogger(Logger):
         self._path = folder / "metrics.csv"
         self._rows: dict[int, dict[str, Any]] = {}
         if self._path.is_file():
-            with self._path.open(newline="") as f:
-                self._rows = {int(r["step"]): {k: v for k, v in r.items() if v != ""} for r in csv.DictReader(f)}
+            self._rows = _rows(self._path)
 
     @property
     def name(self) -> str:
@@ -63,3 +64,16 @@ class CsvLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def _rows(path: Path) -> dict[int, dict[str, Any]]:
+    """The rows of an earlier life by their step. Raises InputError for a file that is no such table."""
+    try:
+        with path.open(newline="", encoding="utf-8") as f:
+            rows = list(csv.DictReader(f, strict=True))
+        found = {int(r["step"]): {k: v for k, v in r.items() if v != ""} for r in rows}
+    except (UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{shown(path)} is damaged: remove it to go on without its earlier rows") from error
+    if any(None in row or None in row.values() for row in rows):
+        raise InputError(f"{shown(path)} is damaged, its rows are not of one length: remove it to go on without them")
+    return found

@@ -158,8 +158,12 @@ def _fit(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ov
             write_identity(folder, config, overrides)
             write_summary(folder, {"status": "running", **report.identity(config)})
             report.before(config, choices, data)
-        members = []
-        for i, place in enumerate(places):
+        if config["trainer"].get("members", 1) > 1:
+            from knep.members.run import seeds
+
+            return seeds(folder, config, data, began)
+        members = _at_once(config, data, places) or []
+        for i, place in enumerate(places[len(members) :]):
             members.append(fit_member(about(config, data), data, place, config["seed"] + i))
             number = members[-1].interrupted
             if number and not leader:
@@ -169,6 +173,15 @@ def _fit(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ov
         if not leader:
             return {"status": "worker", "val/loss": 0}
         return report.after(folder, config, choices, data, members, began)
+
+
+def _at_once(config: Mapping[str, Any], data: Any, places: list[Path]) -> list[Any] | None:
+    """The members of an ensemble, fitted in one pass; None where they are to be fitted one after another."""
+    if len(places) < 2:
+        return None
+    from knep.members.run import ensemble
+
+    return ensemble(config, data, places)
 
 
 if __name__ == "__main__":

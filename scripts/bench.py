@@ -1,6 +1,7 @@
 """The bench: knep beside a hand-written loop and the usual Lightning set-up, in turn, on the same data and threads.
 
-python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|saving]; `report` writes docs/performance.md.
+python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|saving|members]; `report` writes the page
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from benching import bars, measure, overhead, processes
 from benching.cases import CASES, composed, source
 from benching.contenders import contenders, prepared, usual_accuracy
+from benching.members import members
 from benching.race import race
 from benching.watch import screen
 
@@ -53,7 +55,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = ["steps", "startup", "accuracy", "memory", "peers", "race", "guard", "saving", "report", "peak"]
+    kinds = ["steps", "startup", "accuracy", "memory", "peers", "race", "guard", "saving", "members", "report", "peak"]
     parser.add_argument("kind", nargs="?", default="steps", choices=kinds, metavar="|".join(kinds[:-1]))
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender, or paired seeds")
@@ -71,6 +73,8 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         return processes.startup(args.repeats, source())
     if args.kind == "race":
         return race()
+    if args.kind == "members":
+        return members(args.models, args.repeats)
     if args.kind in overhead.OPTIONS:
         return overhead.overhead(args.kind, args.models, args.repeats, args.steps)
     if args.kind == "memory":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from knep.cli_errors import one_line
 from knep.safe import allow, instantiate
+from knep.sealed import read_again
 
 
 def main() -> None:
@@ -35,6 +36,8 @@ def main() -> None:
             data.num_classes,
             mirrored=args.mirrored or members[0].about["config"].get("test_flip", False),
         )
+        if args.split == "test":
+            read_again(args.run)
         low, high = result.interval()
         numbers = {"acc": result.acc, "acc_low": low, "acc_high": high, "loss": result.loss, "images": result.images}
         print(json.dumps({f"{args.split}/{k}": v for k, v in numbers.items()}, indent=2))

@@ -100,7 +100,8 @@ def try_all(way, primary, lines):
     # Each round takes the next option of every group: as many rounds as the largest group has are enough.
     for i in range(max(map(len, groups.values()))):
         picked = {group: names[i % len(names)] for group, names in groups.items()}
-        cfg = plain(compose(primary, [*(f"{g}={o}" for g, o in picked.items()), *lines]))
+        add = {"guard": "+"} if primary == "own" else {}  # not a slot of a recipe
+        cfg = plain(compose(primary, [*(f"{add.get(g, '')}{g}={o}" for g, o in picked.items()), *lines]))
         Recipe.from_config(cfg)
         for group in set(groups) - set(SLOTS):
             if picked[group] not in hardware:

@@ -18,6 +18,7 @@ OVER_USUAL = {"mlp_64": 4.5, "cnn_512": 2.8, "resnet20_128": 2.5}
 MEMORY = 1.15
 ACCURACY = 0.4  # points
 RACE = 5.0
+MEMBERS = {"mlp_64": 3.0}
 COST = 0.02
 OVERHEAD = {"guard": "what the guard adds", "saving": "what checkpoint.every=200 adds"}
 STARTUP = {"help": 0.3, "cfg": 1.0, "ratio": 1.2}
@@ -63,6 +64,13 @@ def rows(kind: str, found: dict[str, Any]) -> Iterator[Row]:
         for case, values in found.items():
             measured = f"{values['cpu']:.1%} of processor time, {values['cpu_fastest']:.1%} between the fastest runs"
             yield f"{OVERHEAD[kind]}, {case}", f"<= {COST:.0%}", measured, _verdict(values["cpu"] <= COST)
+    if kind == "members":
+        for case, values in found.items():
+            for way, ratio in values["ratio"].items():
+                measured = f"{ratio['median']} [{ratio['low']}, {ratio['high']}], processor time {ratio['cpu']}"
+                aim = MEMBERS.get(case) if way == "one pass" else None
+                what = f"{values['members']} members {way} over single runs, {case}"
+                yield what, f">= {aim}" if aim else "", measured, _verdict(ratio["median"] >= aim) if aim else ""
     if kind == "startup":
         for name, bar in STARTUP.items():
             yield f"start: {name}", f"<= {bar}", f"{found[name]:.3f}", _verdict(found[name] <= bar)

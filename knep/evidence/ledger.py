@@ -1,0 +1,145 @@
+"""`knep ledger`: every option of a slot against the slot's plain one, on each workload, kept for the cards.
+
+One file per slot, knep/evidence/results/<slot>.json: {slot, command, cells}; a cell is one option on one workload.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from knep import __version__
+from knep.errors import InputError
+from knep.evidence import effects
+from knep.evidence.arms import Arm
+from knep.evidence.lines import settings, take
+from knep.evidence.study import QUIET, classes_of, run
+from knep.evidence.trials import Store, composed, plan
+from knep.evidence.where import hardware
+from knep.files import write_atomic
+from knep.listing import options
+
+RESULTS = Path(__file__).parent / "results"
+_SPEC = Path(__file__).with_name("ledger.yaml")
+
+
+def spec() -> dict[str, Any]:
+    """ledger.yaml: base (lines), workloads (name -> lines), slots (name -> control, common)."""
+    found: Any = OmegaConf.to_container(OmegaConf.load(_SPEC))
+    return found
+
+
+def ledger(words: Sequence[str]) -> int:
+    """`knep ledger seeds=10 [slots=init,norm] [workloads=digits/mlp] [results=FOLDER]`.
+
+    Runs what is missing and rewrites each slot's file when its options on a workload are complete; a smaller number of
+    seeds is a good first pass, for its trials count in the larger one. out: where trials are kept.
+    Raises InputError for words that mean no runs. Returns 0: a trial that failed is a result.
+    """
+    given, about = settings(words, seeds=10), spec()
+    folder = Path(take(given.overrides, "results", str(RESULTS)))
+    workloads = _some("workloads", take(given.overrides, "workloads", ""), list(about["workloads"]))
+    slots = _some("slots", ",".join(given.slots or ()), list(about["slots"]))
+    if given.overrides:
+        raise InputError(f"{given.overrides[0]}: the ledger takes seeds, slots, workloads, processes, out and results")
+    store = Store(given.out or Path("outputs") / "ledger")
+    for workload in workloads:
+        for slot in slots:
+            _write(folder, slot, workload, _cells(slot, workload, about, range(given.seeds), store, given.processes))
+    return 0
+
+
+def _some(key: str, value: str, known: list[str]) -> list[str]:
+    """The names of a comma-separated list, all where it is empty. Raises InputError for one that is unknown."""
+    names = [name for name in value.strip("[]").split(",") if name]
+    for name in names:
+        if name not in known:
+            raise InputError(f"{key}={name} is not in the ledger: write some of {','.join(known)}")
+    return names or known
+
+
+def arms(slot: str, workload: str, about: Mapping[str, Any]) -> tuple[list[Arm], dict[str, str]]:
+    """An arm for each option that its workload can take, and option -> reason for the others."""
+    control, common = about["slots"][slot]["control"], about["slots"][slot]["common"]
+    lines = (*about["base"], *about["workloads"][workload], *common)
+    made, refused = [], {}
+    for option in options(slot):
+        arm = Arm(option, (*lines, f"{slot}={option}"), "" if option == control else control, slot, option)
+        try:
+            composed(arm, QUIET)
+        except InputError as error:
+            refused[option] = str(error)
+        else:
+            made.append(arm)
+    return made, refused
+
+
+def _cells(
+    slot: str, workload: str, about: Mapping[str, Any], seeds: Sequence[int], store: Store, processes: int
+) -> list[dict[str, Any]]:
+    made, refused = arms(slot, workload, about)
+    print(f"{slot} on {workload}: {len(made)} options, {len(seeds)} seeds")
+    trials = plan(made, seeds, QUIET)
+    records = run(trials, store, processes)
+    sides = effects.by_arm(made, seeds, {(t.arm, t.seed): t.key for t in trials}, records)
+    refused |= effects.refused(sides)
+    measured = {name: by_seed for name, by_seed in sides.items() if name not in refused}
+    classes = classes_of(records.values(), trials[0].made.config)
+    target = effects.default_target(made, measured)
+    rows = {row.option: row for row in effects.table(made, measured, classes, target)}
+    cells: list[dict[str, Any]] = []
+    for arm in made:
+        if arm.name in measured:
+            row = asdict(rows[arm.option]) if arm.control else {}
+            cells.append(_cell(arm, workload, measured[arm.name], classes, row) | {"target": target})
+    where = {"hardware": hardware(), "version": __version__}
+    told = [{"option": option, "workload": workload, "refused": reason} for option, reason in refused.items()]
+    return [cell | where for cell in cells] + told
+
+
+def _cell(
+    arm: Arm, workload: str, by_seed: Mapping[int, Mapping[str, Any]], classes: int, row: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was measured of one option on one workload; its effect where it is not the control."""
+    kept = ("accuracy", "corrected_p", "steps", "unreached", "time", "memory", "failed", "verdict")
+    return {
+        "option": arm.option,
+        "workload": workload,
+        "control": arm.control,
+        "n": len(by_seed),
+        "seeds": list(by_seed),
+        "classes": classes,
+        "test_acc": [round(effects.accuracy(r, classes), 6) for r in by_seed.values()],
+        "cpu_seconds": round(effects.median(by_seed, "cpu_seconds"), 2),
+        "peak_mib": round(effects.median(by_seed, "peak_mib"), 1),
+        "lines": list(arm.overrides),
+        "commit": ", ".join(sorted({r["commit"] for r in by_seed.values() if r.get("commit")})),
+        "reasons": sorted({r["reason"] for r in by_seed.values() if r.get("reason")}),
+        "effect": {key: row[key] for key in kept} if row else None,
+    }
+
+
+def _write(folder: Path, slot: str, workload: str, cells: list[dict[str, Any]]) -> None:
+    """Puts the cells of one workload into the slot's file, in place of its earlier ones."""
+    path = folder / f"{slot}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    kept = [cell for cell in earlier if cell["workload"] != workload]
+    text = json.dumps({"slot": slot, "cells": _rounded(kept + cells)}, indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text + "\n")
+
+
+def _rounded(node: Any) -> Any:
+    """Numbers to seven places, which is more than was measured, and null for those that are none."""
+    if isinstance(node, dict):
+        return {key: _rounded(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_rounded(value) for value in node]
+    if isinstance(node, float):
+        return round(node, 7) if node == node else None
+    return node

@@ -1,0 +1,54 @@
+"""The size of the signal in every layer at the start, forward and backward: what an initialisation decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from knep.fit import about, build_module
+from knep.safe import instantiate
+
+
+@dataclass
+class Signal:
+    """Standard deviations, a value per layer with weights in the order of the forward pass.
+
+    forward: of the layer's output; backward: of the loss's gradient by that output.
+    """
+
+    forward: list[float] = field(default_factory=list)
+    backward: list[float] = field(default_factory=list)
+
+
+def signal(config: Mapping[str, Any]) -> Signal:
+    """Measured on one training batch before the first step, in float64, where 50 layers neither over- nor underflow.
+
+    Raises InputError for a config that cannot be built.
+    """
+    data = instantiate(config["data"])
+    data.prepare()
+    module = build_module(about(config, data), data, seed=config["seed"])
+    x, y = next(iter(data.train_dataloader()))
+    found, model = Signal(), module.model.double()
+    images = module.scaling(x).double()
+    outputs: list[Tensor] = []
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    handles = [layer.register_forward_hook(_keep(outputs)) for layer in layers]
+    loss = nn.functional.cross_entropy(model(images), y)
+    for handle in handles:
+        handle.remove()
+    gradients = torch.autograd.grad(loss, outputs)
+    found.forward = [float(out.detach().std()) for out in outputs]
+    found.backward = [float(gradient.std()) for gradient in gradients]
+    return found
+
+
+def _keep(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output)
+
+    return hook

@@ -1,0 +1,55 @@
+"""A run that never reads the test split: what a search looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from knep.evaluate import evaluate
+from knep.fit import about, threads
+from knep.member import fit_member
+from knep.recipe import Recipe, named
+from knep.safe import instantiate
+from knep.signals import Interrupted, heard
+from knep.train import hush
+
+
+def validated(
+    config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]
+) -> dict[str, Any]:
+    """Trains what `config` says and measures it on the validation split; "sealed" is 0 in what it returns.
+
+    Raises InputError for input that cannot work.
+    """
+    try:
+        with heard():
+            return _fit(config, folder)
+    except Interrupted:
+        return {"status": "interrupted"}
+
+
+def _fit(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    hush()
+    L.seed_everything(config["seed"], verbose=False)
+    with threads(config["threads"]):
+        members = Recipe.from_config(config).members
+        with named("data"):
+            data = instantiate(config["data"])
+            data.prepare()
+        fitted = [
+            fit_member(about(config, data), data, folder / f"member_{i}" if members > 1 else folder, config["seed"] + i)
+            for i in range(members)
+        ]
+        modules = [m.module for m in fitted]
+        val = evaluate(modules, data.val_dataloader(), data.num_classes, mirrored=config["test_flip"])
+    return {
+        "status": "interrupted" if any(m.interrupted for m in fitted) else "finished",
+        "val/acc": val.acc,
+        "val/loss": val.loss,
+        "steps": sum(m.steps for m in fitted),
+        "classes": data.num_classes,
+        "sealed": 0,
+    }

@@ -1,0 +1,76 @@
+"""Many members at once: seeds, or settings that change no shapes, trained in one process as one fit.
+
+A member equals the single run of its config: the same initial weights, order of batches, draws and schedule.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from knep.errors import InputError
+from knep.evaluate import evaluate
+from knep.fit import threads
+from knep.members.loop import fit
+from knep.members.member import Member
+from knep.members.support import check_alike, members_of, supports
+from knep.recipe import named
+from knep.safe import instantiate
+
+__all__ = ["members_of", "supports", "train"]
+
+
+def train(configs: Sequence[Mapping[str, Any]], *, together: bool | None = None) -> list[dict[str, Any]]:
+    """Trains and tests one member per config, and returns a record of each; nothing is written.
+
+    configs: composed, alike but for `knep.members.support.FREE`; `members_of(config, 8)` makes those of 8 seeds.
+    together: True takes one pass for all where the models allow it, False a pass for each; None what is faster.
+
+    A record holds seed, status ("finished", "stopped_early" or "failed", where a loss was no number), test/acc,
+    test/loss (NaN for a failed member), val/acc, val/loss of the weights that are tested, val/acc_best, best_epoch
+    (from 1), epochs, steps, cpu_seconds (processor time of all, shared equally), and curve, a row for each validation:
+    {"step", "epoch", "train/loss", "train/acc", "val/loss", "val/acc"}. The test split is read once for each member.
+    Raises InputError where `supports` gives a reason, and for configs that differ in more.
+    """
+    check_alike(configs)
+    reason = supports(configs[0])
+    if reason:
+        raise InputError(f"members: {reason}: train each config by a run of its own")
+    began = time.process_time()
+    with threads(configs[0]["threads"]):
+        with named("data"):
+            data = instantiate(configs[0]["data"])
+            data.prepare()
+        records = [record(member, data) for member in fit(configs, data, together)]
+    seconds = round((time.process_time() - began) / len(records), 3)
+    return [{**r, "cpu_seconds": seconds} for r in records]
+
+
+def record(member: Member, data: Any) -> dict[str, Any]:
+    """What came out of a settled member; reads the test split where it did not fail."""
+    mirrored = member.config["test_flip"]
+
+    def measured(batches: Any) -> tuple[float, float]:
+        found = evaluate([member.module], batches, data.num_classes, keep=0, mirrored=mirrored)
+        return found.acc, found.loss
+
+    acc = loss = val_acc = val_loss = math.nan
+    if member.ended != "failed":
+        val_acc, val_loss = measured(data.val_dataloader())
+        if all(p.isfinite().all() for p in member.module.model.parameters()):
+            acc, loss = measured(data.test_dataloader())
+    return {
+        "seed": member.config["seed"],
+        "status": member.ended if math.isfinite(loss) else "failed",
+        "test/acc": acc,
+        "test/loss": loss,
+        "val/acc": val_acc,
+        "val/loss": val_loss,
+        "val/acc_best": member.best.get("val/acc", math.nan),
+        "best_epoch": int(member.best.get("epoch", -1)) + 1,
+        "epochs": member.epochs,
+        "steps": member.steps,
+        "curve": member.curve,
+    }

@@ -1,0 +1,158 @@
+"""Fitting members: a plain loop over epochs and batches, with the order, the draws and the counts of single runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
+
+from knep.hardware import fast_products, precision, quick_checks, wrong_in_bf16
+from knep.members.draws import Draws
+from knep.members.folded import computes_the_same, fold, same_shape, stacked
+from knep.members.member import Member
+from knep.members.steps import InTurn, Together
+from knep.members.support import apart, folds
+from knep.seeds import mix
+
+
+def fit(configs: Sequence[Mapping[str, Any]], data: Any, together: bool | None = None) -> list[Member]:
+    """Trains the members that `configs` describe on prepared `data`; they are settled, and not tested.
+
+    together: one pass for all, or a pass for each; None takes what is faster.
+    """
+    trainer = configs[0]["trainer"]
+    gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    members = [Member(config, data) for config in configs]
+    plugin = _plugin(members[0], data, device)
+    for member in members:
+        plugin.convert_module(member.module.to(device))
+    fast_products(trainer["deterministic"])
+    data.drop_last = members[0].module.recipe.accumulate != "epoch"
+    with quick_checks():
+        _Fit(members, data, device, plugin, _stepper(members, data, device, plugin, together)).run()
+    return members
+
+
+def _plugin(member: Member, data: Any, device: torch.device) -> Precision:
+    trainer = member.config["trainer"]
+    wrong = wrong_in_bf16(member.module.model, member.module.scaling(data.sample(2)))
+    wanted = str(precision(trainer["precision"], trainer["accelerator"], wrong))
+    if wanted.startswith("64"):
+        return DoublePrecision()
+    return MixedPrecision("bf16-mixed", device.type) if wanted == "bf16-mixed" else Precision()
+
+
+def _stepper(
+    members: Sequence[Member], data: Any, device: torch.device, plugin: Precision, together: bool | None
+) -> InTurn | Together:
+    draws = Draws(len(members), device)
+    models = [m.module.model for m in members]
+    configs = [m.config for m in members]
+    wanted = folds(configs, models[0], device) if together is None else together and not apart(configs)
+    if wanted and len(members) > 1 and same_shape(models):
+        for member in members:
+            member.module.train()
+        stack = stacked(models)
+        folded = fold(models, stack, draws)
+        x = members[0].module.scaling(data.sample(4).to(device))
+        if computes_the_same(folded, models, x, draws):
+            return Together(members, draws, plugin.train_step_context, folded, stack)
+    return InTurn(members, draws, plugin.train_step_context)
+
+
+class _Fit:
+    """The epochs of all members. Batch order, draws, steps and validations are those of a run with each one's seed."""
+
+    def __init__(
+        self, members: Sequence[Member], data: Any, device: torch.device, plugin: Precision, stepper: InTurn | Together
+    ) -> None:
+        self.members, self.data, self.device, self.plugin, self.stepper = members, data, device, plugin, stepper
+        self.trainer = members[0].config["trainer"]
+        self.loaders = [self._loader(m) for m in members]
+        self.batches = _share(self.trainer["limit_train_batches"], len(self.loaders[0]))
+        accumulate = members[0].module.recipe.accumulate
+        self.window = self.batches if accumulate == "epoch" else int(accumulate)
+        self.at = members[0].module.recipe.schedule_at
+        per_epoch = max(1, -(-self.batches // self.window))
+        self.schedulers = stepper.schedulers(per_epoch * self.trainer["max_epochs"], per_epoch)
+        self.steps = 0
+
+    def _loader(self, member: Member) -> Any:
+        self.data.seed = member.config["seed"]
+        return self.data.train_dataloader()
+
+    def run(self) -> None:
+        for member in self.members:
+            member.begin()
+        epochs = self.trainer["max_epochs"]
+        for epoch in range(epochs):
+            self._epoch(epoch)
+            if (epoch + 1) % self.trainer["check_val_every_n_epoch"] == 0:
+                self._validate(epoch)
+            if all(m.ended for m in self.members):
+                break
+        self._switch("eval")
+        for member in self.members:
+            if not member.ended:
+                member.end("finished", epochs, self.steps)
+            member.settle()
+
+    def _epoch(self, epoch: int) -> None:
+        self._switch("train")
+        for member, loader in zip(self.members, self.loaders, strict=True):
+            member.module.augment.epoch = epoch
+            loader.set_epoch(epoch)
+        for batch, got in enumerate(zip(*self.loaders, strict=True)):
+            if batch == self.batches:
+                break
+            last = batch + 1 == self.batches
+            now = (batch + 1) % self.window == 0 or last
+            images = len(got[0][0])
+            weight = images / self.loaders[0].mean_batch if self.window > 1 else 1.0
+            seeds = [mix(m.config["seed"], 0, epoch, batch) >> 1 for m in self.members]
+            sent = [(x.to(self.device), y.to(self.device)) for x, y in got]
+            self.stepper.step(sent, seeds, weight, self.window, now)
+            self.steps += now
+            self._after_batch(epoch, last, now)
+
+    def _after_batch(self, epoch: int, last: bool, now: bool) -> None:
+        interval = self.at["interval"]
+        if "monitor" not in self.at and (now if interval == "step" else last):
+            for scheduler in self.schedulers:
+                scheduler.step()
+        # A look at every batch waits for the device, which costs nothing on a CPU.
+        looks = last or self.device.type == "cpu"
+        finite = self.stepper.sums[:, 0].isfinite().tolist() if looks else [True] * len(self.members)
+        for member, fine in zip(self.members, finite, strict=True):
+            if not member.ended:
+                member.after_batch(epoch, self.steps, last)
+                if not fine and member.config.get("guard", {}).get("action") != "none":
+                    member.end("failed", epoch, self.steps)
+
+    def _validate(self, epoch: int) -> None:
+        self._switch("eval")
+        sums = self.stepper.sums.tolist()
+        self.stepper.sums.zero_()
+        for i, member in enumerate(self.members):
+            if not member.ended:
+                with self.stepper.draws.of(i):
+                    member.validate(self.data, epoch, self.steps, sums[i], self.plugin.val_step_context())
+        if "monitor" in self.at:
+            for member, scheduler in zip(self.members, self.schedulers, strict=True):
+                if member.curve:
+                    scheduler.step(member.curve[-1][self.at["monitor"]])
+
+    def _switch(self, mode: str) -> None:
+        """Optimizers that evaluate at other weights than they train (schedule-free) have `train` and `eval`."""
+        for optimizer in self.stepper.optimizers:
+            getattr(optimizer, mode, lambda: None)()
+
+
+def _share(limit: Any, batches: int) -> int:
+    """How many of an epoch's batches are trained on; limit: a number of batches, a share of them, or None."""
+    if limit is None:
+        return batches
+    return min(limit, batches) if isinstance(limit, int) else int(limit * batches)

@@ -1,0 +1,117 @@
+"""One member of a fit: its model, what it watches, and what came out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
+
+from knep.fit import about, build_module, watched
+from knep.recipes.averaging import Ema, Swa
+
+
+class Member:
+    """A Classifier built from its config as a single run builds it, with its validation curve.
+
+    curve: a row per validation, {"step", "epoch", "train/loss", "train/acc", "val/loss", "val/acc"}; epochs, steps:
+    until it ended; ended: "" while it trains, then "finished", "stopped_early" or "failed" (a loss that is no number).
+    """
+
+    def __init__(self, config: Mapping[str, Any], data: Any) -> None:
+        self.config = config
+        self.facts = about(config, data)
+        torch.manual_seed(config["seed"])
+        self.module = build_module(self.facts, data, seed=config["seed"])
+        self.curve: list[dict[str, float]] = []
+        self.ended = ""
+        self.epochs = self.steps = 0
+        self._monitor, self._mode = watched(config)
+        self._best: dict[str, Tensor] = {}
+        stopping, averaging = self.module.recipe.stopping, self.module.recipe.averaging
+        self._stopping = stopping if isinstance(stopping, EarlyStopping) else None
+        self._average: Any = averaging if isinstance(averaging, (Ema, Swa)) else None
+        # What the callbacks of the averaging slot read of Lightning's Trainer.
+        self._stage = SimpleNamespace(
+            state=SimpleNamespace(fn="fit"), datamodule=data, max_epochs=config["trainer"]["max_epochs"],
+            global_step=0, current_epoch=0, is_last_batch=False,
+        )  # fmt: skip
+
+    def begin(self) -> None:
+        """Before the first step, when the model is on its device."""
+        self.module.train()
+        if self._average is not None:
+            self._average.setup(self._stage, self.module, "fit")
+
+    def after_batch(self, epoch: int, steps: int, last: bool) -> None:
+        """After each batch: steps of the optimizer so far; last: of the epoch."""
+        if self._average is not None:
+            self._stage.global_step, self._stage.current_epoch, self._stage.is_last_batch = steps, epoch, last
+            self._average.on_train_batch_end(self._stage, self.module, None, None, 0)
+
+    @torch.no_grad()
+    def validate(
+        self, data: Any, epoch: int, steps: int, trained: Sequence[float], context: AbstractContextManager
+    ) -> None:
+        """Adds a row to the curve, and ends the member where it is to stop.
+
+        trained: since the last validation, the training loss summed over the images, correct answers, images.
+        """
+        if self._average is not None:
+            self._average.on_validation_epoch_start(self._stage, self.module)
+        self.module.eval()
+        loss = correct = images = 0.0
+        with context:
+            for batch in data.val_dataloader():
+                x, y = (t.to(self.module.device) for t in batch)
+                logits_NK = self.module(x)
+                loss += F.cross_entropy(logits_NK.double(), y, ignore_index=-1, reduction="sum").item()
+                correct += int((logits_NK.argmax(1) == y).sum())
+                images += int((y >= 0).sum())
+        self.module.train()
+        row = {"val/loss": loss / images, "val/acc": correct / images}
+        images = max(trained[2], 1)
+        row |= {"train/loss": trained[0] / images, "train/acc": trained[1] / images}
+        self.curve.append({"step": steps, "epoch": epoch, **row})
+        current = self.curve[-1][self._monitor]
+        self._keep_best()
+        if self._average is not None:
+            self._average.on_validation_epoch_end(self._stage, self.module)
+        if self._stopping is not None and self._stopping._evaluate_stopping_criteria(torch.tensor(current))[0]:
+            self.end("stopped_early", epoch + 1, steps)
+
+    def _keep_best(self) -> None:
+        """The weights that early stopping goes back to; no number counts as the worst, as in Lightning."""
+        if self._stopping is None:
+            return
+        sign = 1 if self._mode == "min" else -1
+        values = [sign * row[self._monitor] for row in self.curve]
+        numbers = [float("inf") if v != v else v for v in values]
+        if len(numbers) == 1 or numbers[-1] < min(numbers[:-1]):
+            self._best = copy.deepcopy(self.module.state_dict())
+
+    def end(self, how: str, epochs: int, steps: int) -> None:
+        """Training is over for this member, whatever becomes of the others."""
+        self.ended, self.epochs, self.steps = how, epochs, steps
+
+    def settle(self) -> None:
+        """After the last step of all: the weights that this member is tested with."""
+        if self._average is not None:
+            self._average.on_train_end(self._stage, self.module)
+        if self._best:
+            self.module.load_state_dict(self._best)
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            tensor.data = tensor.data.clone()  # no view of what all members share, which a checkpoint would store whole
+        self.module.eval().cpu()
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The row of the best epoch by the metric that is watched, empty without any."""
+        sign = 1 if self._mode == "min" else -1
+        return min(self.curve, key=lambda row: sign * row[self._monitor], default={})

@@ -1,0 +1,126 @@
+"""Members in a run folder: the seeds of `trainer.members`, and an ensemble whose members are trained in one pass."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from knep import checkpoint, report
+from knep.errors import RunFailed
+from knep.evaluate import evaluate
+from knep.files import write_summary
+from knep.fit import about
+from knep.member import Member as Single
+from knep.member import fit_member
+from knep.members import record
+from knep.members.loop import fit
+from knep.members.member import Member
+from knep.members.support import folds, members_of, supports
+from knep.signals import Interrupted
+from knep.tables import CsvLogger
+
+
+def ensemble(config: Mapping[str, Any], data: Any, places: Sequence[Path]) -> list[Single] | None:
+    """The fitted members of an ensemble, saved in their places; None where a fit for each serves better.
+
+    That is for one member, for what `supports` refuses, and where one pass for all is no faster, since single fits can
+    be resumed. Raises RunFailed where a member's loss was no number.
+    """
+    if len(places) < 2 or supports(config):
+        return None
+    trial = Member(config, data)
+    if not folds([config], trial.module.model, trial.module.device):
+        return None
+    print(f"trains {len(places)} members in one pass")
+    began = time.perf_counter()
+    members = fit(members_of(config, len(places)), data)
+    images = sum(m.steps for m in members) * data.batch_size
+    rate = images / len(places) / (time.perf_counter() - began)
+    for member, place in zip(members, places, strict=True):
+        if member.ended == "failed":
+            raise RunFailed(
+                f"{place}: the loss of seed {member.config['seed']} is no number after step {member.steps}: lower "
+                "optimizer.lr"
+            )
+        _save(member, place)
+    return [
+        Single(m.module, place, None, m.epochs, m.steps, m.best, rate, m.ended == "stopped_early")
+        for m, place in zip(members, places, strict=True)
+    ]
+
+
+def seeds(folder: Path, config: Mapping[str, Any], data: Any, began: float) -> dict[str, Any]:
+    """Trains and tests `trainer.members` seeds, each in a folder of its own; returns the summary of all.
+
+    At once where `supports` gives no reason against it, which is printed otherwise, and one after another then.
+    """
+    configs = members_of(config, config["trainer"]["members"])
+    places = [folder / f"member_{i}" for i in range(len(configs))]
+    reason = supports(config)
+    if reason:
+        print(f"trains {len(configs)} members one after another: {reason}")
+        records = [_alone(c, data, place) for c, place in zip(configs, places, strict=True)]
+    else:
+        members = fit(configs, data)
+        records = [record(member, data) for member in members]
+        for member, place in zip(members, places, strict=True):
+            _save(member, place)
+    for c, place, found in zip(configs, places, records, strict=True):
+        write_summary(place, {k: v for k, v in found.items() if k != "curve"} | report.identity(c))
+    return _summary(folder, config, records, began)
+
+
+def _save(member: Member, place: Path) -> None:
+    """The weights and the curve of a settled member, where a single run leaves them."""
+    (place / "checkpoints").mkdir(parents=True, exist_ok=True)
+    state = {"state_dict": member.module.state_dict(), "knep": dict(member.facts)}
+    checkpoint.write(state, place / "checkpoints" / "final.ckpt")
+    table = CsvLogger(place)
+    for row in member.curve:
+        table.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
+    table.save()
+
+
+def _alone(config: Mapping[str, Any], data: Any, place: Path) -> dict[str, Any]:
+    try:
+        fitted = fit_member(about(config, data), data, place, config["seed"])
+    except RunFailed as failure:
+        return {"seed": config["seed"], "status": "failed", "reason": str(failure)}
+    if fitted.interrupted:
+        raise Interrupted(fitted.interrupted)
+    found = {}
+    for split, batches in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        measured = evaluate([fitted.module], batches, data.num_classes, keep=0, mirrored=config["test_flip"])
+        found |= {f"{split}/acc": measured.acc, f"{split}/loss": measured.loss}
+    ended = {"status": "stopped_early" if fitted.stopped_early else "finished"}
+    return {"seed": config["seed"], **ended, **found, "epochs": fitted.epochs, "steps": fitted.steps}
+
+
+def _summary(
+    folder: Path, config: Mapping[str, Any], records: Sequence[Mapping[str, Any]], began: float
+) -> dict[str, Any]:
+    """Written and returned: means over the members that finished, and what each reached."""
+    whole = [r for r in records if r["status"] != "failed"]
+    if not whole:
+        raise RunFailed(f"{folder}: the loss of every member was no number: lower optimizer.lr")
+    keys = ("test/acc", "test/loss", "val/acc", "val/loss")
+    accuracies = [r["test/acc"] for r in whole]
+    summary: dict[str, Any] = {
+        "status": "finished",
+        **{key: statistics.fmean(r[key] for r in whole) for key in keys},
+        "members": len(records),
+        "members/failed": [r["seed"] for r in records if r["status"] == "failed"],
+        "members/test_acc": accuracies,
+        "members/test_acc_mean": statistics.fmean(accuracies),
+        "members/test_acc_std": statistics.stdev(accuracies) if len(whole) > 1 else 0.0,
+        "seconds": round(time.perf_counter() - began, 2),
+        **report.identity(config),
+    }
+    write_summary(folder, summary)
+    mean, std = summary["members/test_acc_mean"], summary["members/test_acc_std"]
+    finished = f"{len(whole)} of {len(records)} members"
+    print(f"test accuracy {mean:.2%}, standard deviation {std:.2%} over {finished}: {folder}")
+    return summary

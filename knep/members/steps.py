@@ -1,0 +1,201 @@
+"""A training step of all members: each in its turn, or in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_optimizer import Adan, Lion, ScheduleFreeAdamW
+from torch import Tensor
+from torch.optim import Optimizer
+
+from knep.groups import decayed, param_groups
+from knep.members.draws import Draws
+from knep.members.folded import Stack
+from knep.members.member import Member
+from knep.optim import Idle
+from knep.recipe import named
+from knep.regularizer import Regularizer
+
+Batch = tuple[Tensor, Tensor]
+Context = Callable[[], AbstractContextManager]
+
+# Update rules that treat each element by itself: one optimizer steps the stacked parameters of all members.
+_ELEMENTWISE = (
+    *(getattr(torch.optim, name) for name in ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "RMSprop")),
+    *(torch.optim.NAdam, torch.optim.RAdam, Lion, Adan, ScheduleFreeAdamW, Idle),
+)
+# The settings with which they do so; the libraries have others, such as centred gradients.
+_SETTINGS = {
+    *("_target_", "_partial_", "accumulate", "lr", "weight_decay", "betas", "eps", "momentum", "nesterov", "fused"),
+    *("foreach", "alpha", "rho", "momentum_decay", "warmup_steps"),
+}
+
+
+class InTurn:
+    """A pass and an optimizer for each member: the operations of a single run, to the bit.
+
+    context: of the forward pass and the loss. sums: (N, 3), of training loss, correct answers and images so far.
+    """
+
+    def __init__(self, members: Sequence[Member], draws: Draws, context: Context) -> None:
+        self.members, self.draws, self.context = members, draws, context
+        self.sums = torch.zeros(len(members), 3, dtype=torch.float64, device=draws.device)
+        self.optimizers: list[Any] = [m.module.recipe.optimizer(m.module.model) for m in members]
+
+    def schedulers(self, total_steps: int, steps_per_epoch: int) -> list[Any]:
+        return _schedulers(self.members, self.optimizers, total_steps, steps_per_epoch)
+
+    def optimizer_of(self, member: int) -> Optimizer:
+        return self.optimizers[member]
+
+    def step(self, batches: Sequence[Batch], seeds: Sequence[int], weight: float, window: int, now: bool) -> None:
+        """One batch each. weight: of its loss; window: micro-batches of an optimizer step, taken where `now`."""
+        for i, (member, batch, seed) in enumerate(zip(self.members, batches, seeds, strict=True)):
+            if member.ended:
+                continue
+            self.draws.seed(i, seed)
+            if now:
+                with self.draws.of(i):
+                    self.optimizers[i].step(lambda: self._pass(i, batch, weight / window, True))  # noqa: B023
+                member.module.after_optimizer(self.optimizers[i])
+                for p in member.module._owners:
+                    p.grad = None
+            else:
+                with self.draws.of(i):
+                    self._pass(i, batch, weight / window, False)
+
+    def _pass(self, i: int, batch: Batch, weight: float, clipped: bool) -> Tensor:
+        module = self.members[i].module
+        with torch.enable_grad():
+            with self.context():
+                loss, (total, correct, images) = module.loss(batch, weight)
+            loss.backward()
+        if clipped and module._clips:
+            module.clip()
+        self.sums[i] += torch.stack([total.detach(), correct, torch.full_like(correct, images)])
+        return loss
+
+
+class Together:
+    """One pass for all members, whose parameters are views of `stack`.
+
+    One optimizer steps the stack where its rule is elementwise and the members' settings are the same; otherwise each
+    member has its own, on its views, which makes any rule exact.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], draws: Draws, context: Context, folded: torch.nn.Module, stack: Stack
+    ) -> None:
+        self.members, self.draws, self.context, self.folded, self.stack = members, draws, context, folded, stack
+        self.sums = torch.zeros(len(members), 3, dtype=torch.float64, device=draws.device)
+        names = {id(p): name for name, p in members[0].module.model.named_parameters()}
+        self._decayed = [names[id(p)] for p in decayed(members[0].module.model)]
+        self._penalised = [type(m.module.recipe.regularization).penalty is not Regularizer.penalty for m in members]
+        self._views = [dict(m.module.model.named_parameters()) for m in members]
+        own = [m.module.recipe.optimizer(m.module.model) for m in members]
+        self._shared = _one_rule_for_all(members, own[0])
+        self.optimizers = [self._of_the_stack()] if self._shared else own
+
+    def _of_the_stack(self) -> Optimizer:
+        module = self.members[0].module
+        recipe = module.recipe
+        with named("optimizer"):
+            groups = param_groups(
+                module.model, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
+            )
+            for group in groups:
+                group["params"] = [self.stack[name] for name in group["param_names"]]
+            return recipe.make_optimizer(groups)
+
+    def schedulers(self, total_steps: int, steps_per_epoch: int) -> list[Any]:
+        return _schedulers(self.members, self.optimizers, total_steps, steps_per_epoch)
+
+    def optimizer_of(self, member: int) -> Optimizer:
+        return self.optimizers[0 if self._shared else member]
+
+    def step(self, batches: Sequence[Batch], seeds: Sequence[int], weight: float, window: int, now: bool) -> None:
+        """As for `InTurn`."""
+        with torch.enable_grad():
+            with self.context():
+                loss = self._losses(batches, seeds, weight / window)
+            loss.backward()
+        if not now:
+            return
+        clips = any(m.module._clips for m in self.members)
+        if clips or not self._shared:
+            self._give_gradients()
+        for member in self.members if clips else ():
+            member.module.clip()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for i, member in enumerate(self.members):
+            member.module.after_optimizer(self.optimizer_of(i))
+        for p in self.stack.values():
+            p.grad = None
+
+    def _losses(self, batches: Sequence[Batch], seeds: Sequence[int], weight: float) -> Tensor:
+        """The sum of the members' losses, 0-dim: the gradient of each is its own."""
+        x, y = self._inputs(batches, seeds)
+        count = len(self.members)
+        logits = self.folded(x)
+        smoothing = [m.module.recipe.regularization.label_smoothing for m in self.members]
+        losses = _cross_entropies(logits, y, smoothing)
+        with torch.no_grad():
+            target = y if y.ndim == 1 else y.argmax(1)
+            correct = (logits.argmax(1) == target).view(count, -1).sum(1)
+            images = len(x) // count
+            self.sums += torch.stack([losses * images, correct, torch.full_like(correct, images)], 1)
+        return (losses.sum() + self._penalties()) * weight
+
+    def _inputs(self, batches: Sequence[Batch], seeds: Sequence[int]) -> Batch:
+        """The scaled images (N B, C, H, W) and the labels (N B,) or (N B, K), each member's augmented by its draws."""
+        got = []
+        for i, (member, batch, seed) in enumerate(zip(self.members, batches, seeds, strict=True)):
+            self.draws.seed(i, seed)
+            with self.draws.of(i):
+                got.append(member.module.augment(*batch, member.module.num_classes))
+        x, y = (torch.cat(parts) for parts in zip(*got, strict=True))
+        module = self.members[0].module
+        return module.scaling(x).to(memory_format=module.layout), y
+
+    def _penalties(self) -> Tensor | float:
+        if not any(self._penalised):
+            return 0.0
+        split = [self.stack[name].unbind() for name in self._decayed]
+        return sum(
+            (m.module.recipe.regularization.penalty([p[i] for p in split]) for i, m in enumerate(self.members)), 0.0
+        )
+
+    def _give_gradients(self) -> None:
+        """Each member's parameters get their share of the stack's gradients, as views."""
+        for name, p in self.stack.items():
+            if p.grad is not None:
+                for views, grad in zip(self._views, p.grad.unbind(), strict=True):
+                    views[name].grad = grad
+
+
+def _one_rule_for_all(members: Sequence[Member], optimizer: Optimizer) -> bool:
+    first = members[0].config
+    same = all(m.config[k] == first[k] for m in members for k in ("optimizer", "scheduler", "layer_decay"))
+    own_metric = "monitor" in members[0].module.recipe.schedule_at
+    return same and not own_metric and type(optimizer) in _ELEMENTWISE and set(first["optimizer"]) <= _SETTINGS
+
+
+def _cross_entropies(logits: Tensor, y: Tensor, smoothing: Sequence[float]) -> Tensor:
+    """Mean cross-entropy of each member, (N,), from logits (N B, K)."""
+    if len(set(smoothing)) == 1:
+        each = F.cross_entropy(logits, y, label_smoothing=smoothing[0], reduction="none")
+        return each.view(len(smoothing), -1).mean(1)
+    parts = zip(logits.chunk(len(smoothing)), y.chunk(len(smoothing)), smoothing, strict=True)
+    return torch.stack([F.cross_entropy(a, b, label_smoothing=s) for a, b, s in parts])
+
+
+def _schedulers(members: Sequence[Member], optimizers: Sequence[Optimizer], total: int, per_epoch: int) -> list[Any]:
+    return [
+        m.module.recipe.scheduler(o, total_steps=total, steps_per_epoch=per_epoch)
+        for m, o in zip(members, optimizers, strict=False)
+    ]

@@ -1,0 +1,21 @@
+"""How often a run has read its test split: chosen by validation, a model is tested once, and a second look counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from knep.files import read_summary, write_summary
+
+
+def reads(folder: Path) -> int:
+    """How often the run in `folder` read its test split, by its summary.json; 0 where there is none."""
+    return int(read_summary(folder).get("sealed", 0))
+
+
+def read_again(run: Path) -> None:
+    """Counts one more reading in the summary of a finished run; run: its folder, or a file somewhere below it."""
+    for folder in (run, *run.parents[:3]):
+        summary = read_summary(folder)
+        if "sealed" in summary:
+            write_summary(folder, {**summary, "sealed": summary["sealed"] + 1})
+            return

@@ -1,0 +1,233 @@
+"""A study from its YAML to its report: killed in the middle, with an arm that fails and one that is refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from knep import cli
+from knep.evidence import trials
+from knep.evidence.effects import Row, accuracy, by_arm, median, table
+from knep.evidence.report import cells, page, results, show
+from knep.evidence.stats import paired
+from knep.evidence.study import names, read, study
+
+TINY = """
+title: Tiny <script>alert(1)</script> & co
+slot: optimizer
+control: plain
+seeds: 2
+common: [recipe=none, data=digits, data.limit=100, data.batch_size=50, model=mlp, "model.widths=[8]", scaling=unit,
+         trainer=cpu, trainer.precision=32-true, trainer.max_epochs=2]
+arms:
+  plain: [optimizer=sgd]
+  adam: [optimizer=adam]
+  exploding: [optimizer=sgd, optimizer.lr=1e30]
+  refused: [init=whiten_first]
+"""
+
+
+def kept(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "trials").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a study of 8 trials that was killed after the first ones, with what was kept by then."""
+    home = tmp_path_factory.mktemp("study")
+    (home / "tiny.yaml").write_text(TINY)
+    command = [sys.executable, "-m", "knep.cli", "study", str(home / "tiny.yaml"), f"out={home}/out"]
+    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, env=os.environ)
+    until = time.monotonic() + 240
+    while len(kept(home / "out")) < 2 and time.monotonic() < until and child.poll() is None:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    return home, kept(home / "out")
+
+
+@pytest.fixture(scope="module")
+def finished(killed):
+    """The same study, called again: its exit code, how many trials it ran, and its folder."""
+    home, _ = killed
+    ran = []
+    whole = trials._in_process
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "_in_process", lambda *a: ran.append(a[1].key) or whole(*a))
+        code = study([str(home / "tiny.yaml"), f"out={home}/out"])
+    return code, ran, home / "out"
+
+
+def test_a_killed_study_goes_on_with_what_is_missing(killed, finished):
+    _, before = killed
+    _, ran, out = finished
+    after = kept(out)
+    assert 2 <= len(before) < 8
+    assert len(ran) == 8 - len(before)
+    assert len(after) == 8
+    assert all(after[name] == time for name, time in before.items())
+
+
+def test_a_trial_that_fails_stays_as_failed_and_one_that_cannot_be_is_refused(finished):
+    code, _, out = finished
+    assert code == 1
+    found = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
+    assert found["arms"]["exploding"]["status"] == ["failed", "failed"]
+    assert found["arms"]["exploding"]["test_acc"] == [0.1, 0.1]
+    assert "whiten_first" in found["refused"]["refused"]
+    assert "refused" not in found["arms"]
+    rows = {row["arm"]: row for row in found["effects"]}
+    assert set(rows) == {"adam", "exploding"}
+    assert "2 of 2 failed" in rows["exploding"]["verdict"]
+    assert found["arms"]["adam"]["reads_of_test"] == [1, 1]
+    assert found["arms"]["adam"]["command"].startswith("python train.py recipe=none data=digits")
+    records = [json.loads(path.read_text()) for path in (out / "trials").glob("*.json")]
+    assert {r["classes"] for r in records if r["status"] == "finished"} == {10}
+    assert {(r["seed"], next(w for w in r["overrides"] if w.startswith("seed="))) for r in records} == {
+        (0, "seed=0"),
+        (1, "seed=1"),
+    }
+
+
+def test_its_report_is_one_page_that_asks_for_nothing_and_runs_nothing(finished):
+    html = (finished[2] / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in html
+    assert "<script" not in html
+    links = set(re.findall(r"https?://[^\"'<\s]+", html))
+    namespaces = (
+        "http://www.w3.org/",
+        "http://purl.org/dc/",
+        "http://creativecommons.org/ns",
+        "https://matplotlib.org/",
+    )
+    assert all(link.startswith(namespaces) for link in links), links  # names inside SVG, which nothing loads
+    assert not re.findall(r"(?:src|href)=\"(?!#)(?!http://www.w3.org)", html)
+    assert html.count("<svg") == 3
+    assert len((finished[2] / "effects.csv").read_text().splitlines()) == 3
+
+
+def test_arms_that_differ_in_the_seed_alone_have_that_seed_everywhere():
+    from knep.compose import compose_config
+    from knep.evidence.arms import Arm
+
+    (one,) = trials.plan([Arm("a", ("optimizer=sgd",))], [7])
+    whole = compose_config(["optimizer=sgd", "seed=7"])
+    assert one.made.config == whole.config
+    assert one.made.overrides == whole.overrides
+
+
+def record(acc=None, steps=(10, 20), curve=(0.5, 0.9), status="finished", **more):
+    points = [{"step": s, "val/acc": a} for s, a in zip(steps, curve, strict=True)]
+    measured = {} if acc is None else {"test/acc": acc}
+    return {"status": status, "curve": points, "cpu_seconds": 2.0, "peak_mib": 100.0, "overrides": []} | measured | more
+
+
+def two_arms(treated, control):
+    from knep.evidence.arms import Arm
+
+    arms = [Arm("off", ()), Arm("on", (), "off", "clip", "norm")]
+    records = {str(i): r for i, r in enumerate([*control, *treated])}
+    keys = {(name, s): str(s + len(control) * (name == "on")) for name in ("off", "on") for s in range(len(control))}
+    return arms, by_arm(arms, range(len(control)), keys, records)
+
+
+def test_a_failure_counts_with_the_accuracy_of_guessing():
+    assert accuracy(record(status="failed"), 4) == 0.25
+    assert accuracy(record(0.97, status="failed"), 10) == 0.1  # a network whose loss is NaN
+    arms, sides = two_arms([record(0.9), record(0.9), record(status="failed")], [record(0.9)] * 3)
+    (row,) = table(arms, sides, 10, 0.8)
+    assert row.accuracy.mean == pytest.approx(-0.8 / 3)
+    assert (row.failed, row.n, row.verdict) == (1, 3, "no evidence, 1 of 3 failed")
+
+
+def test_steps_to_the_target_and_costs_are_those_of_the_records():
+    fast, slow = record(0.9, curve=(0.85, 0.9), cpu_seconds=3.0), record(0.9, cpu_seconds=2.0)
+    (row,) = table(*two_arms([fast, fast], [slow, slow]), 10, 0.8)
+    assert row.steps is not None
+    assert (row.steps.mean, row.unreached, row.time, row.memory) == (-10, 0, 1.5, 1.0)
+    assert median({0: {}}, "cpu_seconds") != median({0: {}}, "cpu_seconds")  # NaN where every process was killed
+
+
+def test_a_report_says_which_run_read_its_test_split_twice():
+    arms, sides = two_arms([record(0.9, sealed=2), record(0.9, sealed=1)], [record(0.8, sealed=1)] * 2)
+    rows = table(arms, sides, 10, None)
+    html = page(results("t", "c", rows, sides, 10, None), rows, {})
+    assert "read more than once by: on." in html
+
+
+def test_a_narrow_terminal_cuts_no_number(monkeypatch, capsys):
+    effect = paired([0.91, 0.95, 0.96], [0.90, 0.93, 0.96])
+    row = Row("on", "clip", "norm", "choice", effect, 0.123, effect, 2, 1.25, 0.75, 1, 3, "no evidence, 1 of 3 failed")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    show([row])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, text.splitlines())) <= 60
+    wanted = "".join(cells(row))
+    assert sorted(re.sub(r"\D", "", text)) == sorted(re.sub(r"\D", "", wanted))
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_study_composes(name):
+    from knep.evidence.study import arms_of
+
+    arms = arms_of(read(name), [])
+    first = [arm for arm in arms if not arm.control or arm.control == arms[0].control or arm is arms[0]]
+    assert len(trials.plan(first, [0])) == len(first) >= 2  # every arm once, and the control in every group
+    assert len({arm.name for arm in arms}) == len(arms)
+    assert {arm.control for arm in arms} - {""} <= {arm.name for arm in arms}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["study"], "give a study: "),
+        (["study", "dropuot"], "there is no study dropuot"),
+        (["study", "dropout", "seeds=1"], "seeds=1 is no whole number from 2 on"),
+        (["study", "dropout", "seed=3"], "a study runs the seeds 0, 1"),
+        (["study", "dropout", "loud"], "loud is no setting"),
+        (["study", "dropout", "target=93"], "target=93 is no validation accuracy"),
+        (["study", "dropout", "optimizer.lrr=1"], "there is no key optimizer.lrr: did you mean"),
+        (["ablate", "recipe=modrn"], "recipe=modrn"),
+        (["ablate", "recipe=none"], "recipe=none picks no trick"),
+        (["ablate", "recipe=modern", "slots=dropout"], "slots=dropout: recipe=modern has no trick there"),
+        (["ablate", "processes=two"], "processes=two is no whole number"),
+        (["ledger", "slots=optimiser"], "slots=optimiser is not in the ledger"),
+        (["ledger", "optimizer.lr=1"], "optimizer.lr=1: the ledger takes"),
+        (["verify"], "give a card"),
+        (["verify", "adamx"], "there is no measured card adamx"),
+        (["cards", "a", "b"], "cards takes one folder"),
+    ],
+)
+def test_bad_words_are_one_line(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert err.startswith("knep: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "title: [",
+        "title: x\n",
+        TINY.replace("control: plain", "control: other"),
+        TINY.replace("[optimizer=adam]", "optimizer=adam"),
+    ],
+)
+def test_a_study_that_is_none_is_one_line(text, tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["study", str(tmp_path / "bad.yaml")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
