@@ -169,6 +169,8 @@ def _contents() -> str:
             head = "| option | data/model | n | difference | time | verdict |\n|---|---|---|---|---|---|"
             parts += [f"## {slot}", "\n".join([head, *rows])]
     missing = unmeasured()
-    named = ", ".join(f"[{name}]({name}.md)" for name in missing)
-    parts += ["## Not measured yet", f"{len(missing)} options: {named}." if missing else "None."]
+    parts += ["## Not measured yet", f"{len(missing)} of {sum(len(options(slot)) for slot in SLOTS)} options."]
+    for slot in SLOTS:
+        named = [f"[{name}]({name}.md)" for name in missing if name.startswith(f"{slot}/")]
+        parts += [", ".join(named)] if named else []
     return "\n\n".join(parts) + "\n"
