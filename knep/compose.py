@@ -171,6 +171,7 @@ def _check_whole(bare: DictConfig, config: Mapping[str, Any]) -> None:
     """Refuses a config from which a key was deleted that every run asks for; a trick's own keys have defaults."""
     before = _task(bare, resolve=False)
     needed = [*before, *(f"{group}.{key}" for group in ("trainer", "checkpoint") for key in before.get(group) or ())]
+    needed += [f"{group}._target_" for group in GROUPS if group in before]
     missing = sorted(set(needed) - set(_flat(config)))
     if missing:
         raise InputError(f"{missing[0]} is deleted, and every run needs it: leave out ~{missing[0]}")

@@ -14,13 +14,16 @@ def agreed(arguments: list[str]) -> list[str]:
     """The arguments of rank 0 with its run folder, where torchrun started this process; otherwise `arguments`.
 
     Each process would find a folder of its own by the time at which it looks at the clock, and a checkpoint of its own
-    by the moment at which it looks for the newest. Raises RunFailed where rank 0 does not say what it goes on with.
+    by the moment at which it looks for the newest. And their collectives meet at a port of this start: torchrun's own
+    store still holds the addresses of processes that it has started again, to which gloo would connect for ever.
+    Raises RunFailed where rank 0 does not say what it goes on with.
     """
     started = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if not started:
         return arguments
     from datetime import timedelta
 
+    from lightning.fabric.plugins.environments.lightning import find_free_network_port
     from torch.distributed import DistStoreError, TCPStore
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -28,13 +31,14 @@ def agreed(arguments: list[str]) -> list[str]:
     try:
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_WAIT))
         if os.environ["RANK"] == "0":
-            arguments = [*arguments, *_place(arguments)]
-            store.set(key, json.dumps(arguments))
-        return json.loads(store.get(key))
+            store.set(key, json.dumps([[*arguments, *_place(arguments)], find_free_network_port()]))
+        arguments, port = json.loads(store.get(key))
     except DistStoreError as error:
         raise RunFailed(
             f"rank 0 at {address}:{port} did not say within {_WAIT} s what it runs: see its error"
         ) from error
+    os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return arguments
 
 
 def _place(arguments: list[str]) -> list[str]:

@@ -26,7 +26,7 @@ QUICK = (
 )
 # Fetching, compiling and starting processes take longer than two steps are worth; none of them is input to be checked.
 _LEFT_OUT = ("compile", "profile", "ckpt", "allow_targets", "trainer.strategy", "trainer.num_nodes", "trainer.devices")
-_LEFT_OUT += ("data.root",)
+_LEFT_OUT += ("data.root", "trainer.max_epochs")
 _SLOW = {"data": ("cifar10", "cifar100", "mnist", "svhn", "fashion_mnist"), "trainer": ("ddp", "ddp_sim", "fsdp")}
 _NUMBERS = ("0", "1", "2", "-1", "0.5", "-0.5", "1e-30", "1e30", "1e308", "1e999", "inf", "-inf", "nan", "007", "1e")
 _NUMBERS += (str(2**31), str(2**63), str(10**30), "-" + "9" * 40, "0x10", "1_000", "\u0663")
