@@ -86,7 +86,8 @@ def compose_config(
     for group in (*GROUPS[1:], "checkpoint"):
         if group in config and not isinstance(config[group], dict):
             raise InputError(f"{group} is {_kind(config[group])}, not a group of keys: mend the option's file")
-    _check_whole(bare, config)
+    if primary == "train":
+        _check_whole(bare, config)
     check_ranges(config)
     refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
     return Composed(config, choices, list(overrides))

@@ -159,6 +159,10 @@ def discard(folder: Path) -> None:
     with contextlib.suppress(InputError), held(folder):
         for name in (*_IDENTITY, "train.log", "metrics.csv", "summary.json"):
             (folder / name).unlink(missing_ok=True)
+        for events in (*(folder / "tensorboard").glob("events.out.*"), folder / "tensorboard" / "hparams.yaml"):
+            events.unlink(missing_ok=True)
+    if (folder / "tensorboard").is_dir() and not any((folder / "tensorboard").iterdir()):
+        (folder / "tensorboard").rmdir()
     for empty in (folder, folder.parent):
         try:
             empty.rmdir()

@@ -224,7 +224,7 @@ def _greeting(link: socket.socket, token: str) -> int:
     got = b""
     try:
         while b"\n" not in got and len(got) < _LINE:
-            more = link.recv(1)  # no more than the line: the next one may be its last word already
+            more = link.recv(1)  # the words behind the greeting are left for the thread
             if not more:
                 return 0
             got += more

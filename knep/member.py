@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from knep import checkpoint
 from knep.capacity import capacity
@@ -89,6 +90,8 @@ def fit_member(
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted as asked:
         interrupted = asked.number
+    except MisconfigurationException as error:  # what Lightning finds out only when it has the data
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if start is None or clock.began or isinstance(error, InputError):
             raise

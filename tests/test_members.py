@@ -188,7 +188,7 @@ def test_the_command_leaves_a_folder_and_a_result_per_seed(tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
         for i in range(2):
             summary = json.loads((folder / f"member_{i}" / "summary.json").read_text())
-            assert (summary["seed"], summary["status"]) == (i, "finished")
+            assert (summary["seed"], summary["status"], summary["sealed"]) == (i, "finished", 1)
             state = torch.load(folder / f"member_{i}" / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"]
             assert all(t.untyped_storage().nbytes() == t.nbytes for t in state.values())
 

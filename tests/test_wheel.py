@@ -73,7 +73,7 @@ def test_the_wheel_holds_knep_and_nothing_else(wheel, installed):
     assert len(tops) == 2
     assert "knep" in tops
     assert all(top == "knep" or top.endswith(".dist-info") for top in tops)
-    repository = {f"knep/conf/{p.relative_to(CONF)}" for p in CONF.rglob("*.yaml")}
+    repository = {f"knep/{p.relative_to(CONF.parent)}" for p in CONF.parent.rglob("*.yaml")}
     assert {n for n in names if n.endswith(".yaml")} == repository
     assert "knep/py.typed" in names
     _, added = installed
@@ -105,7 +105,8 @@ def try_all(way, primary, lines):
         Recipe.from_config(cfg)
         for group in set(groups) - set(SLOTS):
             if picked[group] not in hardware:
-                instantiate(cfg[group] | (CPU if group == "trainer" else {}))
+                node = {key: value for key, value in cfg[group].items() if (group, key) != ("trainer", "members")}
+                instantiate(node | (CPU if group == "trainer" else {}))
         for group, name in picked.items():
             built.setdefault(f"{way} {group}", set()).add(name)
     for name in recipes:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from knep.data.module import Arrays, InMemory
 from knep.errors import InputError
+from knep.room import check_room
 from knep.seeds import generator
 
 
@@ -37,6 +38,9 @@ class Synthetic(InMemory):
         if noise < 0:
             raise InputError(f"data.noise={noise} must not be negative")
         super().__init__(**common)  # type: ignore[arg-type]
+        # Noise and its sum with the prototypes as float32, for the training and the test images.
+        need = 10 * images * channels * image_size**2
+        check_room(need, f"data.images={images} of data.image_size={image_size} need", "write smaller numbers")
         self._shape = (channels, image_size, image_size)
         self._images, self._classes, self._noise = images, classes, noise
 

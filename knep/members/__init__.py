@@ -70,6 +70,7 @@ def record(member: Member, data: Any) -> dict[str, Any]:
         "val/loss": val_loss,
         "val/acc_best": member.best.get("val/acc", math.nan),
         "best_epoch": int(member.best.get("epoch", -1)) + 1,
+        "sealed": int(math.isfinite(loss)),  # readings of the test split
         "epochs": member.epochs,
         "steps": member.steps,
         "curve": member.curve,

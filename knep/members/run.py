@@ -96,7 +96,7 @@ def _alone(config: Mapping[str, Any], data: Any, place: Path) -> dict[str, Any]:
         measured = evaluate([fitted.module], batches, data.num_classes, keep=0, mirrored=config["test_flip"])
         found |= {f"{split}/acc": measured.acc, f"{split}/loss": measured.loss}
     ended = {"status": "stopped_early" if fitted.stopped_early else "finished"}
-    return {"seed": config["seed"], **ended, **found, "epochs": fitted.epochs, "steps": fitted.steps}
+    return {"seed": config["seed"], **ended, **found, "sealed": 1, "epochs": fitted.epochs, "steps": fitted.steps}
 
 
 def _summary(
@@ -111,6 +111,7 @@ def _summary(
     summary: dict[str, Any] = {
         "status": "finished",
         **{key: statistics.fmean(r[key] for r in whole) for key in keys},
+        "sealed": 1,
         "members": len(records),
         "members/failed": [r["seed"] for r in records if r["status"] == "failed"],
         "members/test_acc": accuracies,

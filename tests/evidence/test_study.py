@@ -12,7 +12,7 @@ import pytest
 
 from knep import cli
 from knep.evidence import trials
-from knep.evidence.effects import Row, accuracy, by_arm, median, table
+from knep.evidence.effects import Row, accuracy, by_arm, default_target, median, table
 from knep.evidence.report import cells, page, results, show
 from knep.evidence.stats import paired
 from knep.evidence.study import names, read, study
@@ -145,6 +145,12 @@ def test_a_failure_counts_with_the_accuracy_of_guessing():
     assert (row.failed, row.n, row.verdict) == (1, 3, "no evidence, 1 of 3 failed")
 
 
+def test_the_target_is_one_that_the_control_reaches():
+    arms, sides = two_arms([record(0.9, curve=(0.2, 0.99))] * 2, [record(0.9, curve=(0.9, 0.8))] * 2)
+    assert default_target(arms, sides) == pytest.approx(0.99 * 0.9)
+    assert default_target(arms, {**sides, "off": {0: record(status="failed", curve=(), steps=())}}) is None
+
+
 def test_steps_to_the_target_and_costs_are_those_of_the_records():
     fast, slow = record(0.9, curve=(0.85, 0.9), cpu_seconds=3.0), record(0.9, cpu_seconds=2.0)
     (row,) = table(*two_arms([fast, fast], [slow, slow]), 10, 0.8)
@@ -177,8 +183,9 @@ def test_every_study_composes(name):
     from knep.evidence.study import arms_of
 
     arms = arms_of(read(name), [])
-    first = [arm for arm in arms if not arm.control or arm.control == arms[0].control or arm is arms[0]]
-    assert len(trials.plan(first, [0])) == len(first) >= 2  # every arm once, and the control in every group
+    several = len(read(name)["arms"])
+    once = [*arms[:several], *(arm for arm in arms[several:] if not arm.control)]
+    assert len(trials.plan(once, [0])) == len(once) >= 2  # every arm once, and the control in every group
     assert len({arm.name for arm in arms}) == len(arms)
     assert {arm.control for arm in arms} - {""} <= {arm.name for arm in arms}
 
