@@ -54,6 +54,7 @@ SLOTS = (
 )
 POSITIONS = ("epoch", "inside", "window")
 BATCHES, EPOCHS, WINDOW = 7, 3, 3
+PAIR = "trainer=ddp_sim"
 PATIENCE = 900  # seconds that a run of 21 small batches may take before it counts as hanging, on a busy machine too
 _SMALL = ("data=synthetic", "data.image_size=16", "data.images=140", "trainer.limit_val_batches=1")
 # Lines that a row needs beside its own: small models, and images where the option has none of its own.
@@ -174,6 +175,8 @@ def strike_at(position: str, draw: random.Random) -> int:
 
 def try_row(row: str, position: str, place: Path) -> str:
     """What became of one option killed at one position; two positions with the same lines share the whole run."""
+    if row == PAIR:
+        return _two_processes(position, place)
     lines = [row, *BESIDE.get(row, ()), *([f"accumulate={WINDOW}"] if position == "window" else [])]
     if row == "data=image_folder":
         lines += image_folder(place / "images")
@@ -193,6 +196,14 @@ def try_row(row: str, position: str, place: Path) -> str:
     return outcome or difference(traces(whole), traces(parts))
 
 
+def _two_processes(position: str, place: Path) -> str:
+    from resume_pair import LINES, try_pair
+
+    lines = [*BASE, *LINES, "data.batch_size=14", *([f"accumulate={WINDOW}"] if position == "window" else [])]
+    batch = strike_at(position, random.Random(f"{PAIR} {position}"))
+    return try_pair(lines, batch, None if position == "epoch" else 1, place, position)
+
+
 def image_folder(root: Path, size: int = 8) -> list[str]:
     """Writes two classes of noise, and returns the override lines that read them with two processes."""
     from torchvision.io import write_png
@@ -210,7 +221,7 @@ def image_folder(root: Path, size: int = 8) -> list[str]:
 def rows() -> list[str]:
     """`slot=option` for every option of every slot, the recipes and models, and each kind of data at hand."""
     data = ["data=digits", "data=fashion_mnist", "data=image_folder", "data=synthetic"]
-    return [f"{slot}={name}" for slot in (*SLOTS, "model", "recipe") for name in options(slot)] + data
+    return [f"{slot}={name}" for slot in (*SLOTS, "model", "recipe") for name in options(slot)] + data + [PAIR]
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def recipes() -> Iterator[tuple[str, str]]:
             yield f"recipe={name} twice", outcome
         with tempfile.TemporaryDirectory() as place:
             outcome = compare(lines, [*lines, "seed=1"], Path(place))
-            yield f"recipe={name}, another seed", "fails: identical" if outcome == "identical" else "identical no more"
+            yield f"recipe={name}, another seed", "fails: identical" if outcome == "identical" else "another run"
 
 
 def workers() -> Iterator[tuple[str, str]]:
@@ -162,7 +162,7 @@ def main() -> None:
     wrong = 0
     for part in (recipes, workers, watched):
         for name, outcome in part():
-            wrong += not outcome.startswith("identical")
+            wrong += not outcome.startswith(("identical", "another"))
             print(f"{name:40} {outcome}", flush=True)
     for model in MODELS:
         with tempfile.TemporaryDirectory() as place:
