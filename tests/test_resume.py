@@ -7,6 +7,7 @@ import signal
 import pytest
 import resume_matrix as matrix
 import torch
+from resume_storm import storm
 from torchvision.io import write_png
 
 from knep.train import main
@@ -76,6 +77,12 @@ def test_ctrl_c_changes_nothing_for_a_folder_of_images(workers, tmp_path):
 def test_a_kill_changes_nothing(row, position, tmp_path):
     outcome = matrix.try_row(row, position, tmp_path)
     assert outcome == "identical" or outcome.startswith("refused: ")
+
+
+def test_kills_anywhere_change_nothing():
+    runs = list(storm(4))
+    assert sum(kills for _, kills, _ in runs) == 4
+    assert {outcome for _, _, outcome in runs} == {"identical"}
 
 
 def test_a_difference_is_seen(tmp_path):
