@@ -82,8 +82,8 @@ def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """summary.json, atomically; how often the test split was read is never forgotten."""
-    counted = {key: count for key, count in read_summary(folder).items() if key == "sealed"}
-    write_atomic(folder / "summary.json", json.dumps({**counted, **summary}, indent=2) + "\n")
+    read = {} if "sealed" in summary else {k: n for k, n in read_summary(folder).items() if k == "sealed"}
+    write_atomic(folder / "summary.json", json.dumps({**summary, **read}, indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -80,8 +80,12 @@ class StopOnSignal(Callback):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         if not isinstance(exception, OSError):  # which the logs may have raised, and would again
             pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
+        self._forget()  # Lightning tears no callback down after an exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -56,14 +56,14 @@ def slurm(monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_each_signal_saves_and_says_so(number, code, struck, tmp_path, capsys):
-    folder = tmp_path / "run"
+    folder, before = tmp_path / "run", signal.getsignal(signal.SIGUSR1)
     assert struck(number, f"hydra.run.dir={folder}") == code
     summary = read_summary(folder)
     assert (summary["status"], summary["signal"], summary["steps"]) == ("interrupted", number, 3)
     assert f"go on with: python train.py ckpt={folder}" in capsys.readouterr().out
     assert matrix.torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
     assert not (folder / ".lock").exists()
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_under_slurm_it_is_queued_once_by_us_alone(struck, scontrol, slurm, tmp_path, capsys):
