@@ -60,6 +60,7 @@ _SMALL = ("data=synthetic", "data.image_size=16", "data.images=140", "trainer.li
 # Lines that a row needs beside its own: small models, and images where the option has none of its own.
 BESIDE = {
     "averaging=ensemble": ("averaging.members=2",),
+    "dropout=stochastic_depth": ("model=resnet", "model.width=0.5", "norm=batch"),
     "model=mlp": ("model.widths=[32,32]",),
     "model=resnet": ("model.width=0.5", "norm=batch"),
     "model=inception": ("model.width=0.25",),
