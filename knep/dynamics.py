@@ -25,6 +25,14 @@ class Dynamics:
         self._written = time.monotonic()
         self.last_step = -1
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with; the points that wait are to be written before."""
+        return {"clipped": list(self._clipped), "last_step": self.last_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._clipped.extend(state["clipped"])
+        self.last_step = state["last_step"]
+
     def add(self, step: int, rate: float, before: Tensor, after: Tensor) -> None:
         """One point; before, after: gradient norms, 0-dim."""
         self._points.append((step, rate, torch.stack([before.detach().float(), after.detach().float()])))

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.errors import InputError
+from knep.hardware import rng_state, set_rng_state
 from knep.signals import Interrupted, StopOnSignal
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -149,7 +150,7 @@ class Keeper(Callback):
             return  # somebody else's checkpoint, taken where counters disagree: Lightning resumes it as it can
         checkpoint["exact"] = {
             "place": self._place,
-            "rng": _random_state(pl_module.device),
+            "rng": rng_state(pl_module.device),
             "metrics": dict(trainer.callback_metrics),
             "gradients": _window(trainer, pl_module),
         }
@@ -164,9 +165,7 @@ class Keeper(Callback):
         """Puts back what the checkpoint kept of the moment, once the model is on its device."""
         if not self._loaded:
             return
-        torch.set_rng_state(self._loaded["rng"]["cpu"].cpu())
-        if "cuda" in self._loaded["rng"] and pl_module.device.type == "cuda":
-            torch.cuda.set_rng_state(self._loaded["rng"]["cuda"].cpu(), pl_module.device)
+        set_rng_state(self._loaded["rng"], pl_module.device)
         trainer._logger_connector._callback_metrics.update(self._loaded["metrics"])
         for name, p in pl_module.named_parameters():
             kept = self._loaded["gradients"].get(name)
@@ -179,13 +178,6 @@ def has_ended(trainer: Trainer) -> bool:
     """Whether early stopping had come to its end when the checkpoint was saved."""
     stoppers = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
     return any(c.wait_count >= c.patience for c in stoppers)
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
 
 
 def _window(trainer: Trainer, module: LightningModule) -> dict[str, torch.Tensor]:

@@ -7,10 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-GROUPS = (
-    "recipe",
-    "data",
-    "model",
+SLOTS = (
     "scaling",
     "augment",
     "norm",
@@ -23,9 +20,8 @@ GROUPS = (
     "regularization",
     "averaging",
     "stopping",
-    "guard",
-    "trainer",
 )
+GROUPS = ("recipe", "data", "model", *SLOTS, "guard", "trainer")
 CONF = Path(str(files("knep") / "conf"))
 _RESULTS = Path(str(files("knep") / "evidence" / "results"))
 

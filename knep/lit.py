@@ -170,8 +170,7 @@ class Classifier(L.LightningModule):
     def on_train_start(self) -> None:
         if self._resumed and self.global_rank == 0:  # the sums of all processes were added up when they were saved
             self._sums = {split: _Sums.of(values, self.device) for split, values in self._resumed["sums"].items()}
-            self.dynamics._clipped.extend(self._resumed["clipped"])
-            self.dynamics.last_step = self._resumed["last_step"]
+            self.dynamics.load_state_dict(self._resumed)
         self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
         if self.guard.action != "none":
             self.sentry = Sentry(self.guard, self, self._resumed.get("guard"))
@@ -308,8 +307,7 @@ class Classifier(L.LightningModule):
         checkpoint["knep"] = self.about
         checkpoint["running"] = {
             "sums": {k: self.trainer.strategy.reduce(s.values(), reduce_op="sum") for k, s in self._sums.items()},
-            "clipped": list(self.dynamics._clipped),
-            "last_step": self.dynamics.last_step,
+            **self.dynamics.state_dict(),
         }
         if self.sentry is not None:
             checkpoint["running"]["guard"] = self.sentry.state_dict(self._scheduled(checkpoint))

@@ -71,18 +71,7 @@ def fit_member(
     observers = [StepProfile(folder)] if cfg["profile"] else []
     trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers], wrong)
     if seed == cfg["seed"] and trainer.is_global_zero:
-        why = why_not_bf16(wrong)
-        if why and cfg["trainer"]["precision"] == "auto" and trainer.strategy.root_device.type == "cpu":
-            print(why)
-        print(
-            levers(
-                cfg,
-                trainer.precision,
-                trainer.strategy.root_device,
-                isinstance(trainer.fit_loop.epoch_loop, LeanEpoch),
-                trainer.world_size,
-            )
-        )
+        _print_levers(cfg, trainer, wrong)
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = 0
     try:
@@ -113,6 +102,15 @@ def fit_member(
         stopped_early=getattr(module.recipe.stopping, "stopped_epoch", 0) > 0,
         interrupted=interrupted,
     )
+
+
+def _print_levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None) -> None:
+    device = trainer.strategy.root_device
+    why = why_not_bf16(wrong)
+    if why and cfg["trainer"]["precision"] == "auto" and device.type == "cpu":
+        print(why)
+    lean = isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
+    print(levers(cfg, trainer.precision, device, lean, trainer.world_size))
 
 
 def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from knep.errors import InputError, NoEffectError
 from knep.groups import param_groups
+from knep.listing import SLOTS as SLOTS  # the order in which they act
 from knep.nodes import resolved, slot_node
 from knep.probe import probe
 from knep.recipes.scaling import none as raw_pixels
@@ -29,17 +30,6 @@ if TYPE_CHECKING:
     from knep.plan import Plan
 
 MODEL_SLOTS = ("norm", "activation", "dropout", "init")
-SLOTS = (
-    "scaling",
-    "augment",
-    *MODEL_SLOTS,
-    "optimizer",
-    "clip",
-    "scheduler",
-    "regularization",
-    "averaging",
-    "stopping",
-)
 # Keys of a slot's node that say how the training loop uses the trick; the trick itself never sees them.
 _BESIDE = ("accumulate", "interval", "monitor")
 

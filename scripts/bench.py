@@ -23,6 +23,8 @@ from benching.members import members
 from benching.race import race
 from benching.watch import screen
 
+from knep.evidence.stats import paired
+from knep.evidence.where import processor
 from knep.fit import threads
 from knep.train import run
 
@@ -96,19 +98,15 @@ def _accuracy(name: str, seeds: int, epochs: int) -> dict[str, Any]:
             ours = run(made.config, Path(folder), made.choices, made.overrides)["test/acc"]
         pairs.append((100 * ours, 100 * usual_accuracy(case, data, seed, epochs)))
         print(name, seed, *(f"{p:.2f}" for p in pairs[-1]), flush=True)
-    mean, low, high = measure.paired([a - b for a, b in pairs])
-    return {"pairs": pairs, "epochs": epochs, "difference": mean, "low": low, "high": high}
+    found = paired([ours for ours, _ in pairs], [usual for _, usual in pairs])
+    return {"pairs": pairs, "epochs": epochs, "difference": found.mean, "low": found.low, "high": found.high}
 
 
 def _where() -> dict[str, Any]:
     import lightning
 
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        names = [s for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
     return {
-        "processor": f"{processor}, {os.cpu_count()} cores",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "Python": platform.python_version(),

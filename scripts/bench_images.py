@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from knep.evidence.where import processor
+
 SIDE, SIZE, SHIFT, CLASSES, WORKERS, BATCH = 256, 64, 4, 10, 2, 128
 BARS = {"knep decoded": 1.5, "knep cached": 5.0}  # times timm's images/s
 
@@ -179,7 +181,7 @@ def machine() -> dict[str, Any]:
 
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg(),

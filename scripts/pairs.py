@@ -16,21 +16,9 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-SLOTS = (
-    "model",
-    "scaling",
-    "augment",
-    "norm",
-    "activation",
-    "dropout",
-    "init",
-    "optimizer",
-    "clip",
-    "scheduler",
-    "regularization",
-    "averaging",
-    "stopping",
-)
+from knep.listing import SLOTS
+
+_SLOTS = ("model", *SLOTS)
 # Two epochs of one batch: a step is taken, the schedule moves, averages form, and two epochs are compared.
 SHORT = [
     "recipe=none",
@@ -64,7 +52,7 @@ def all_pairs() -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
     """Every ((slot, option), (slot, option)) across two different slots."""
     from knep.listing import options
 
-    for a, b in itertools.combinations(SLOTS, 2):
+    for a, b in itertools.combinations(_SLOTS, 2):
         for x, y in itertools.product(options(a), options(b)):
             yield (a, x), (b, y)
 

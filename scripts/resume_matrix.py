@@ -33,25 +33,11 @@ from traces import difference, traces
 from knep.compose import compose_config
 from knep.errors import InputError
 from knep.fit import about
-from knep.listing import options
+from knep.listing import SLOTS, options
 from knep.member import fit_member
 from knep.safe import allow_typed, instantiate
 from knep.train import hush
 
-SLOTS = (
-    "optimizer",
-    "scheduler",
-    "averaging",
-    "stopping",
-    "dropout",
-    "augment",
-    "regularization",
-    "norm",
-    "clip",
-    "init",
-    "activation",
-    "scaling",
-)
 POSITIONS = ("epoch", "inside", "window")
 BATCHES, EPOCHS, WINDOW = 7, 3, 3
 PAIR = "trainer=ddp_sim"

@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from knep.evidence.where import processor
+
 
 def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:
     """The summary of one run in a process of its own, with its processor time and validation accuracy by epoch."""
@@ -53,15 +55,6 @@ def result(overrides: Sequence[str], runs: dict[int, dict[str, Any]]) -> dict[st
         "hardware": f"{platform.machine()}, {processor()}",
         "runs": {str(seed): runs[seed] for seed in sorted(runs)},
     }
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def earlier(path: Path | None, command: str) -> dict[int, dict[str, Any]]:

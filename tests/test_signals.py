@@ -116,3 +116,12 @@ def test_outside_of_training_a_signal_is_told_too(tmp_path, monkeypatch):
     assert ended.value.code == 143
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["signal"]) == ("interrupted", 15)
+
+
+def test_an_exception_in_a_fit_puts_the_handlers_back():
+    before = signal.getsignal(signal.SIGUSR1)
+    stop = signals.StopOnSignal()
+    stop.on_fit_start(None, None)
+    assert signal.getsignal(signal.SIGUSR1) == stop._ask
+    stop.on_exception(None, None, OSError("the disk is full"))
+    assert signal.getsignal(signal.SIGUSR1) == before

@@ -15,22 +15,8 @@ from typing import Any
 from knep.errors import InputError
 from knep.evidence.verify import RUNS, expected
 from knep.files import write_atomic
-from knep.listing import CONF, cells, options, reason
+from knep.listing import CONF, SLOTS, cells, options, reason
 
-SLOTS = (
-    "scaling",
-    "augment",
-    "norm",
-    "activation",
-    "dropout",
-    "init",
-    "optimizer",
-    "clip",
-    "scheduler",
-    "regularization",
-    "averaging",
-    "stopping",
-)
 _HEAD = (
     "| data/model | n | test accuracy | difference, points | steps to target | time | memory | verdict "
     "| two more runs, points |\n|---|---|---|---|---|---|---|---|---|"

@@ -9,16 +9,20 @@ from pathlib import Path
 from knep.files import git
 
 
-def hardware() -> str:
-    """Processor, cores, threads of torch, Python and torch: what a number was measured on."""
-    import torch
-
+def processor() -> str:
+    """The processor's name, where the system tells it."""
     names: list[str] = []
     if Path("/proc/cpuinfo").is_file():
         names = [s for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith("model name")]
-    processor = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def hardware() -> str:
+    """Processor, cores, Python and torch: what a number was measured on."""
+    import torch
+
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor()}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def commit() -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from knep.guard.finite import digest, first_bad
 from knep.guard.layers import Table, watched
+from knep.hardware import set_rng_state
 
 
 @dataclass
@@ -40,20 +41,6 @@ class Pass:
     gradients: str
     bad: str | None
     table: Table
-
-
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the generators that a step on `device` draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 def grads(module: Any) -> dict[str, Tensor]:

@@ -23,11 +23,11 @@ from torch import Tensor
 from knep.errors import RunFailed
 from knep.guard.box import write_box
 from knep.guard.finite import Copies, finite, first_bad
-from knep.guard.moment import Moment, grads, rng_state, set_rng_state
+from knep.guard.moment import Moment, grads
 from knep.guard.policy import KINDS, Guard
 from knep.guard.rollback import Snapshot
 from knep.guard.spike import Spikes
-from knep.hardware import reseed
+from knep.hardware import reseed, rng_state, set_rng_state
 
 
 class BadStep(Exception):

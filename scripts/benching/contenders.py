@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ Contender = Callable[[Case, Any], Timing]
 _Batch = tuple[Tensor, Tensor]
 
 
-def knep(case: Case, data: Any) -> Timing:
-    """`Trainer.fit` as train.py calls it, with logs, checkpoints and the progress bar."""
+def knep(case: Case, data: Any, lines: Sequence[str] = ()) -> Timing:
+    """`Trainer.fit` as train.py calls it, with logs, checkpoints and the progress bar; lines: further overrides."""
     hush()
-    config = compose(case, [f"trainer.max_steps={case.warm + case.steps}"])
+    config = compose(case, [f"trainer.max_steps={case.warm + case.steps}", *lines])
     watch = StopWatch(case.warm, case.steps)
     with tempfile.TemporaryDirectory() as folder, screen():
         fit_member(about(config, data), data, Path(folder), seed=0, callbacks=[watch])

@@ -13,8 +13,6 @@ from benching.cases import CASES
 from benching.contenders import contenders, prepared
 from benching.watch import Timing
 
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
 
 def steps(names: Sequence[str], repeats: int, count: int | None, peers: bool = False) -> dict[str, Any]:
     """Samples/s of each contender on each case, in turn A B A B, and knep's ratio to each of the others."""
@@ -60,10 +58,3 @@ def line(found: Mapping[str, Any]) -> str:
         for who, r in found["ratio"].items()
     )
     return f"{rates}  {ratios}"
-
-
-def paired(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of paired differences, by Student's t (2 to 10 pairs)."""
-    mean, n = statistics.fmean(differences), len(differences)
-    half = T_95[n - 1] * statistics.stdev(differences) / n**0.5
-    return mean, mean - half, mean + half

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from benching.cases import CASES, Case, compose
-from benching.contenders import prepared
-from benching.watch import StopWatch, Timing, screen
-from knep.fit import about
-from knep.member import fit_member
-from knep.train import hush
+from benching.cases import CASES, Case
+from benching.contenders import knep, prepared
+from benching.watch import Timing
 
 OPTIONS = {
     "guard": ("guard=stop", "guard=none"),
@@ -40,19 +33,8 @@ def overhead(kind: str, names: Sequence[str], repeats: int, count: int | None) -
 def _pair(case: Case, data: Any, turn: int, more: list[str], less: list[str]) -> tuple[Timing, Timing]:
     """Two neighbouring runs, with the option and without; every other turn the other way round."""
     order = [more, less] if turn % 2 else [less, more]
-    taken = {tuple(lines): _timed(case, data, lines) for lines in order}
+    taken = {tuple(lines): knep(case, data, lines) for lines in order}
     return taken[tuple(more)], taken[tuple(less)]
-
-
-def _timed(case: Case, data: Any, lines: list[str]) -> Timing:
-    hush()
-    torch.manual_seed(0)
-    config = compose(case, [f"trainer.max_steps={case.warm + case.steps}", *lines])
-    watch = StopWatch(case.warm, case.steps)
-    with tempfile.TemporaryDirectory() as folder, screen():
-        fit_member(about(config, data), data, Path(folder), seed=0, callbacks=[watch])
-    assert watch.timing is not None
-    return watch.timing
 
 
 def _shares(pairs: Sequence[tuple[Timing, Timing]]) -> dict[str, float]:
