@@ -1,0 +1,164 @@
+"""What an examination finds: findings in order of gravity, and the report that holds them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+_TABLE = Path(__file__).with_name("diseases.yaml")
+
+
+@dataclass(frozen=True)
+class Disease:
+    """A row of diseases.yaml.
+
+    kind: data, model, optimisation or regularization; title: in words; cause: what is wrong and why it hurts;
+    source: the paper; overrides: what would mend it, one group of override lines per way; mend: what the user does
+    where no override can.
+    """
+
+    name: str
+    kind: str
+    title: str
+    cause: str
+    source: str
+    overrides: tuple[tuple[str, ...], ...] = ()
+    mend: str = ""
+
+
+@lru_cache
+def diseases() -> Mapping[str, Disease]:
+    """Name -> disease, for every disease that the doctor knows."""
+    import yaml
+
+    rows = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+    return {name: Disease(name, **_tuples(row)) for name, row in rows.items()}
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"overrides": tuple(tuple(way) for way in row.get("overrides", ()))}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One disease, with what shows it.
+
+    disease: a name of diseases.yaml; evidence: numbers and layers, in one or two sentences; gravity: in [0, 1], how
+    much of the training it costs and how sure that is, the order of the report; certain: True where the evidence alone
+    makes the patient sick, False for a suspicion that a trial has to bear out; layers: paths of modules or parameters;
+    overrides: the prescription, one group of lines per way, the best first; mend: what the user does where no
+    override can; began: the training step at which a live finding began; gain: validation accuracy in points that a
+    trial of the prescription gained, None where none was made.
+    """
+
+    disease: str
+    evidence: str
+    gravity: float
+    certain: bool = True
+    layers: tuple[str, ...] = ()
+    overrides: tuple[tuple[str, ...], ...] = ()
+    mend: str = ""
+    began: int | None = None
+    gain: float | None = None
+
+    @property
+    def about(self) -> Disease:
+        return diseases()[self.disease]
+
+    def prescribed(self, *ways: Sequence[str]) -> Finding:
+        """The same finding with these ways of mending it."""
+        return replace(self, overrides=tuple(tuple(way) for way in ways))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        about = self.about
+        row = {
+            "disease": self.disease,
+            "kind": about.kind,
+            "title": about.title,
+            "gravity": round(self.gravity, 4),
+            "evidence": self.evidence,
+            "layers": list(self.layers),
+            "cause": about.cause,
+            "source": about.source,
+            "overrides": [list(way) for way in self.overrides],
+            "mend": self.mend,
+        }
+        if self.began is not None:
+            row["began"] = self.began
+        return row | ({} if self.gain is None else {"gain": round(self.gain, 2)})
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of an examination. str(report) is what the terminal shows.
+
+    findings: the gravest first; measured: what was measured, healthy or not, as plain data for figures and JSON;
+    seconds: the examination took; notes: what could not be examined, and why.
+    """
+
+    findings: tuple[Finding, ...]
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sick(self) -> bool:
+        return bool(self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        if not self.findings:
+            return "healthy: nothing found that keeps this network from learning"
+        more = len(self.findings) - 1
+        return f"sick: {self.findings[0].about.title}" + (f", and {more} more" if more else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "verdict": self.verdict,
+            "sick": self.sick,
+            "findings": [f.as_dict() for f in self.findings],
+            "notes": list(self.notes),
+            "seconds": round(self.seconds, 2),
+            "measured": dict(self.measured),
+        }
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.text import Text
+
+        from knep.text import shown
+
+        console = Console(file=io.StringIO(), width=110, highlight=False, markup=False)
+        console.print(Text(self.verdict, style="bold"))
+        for number, finding in enumerate(self.findings, 1):
+            began = "" if finding.began is None else f" (since step {finding.began})"
+            console.print(f"\n{number}. {finding.about.title}{began}")
+            rows = [("evidence", finding.evidence), ("cause", finding.about.cause), ("source", finding.about.source)]
+            rows += [("try" if i == 0 else "or", " ".join(way)) for i, way in enumerate(finding.overrides)]
+            rows += [("mend", finding.mend)] if finding.mend else []
+            if finding.gain is not None:
+                rows.append(("trial", f"{finding.gain:+.1f} points of validation accuracy with the first"))
+            for word, text in rows:
+                console.print(f"   {word:9}{shown(text)}", soft_wrap=True)
+        for note in self.notes:
+            console.print(f"\nnote: {shown(note)}", soft_wrap=True)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().strip()
+
+    __repr__ = __str__
+
+
+def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The gravest first, one for each disease."""
+    best: dict[str, Finding] = {}
+    for finding in findings:
+        if finding.disease not in best or finding.gravity > best[finding.disease].gravity:
+            best[finding.disease] = finding
+    return tuple(sorted(best.values(), key=lambda f: -f.gravity))

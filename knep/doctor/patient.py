@@ -1,0 +1,270 @@
+"""The patient: a model with its data and its way of training, as an examination sees it. It is never changed."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from knep.errors import InputError
+from knep.recipes import clip as clips
+from knep.regularizer import Regularizer
+
+Batch = tuple[Tensor, Tensor]
+_MOST_BYTES = 256 * 2**20  # of batches that an examination keeps
+_MOST_BATCHES = 600
+
+
+class Plain(nn.Module):
+    """No augmentation: the batch as it is."""
+
+    epoch = 0
+
+    def forward(self, x: Tensor, y: Tensor, num_classes: int) -> Batch:
+        return x, y
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A remedy makes another patient of it with `dataclasses.replace`; the parts themselves are never edited.
+
+    model: scaled images (N, C, H, W) to scores (N, num_classes); train, val: raw batches (x, y), in the order in which
+    the run sees them; shuffled: whether its order changes from epoch to epoch; images: of the whole training split;
+    batches: steps of an epoch of the run; epochs: of the run; make_optimizer: from a copy of the model;
+    make_scheduler: f(optimizer, total_steps=, steps_per_epoch=) or None; interval: "step" or "epoch", when it is
+    stepped; loss: f(scores, y), None where it is cross-entropy; precision: as Lightning names it; stopping: patience
+    in epochs, None without; overrides: the lines that made it, config: what they say; both empty for a patient that
+    was not made by a config.
+    """
+
+    model: nn.Module
+    train: Sequence[Batch]
+    val: Sequence[Batch]
+    num_classes: int
+    make_optimizer: Callable[[nn.Module], Optimizer]
+    scaling: nn.Module = field(default_factory=nn.Identity)
+    augment: Any = field(default_factory=Plain)
+    clip: Callable[[Iterable[Tensor]], Tensor] = clips.none
+    make_scheduler: Callable[..., Any] | None = None
+    interval: str = "step"
+    regularization: Regularizer = field(default_factory=Regularizer)
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    accumulate: int = 1
+    precision: str = "32-true"
+    images: int = 0
+    batches: int = 0
+    epochs: int = 1
+    shuffled: bool = True
+    stopping: int | None = None
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the real run."""
+        return max(1, self.epochs * self.batches // self.accumulate)
+
+    @property
+    def device(self) -> torch.device:
+        like = next(self.model.parameters(), None)
+        return torch.device("cpu") if like is None else like.device
+
+    def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
+        """The loss that the run minimises, without its penalty; y: int64 (N,) or, after mixing, (N, K)."""
+        if self.loss is not None:
+            return self.loss(scores, y)
+        return F.cross_entropy(scores, y, label_smoothing=self.regularization.label_smoothing)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the model sees of raw images x (N, C, H, W)."""
+        return self.scaling(x.to(self.device))
+
+    def stacked(self, split: str = "train", most: int = 2048) -> Batch:
+        """The first images (N, C, H, W) of a split and their labels, raw."""
+        batches = self.train if split == "train" else self.val
+        if not batches:
+            raise InputError(f"there are no {split} batches")
+        x = torch.cat([b[0] for b in itertools.islice(batches, most)])[:most]
+        return x, torch.cat([b[1] for b in itertools.islice(batches, most)])[:most]
+
+
+def from_config(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Patient:
+    """The patient that a composed config of knep describes; its data are read. Raises InputError as training does."""
+    from knep.fit import about, build_module
+    from knep.hardware import precision, wrong_in_bf16
+    from knep.recipe import named
+    from knep.safe import instantiate
+
+    with named("data"):
+        data = instantiate(config["data"])
+        data.prepare()
+    module = build_module(about(config, data), data, seed=config["seed"])
+    recipe = module.recipe
+    data.seed = config["seed"]
+    loader = data.train_dataloader()
+    batches = len(loader)
+    accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
+    wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
+    return Patient(
+        model=module.model,
+        train=gathered(loader, most=_MOST_BATCHES),
+        val=gathered(data.val_dataloader(), most=8),
+        num_classes=data.num_classes,
+        make_optimizer=recipe.optimizer,
+        scaling=module.scaling,
+        augment=module.augment,
+        clip=recipe.clip,
+        make_scheduler=recipe.scheduler,
+        interval=recipe.schedule_at["interval"],
+        regularization=recipe.regularization,
+        accumulate=accumulate,
+        precision=str(precision(config["trainer"]["precision"], config["trainer"]["accelerator"], wrong)),
+        images=data.sizes["train"],
+        batches=batches,
+        epochs=config["trainer"]["max_epochs"] or 1,
+        stopping=config["stopping"].get("patience"),
+        seed=config["seed"],
+        overrides=tuple(overrides),
+        config=config,
+    )
+
+
+def of(
+    model: nn.Module,
+    train: Iterable[Any],
+    val: Iterable[Any] | None = None,
+    *,
+    optimizer: Optimizer | Callable[[nn.Module], Optimizer],
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    num_classes: int | None = None,
+    epochs: int = 10,
+    clip: Callable[[Iterable[Tensor]], Tensor] = clips.none,
+    seed: int = 0,
+) -> Patient:
+    """A patient of somebody else's project.
+
+    train, val: batches (x, y) as the loop gets them; val: None holds back every tenth training batch; optimizer: over
+    the model's parameters, or what makes one of a model; loss: f(scores, y), None for cross-entropy.
+    Raises InputError for batches that are no (x, y), none at all, or a model that fails on them.
+    """
+    seen = gathered(train, most=_MOST_BATCHES)
+    if not seen:
+        raise InputError("the training loader gives no batch: check its data set and drop_last")
+    held = gathered(val, most=64) if val is not None else seen[::10]
+    kept = seen if val is not None else [b for i, b in enumerate(seen) if i % 10] or seen
+    if num_classes is None:
+        from knep.probe import probe
+
+        scores = probe(model, kept[0][0])
+        if not isinstance(scores, Tensor) or scores.ndim != 2:
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise InputError(f"the model gives {got}, not scores (N, K): the doctor examines classifiers of images")
+        num_classes = scores.shape[1]
+    batches = _length(train) or len(kept)
+    return Patient(
+        model=model,
+        train=kept,
+        val=held,
+        num_classes=num_classes,
+        make_optimizer=_maker(model, optimizer),
+        loss=None if isinstance(loss, nn.CrossEntropyLoss) and not loss.label_smoothing else loss,
+        clip=clip,
+        images=sum(len(y) for _, y in kept),
+        batches=batches,
+        epochs=epochs,
+        shuffled=_reshuffles(train, seen),
+        seed=seed,
+    )
+
+
+def gathered(batches: Iterable[Any], most: int) -> list[Batch]:
+    """At most so many batches and 256 MiB of a loader, which may be endless, checked to be (x, y)."""
+    kept: list[Batch] = []
+    room = _MOST_BYTES
+    iterator = iter(batches)
+    while len(kept) < most and room > 0:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            break
+        except InputError:
+            raise
+        except Exception as error:  # a loader of another project may raise anything
+            text = " ".join(str(error).split())
+            raise InputError(f"batch {len(kept)} of the loader failed: {type(error).__name__}: {text}") from error
+        x, y = checked(batch, len(kept))
+        keep = y >= 0 if bool((y == -1).any()) else slice(None)  # -1 marks padding
+        x, y = x[keep], y[keep]
+        room -= x.numel() * x.element_size()
+        if len(y):
+            kept.append((x, y))
+    return kept
+
+
+def checked(batch: Any, number: int) -> Batch:
+    """(x, y) of a batch. Raises InputError for anything that is no images with class labels."""
+    where = f"batch {number} of the loader"
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(t, Tensor) for t in batch[:2]):
+        raise InputError(f"{where} is {type(batch).__name__}, not (images, labels): let the loader give both")
+    x, y = batch[0], batch[1]
+    if x.is_complex() or x.layout != torch.strided or y.layout != torch.strided:
+        raise InputError(f"{where} has {x.dtype} images of layout {x.layout}: give dense real ones")
+    if y.is_floating_point() and y.ndim == 1 and bool((y == y.round()).all()):
+        y = y.long()
+    if y.ndim == 2 and y.shape[1] > 1:
+        y = y.argmax(1)
+    y = y.reshape(-1) if y.ndim == 2 else y
+    if y.ndim != 1 or y.is_floating_point() or y.is_complex():
+        raise InputError(f"{where} has labels {tuple(y.shape)} of {y.dtype}: the doctor examines classifiers, int (N,)")
+    if len(x) != len(y):
+        raise InputError(f"{where} has {len(x)} images and {len(y)} labels: there must be one for each")
+    return x, y.long()
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def _reshuffles(train: Iterable[Any], seen: Sequence[Batch]) -> bool:
+    """Whether a second look at the loader gives another first batch; an iterator cannot be looked at twice."""
+    if iter(train) is train or isinstance(train, (list, tuple)):
+        return False
+    again = gathered(train, most=1)
+    return not again or again[0][0].shape != seen[0][0].shape or not torch.equal(again[0][0], seen[0][0])
+
+
+def _maker(model: nn.Module, optimizer: Any) -> Callable[[nn.Module], Optimizer]:
+    """From a copy of `model`, an optimizer like the given one over the copy's parameters, without its state."""
+    if not isinstance(optimizer, Optimizer):
+        return optimizer
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [
+        {k: v for k, v in g.items() if k != "params"} | {"names": [names[id(p)] for p in g["params"] if id(p) in names]}
+        for g in optimizer.param_groups
+    ]
+    kind, defaults = type(optimizer), dict(optimizer.defaults)
+
+    def make(copied: nn.Module) -> Optimizer:
+        own = dict(copied.named_parameters())
+        made = [{k: v for k, v in g.items() if k != "names"} | {"params": [own[n] for n in g["names"]]} for g in groups]
+        try:
+            return kind(made, lr=defaults["lr"]) if "lr" in defaults else kind(made)
+        except TypeError:
+            like = copy.deepcopy(optimizer)
+            like.state.clear()
+            for group, new in zip(like.param_groups, made, strict=True):
+                group["params"] = new["params"]
+            return like
+
+    return make

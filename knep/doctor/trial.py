@@ -1,0 +1,268 @@
+"""A short training run of a patient, on a copy, by the steps of its own recipe and with its schedule in small."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from knep.doctor.patient import Batch, Patient
+from knep.gradients import gradients
+from knep.groups import decayed
+from knep.layers import calls
+from knep.seeds import generator, mix
+
+_MACS = 6e10  # of a whole trial: a few seconds on one core
+_SHORT, _LONG = 60, 600  # steps
+
+
+@dataclass
+class Score:
+    """Of a model on images: mean loss (cross-entropy of its scores, whatever the run minimises) and accuracy."""
+
+    loss: float
+    acc: float
+
+
+@dataclass
+class Trial:
+    """What a trial saw.
+
+    losses, accs: of each step's batch in training mode; norms: of the gradient before clipping; shares: of it that
+    clipping left, in [0, 1]; penalties: what the regularization added to the loss; updates: at a few steps, the median
+    over weights of ||dw|| / ||w||; frozen_share: share of weight elements that a step with gradient left as they were;
+    train: at the end, in eval mode, on training images; batch_stats: the same with the statistics of the batch, where
+    the model has batch norm; curve: (step, validation Score); weight: ||w|| at the end over ||w|| at the start;
+    diverged: a loss or a weight was not finite; model: the trained copy; rates: learning rate of each step.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    accs: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    penalties: list[float] = field(default_factory=list)
+    updates: list[tuple[int, float]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    curve: list[tuple[int, Score]] = field(default_factory=list)
+    frozen_share: float = 0.0
+    weight: float = 1.0
+    train: Score = field(default_factory=lambda: Score(math.nan, 0.0))
+    batch_stats: Score | None = None
+    diverged: bool = False
+    model: nn.Module | None = None
+
+    @property
+    def val(self) -> Score:
+        """At the end."""
+        return self.curve[-1][1] if self.curve else Score(math.inf, 0.0)
+
+    @property
+    def best(self) -> Score:
+        """The validation Score of the best look."""
+        return max((s for _, s in self.curve), key=lambda s: s.acc, default=Score(math.inf, 0.0))
+
+
+def cost(patient: Patient) -> float:
+    """Multiply-adds of a training step: of convolutions and linear layers, three times the forward's."""
+    x = patient.inputs(patient.train[0][0][:2])
+    macs = 0.0
+    for call in calls(patient.model, x):
+        weight = getattr(call.module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim >= 2 and isinstance(call.output, Tensor):
+            places = call.output.numel() / max(1, call.output.shape[1 if weight.ndim > 2 else -1])
+            macs += places * weight.numel()
+    return 3 * macs / len(x) * len(patient.train[0][0])
+
+
+def steps_of(patient: Patient, budget: float = 1.0, least: int = _SHORT, most: int = _LONG) -> int:
+    """How many steps a trial takes: the whole run, or what `budget` times a few seconds of one core allow.
+
+    It depends on the model and not on the clock, so that two examinations see the same.
+    """
+    allowed = int(budget * _MACS / max(cost(patient), 1.0))
+    return max(1, min(patient.total_steps, max(least, min(allowed, most))))
+
+
+def run(
+    patient: Patient,
+    steps: int,
+    *,
+    looks: int = 4,
+    seed: int | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None,
+) -> Trial:
+    """Trains a copy of the patient's model for `steps` optimizer steps and looks at it `looks` times on the way.
+
+    The schedule runs through all of its course in these steps. watch: called with (step, model) after each backward.
+    """
+    trial = Trial()
+    device = patient.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(patient.seed if seed is None else seed)
+        _train(patient, trial, steps, looks, watch)
+    return trial
+
+
+def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -> None:
+    model = copy.deepcopy(patient.model).train()
+    trial.model = model
+    optimizer: Any = patient.make_optimizer(model)
+    per_epoch = max(1, round(steps / patient.epochs))
+    scheduler = None
+    if patient.make_scheduler is not None:
+        scheduler = patient.make_scheduler(optimizer, total_steps=steps, steps_per_epoch=per_epoch)
+    weights = [p for p in model.parameters() if p.ndim >= 2 and p.requires_grad]
+    start = _norm(weights)
+    looked = {max(1, round(steps * (i + 1) / looks)) for i in range(looks)}
+    batches = order(patient)
+    frozen: list[float] = []
+    for step in range(steps):
+        micro = [next(batches) for _ in range(patient.accumulate)]
+        measured = step % max(1, steps // 8) == 0
+        before = [w.detach().clone() for w in weights] if measured else []
+        trial.rates.append(max(float(g["lr"]) for g in optimizer.param_groups))
+        getattr(optimizer, "train", _nothing)()
+
+        def closure(micro: Sequence[Batch] = micro, step: int = step) -> Tensor:
+            return _pass(patient, model, trial, micro, step, watch)
+
+        optimizer.step(closure)
+        with torch.no_grad():
+            patient.regularization.after_step(decayed(model), trial.rates[-1])
+        if measured:
+            _updates(trial, frozen, step, weights, before)
+        if scheduler is not None and (patient.interval == "step" or (step + 1) % per_epoch == 0):
+            _advance(scheduler, trial)
+        if not math.isfinite(trial.losses[-1]):
+            trial.diverged = True
+            break
+        if step + 1 in looked:
+            getattr(optimizer, "eval", _nothing)()
+            trial.curve.append((step + 1, score(patient, model, patient.val)))
+    getattr(optimizer, "eval", _nothing)()
+    trial.diverged |= not all(bool(p.isfinite().all()) for p in model.parameters())
+    trial.weight = _norm(weights) / start if start else 1.0
+    trial.frozen_share = sum(frozen) / len(frozen) if frozen else 0.0
+    seen = patient.train[: max(1, 512 // max(1, len(patient.train[0][0])))]
+    trial.train = score(patient, model, seen)
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        trial.batch_stats = score(patient, model, seen, batch_stats=True)
+
+
+def _pass(patient: Patient, model: nn.Module, trial: Trial, micro: Sequence[Batch], step: int, watch: Any) -> Tensor:
+    """Forward and backward over the micro-batches of a step, and the clipping; a second pass of a step logs nothing."""
+    for p in model.parameters():
+        p.grad = None
+    total, penalty = torch.zeros((), device=patient.device), 0.0
+    correct = seen = 0
+    for x, y in micro:
+        x, y = patient.augment(x.to(patient.device), y.to(patient.device), patient.num_classes)
+        with cast(patient):
+            scores = model(patient.scaling(x))
+            loss = patient.criterion(scores, y)
+        term = patient.regularization.penalty(decayed(model))
+        ((loss + term) / len(micro)).backward()
+        penalty += float(term) / len(micro)
+        total += loss.detach() / len(micro)
+        target = y if y.ndim == 1 else y.argmax(1)
+        correct += int((scores.argmax(1) == target).sum())
+        seen += len(x)
+    first = len(trial.losses) == step
+    if watch is not None and first:
+        watch(step, model)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    before = float(patient.clip(parameters)) if parameters else 0.0
+    if first:
+        after = float(nn.utils.get_total_norm(gradients(parameters))) if parameters else 0.0
+        trial.losses.append(float(total))
+        trial.accs.append(correct / max(1, seen))
+        trial.norms.append(before)
+        trial.shares.append(after / before if before > 0 and math.isfinite(before) else 1.0)
+        trial.penalties.append(penalty)
+    return total
+
+
+def _updates(trial: Trial, frozen: list[float], step: int, weights: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    ratios = []
+    for w, old in zip(weights, before, strict=True):
+        size = float(old.norm())
+        ratios.append(float((w.detach().float() - old.float()).norm()) / size if size else 0.0)
+        if w.grad is not None and bool(w.grad.any()):
+            moved = w.grad != 0
+            frozen.append(float((w.detach() == old)[moved].float().mean()))
+    trial.updates.append((step, sorted(ratios)[len(ratios) // 2] if ratios else 0.0))
+
+
+def _advance(scheduler: Any, trial: Trial) -> None:
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(trial.val.loss)
+    else:
+        scheduler.step()
+
+
+def order(patient: Patient) -> Iterator[Batch]:
+    """The patient's batches for as long as asked, every epoch in a new order where the run's loader shuffles."""
+    yield from patient.train
+    if not patient.shuffled:
+        while True:
+            yield from patient.train
+    x = torch.cat([b[0] for b in patient.train])
+    y = torch.cat([b[1] for b in patient.train])
+    size, epoch = len(patient.train[0][0]), 0
+    while True:
+        epoch += 1
+        if hasattr(patient.augment, "epoch"):
+            patient.augment.epoch = epoch
+        index = torch.randperm(len(x), generator=generator(mix(patient.seed, epoch) >> 1, 7))
+        for i in range(max(1, len(x) // size)):
+            part = index[i * size : (i + 1) * size]
+            yield x[part], y[part]
+
+
+@contextlib.contextmanager
+def cast(patient: Patient) -> Iterator[None]:
+    """Autocast where the run has mixed precision."""
+    if "mixed" not in patient.precision:
+        yield
+        return
+    dtype = torch.bfloat16 if patient.precision.startswith("bf16") else torch.float16
+    with torch.autocast(patient.device.type, dtype=dtype):
+        yield
+
+
+def score(patient: Patient, model: nn.Module, batches: Sequence[Batch], batch_stats: bool = False) -> Score:
+    """In eval mode, or with the statistics of each batch, without augmentation."""
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    if batch_stats:
+        model = copy.deepcopy(model)
+        for m in model.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.train()
+    loss = correct = seen = 0.0
+    with torch.no_grad():
+        for x, y in batches:
+            scores = model(patient.inputs(x)).double()
+            y = y.to(scores.device)
+            inside = (y >= 0) & (y < scores.shape[1])
+            loss += float(F.cross_entropy(scores[inside], y[inside], reduction="sum")) if bool(inside.any()) else 0.0
+            correct += int((scores.argmax(1) == y).sum())
+            seen += len(y)
+    for m, mode in modes.items():
+        m.training = mode
+    return Score(loss / max(seen, 1), correct / max(seen, 1))
+
+
+def _norm(weights: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(w.detach().double().square().sum()) for w in weights))
+
+
+def _nothing() -> None:
+    pass
