@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from knep.doctor import remedies
-from knep.doctor.course import Suspect, suspects, trial_steps
+from knep.doctor.course import Suspect, group_values, suspects, trial_steps
 from knep.doctor.data import data_findings, data_seen
 from knep.doctor.findings import Finding, Report, ordered
 from knep.doctor.patient import Patient
@@ -190,7 +190,7 @@ def _rate_finding(
     patient: Patient, base: Trial, curve: Mapping[str, Any], disease: str, factor: float, gain: float
 ) -> Finding:
     lr = max(base.rates, default=0.0)
-    own = max([g["lr"] for g in patient.make_optimizer(_copied(patient)).param_groups], default=lr)
+    own = (patient.config.get("optimizer") or {}).get("lr") or max(group_values(patient, "lr"), default=lr)
     end = "diverged" if base.diverged else f"ended at loss {base.losses[-1]:.3g} (from {base.losses[0]:.3g})"
     evidence = (
         f"at rate {own:.3g} the trial {end}; {factor:g} times it reaches {100 * gain:.1f} points more{_takeoff(curve)}"
@@ -198,12 +198,6 @@ def _rate_finding(
     gravity = 0.6 if base.diverged else 0.5
     finding = Finding(disease, evidence, gravity, certain=False, gain=100 * gain)
     return finding.prescribed((f"optimizer.lr={own * factor:.3g}",))
-
-
-def _copied(patient: Patient) -> Any:
-    import copy
-
-    return copy.deepcopy(patient.model)
 
 
 def _takeoff(curve: Mapping[str, Any]) -> str:
