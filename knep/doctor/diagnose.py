@@ -50,6 +50,11 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     treated: list[tuple[Finding, float]] = field(default_factory=list)
 
+    @property
+    def least(self) -> float:
+        """The gain that counts: a share of what is missing, since near chance accuracy is mostly noise."""
+        return max(_GAIN, 0.15 * (self.expected - self.reached))
+
     def gain(self, patient: Patient, steps: int | None = None) -> float:
         """What a trial of the treated patient reaches more than the first one."""
         return reached(run(patient, steps or self.steps), patient) - self.reached
@@ -151,9 +156,9 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
             gain = exam.gain(treated)
             if gain > best:
                 best, lines = gain, way
-            if gain >= max(_GAIN, 0.5 * (exam.expected - exam.reached)):
+            if gain >= max(exam.least, 0.5 * (exam.expected - exam.reached)):
                 break
-        if best >= _GAIN:
+        if best >= exam.least:
             others = [way for way, _ in suspect.ways if way != lines]
             finding = replace(suspect.finding.prescribed(lines, *others), gain=100 * best)
             exam.treated.append((finding, best))
@@ -164,18 +169,12 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
     patient, base = exam.patient, exam.base
     curve = measured["range"] = rate_range(patient)
     stretch = max(1.0, patient.total_steps / exam.steps)
-    for disease, factors in (("lr_too_high", (0.1, 0.01, 0.001)), ("lr_too_low", (10.0, 100.0, 1000.0))):
-        best, factor = 0.0, 1.0
-        for f in factors:
-            gain = exam.gain(rate(f)(patient))
-            if gain > best + 0.01:
-                best, factor = gain, f
-            elif not (base.diverged or best < _GAIN) or (f != factors[0] and not base.diverged and best < _GAIN):
-                break
-        if disease == "lr_too_low" and stretch > 1.5 and factor <= 3 * stretch:
-            best = 0.0  # the run itself is as much longer than the trial
-        if best >= _GAIN:
-            exam.treated.append((_rate_finding(patient, base, curve, disease, factor, best), best))
+    for disease, factors in (("lr_too_high", _lower(exam)), ("lr_too_low", _higher(curve))):
+        gain, factor = max((exam.gain(rate(f)(patient)), f) for f in factors)
+        if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
+            continue  # the run itself is as much longer than the trial
+        if gain >= exam.least:
+            exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
     if base.rates and min(base.rates[-3:]) > 0.5 * max(base.rates) and not base.diverged:
         gain = exam.gain(remedies.decay(patient))
         if gain >= _GAIN:
@@ -184,6 +183,17 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
             )
             finding = Finding("no_decay", evidence, 0.5, certain=False, gain=100 * gain)
             exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
+
+
+def _lower(exam: Examination) -> list[float]:
+    return [0.1, 0.01, 0.001] if exam.base.diverged or exam.reached < 0.5 * exam.expected else [0.1]
+
+
+def _higher(curve: Mapping[str, Any]) -> list[float]:
+    """Ten times, and up to where the range test's loss is lowest."""
+    losses = [loss if math.isfinite(loss) else math.inf for loss in curve["losses"]]
+    lowest = curve["factors"][losses.index(min(losses))] if losses else 1.0
+    return [10.0, *(f for f in (100.0, 1000.0) if lowest > f / 10), *([1e4] if lowest > 500 else [])]
 
 
 def _rate_finding(
@@ -215,7 +225,7 @@ def _treat_length(exam: Examination) -> None:
         return
     steps = min(4 * exam.steps, 900)
     gain = exam.gain(remedies.longer(4)(patient), steps)
-    if gain >= _GAIN:
+    if gain >= exam.least:
         evidence = (
             f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
             f"{steps} steps reach {100 * gain:.1f} points more"
