@@ -12,6 +12,7 @@ from knep.doctor.inputs import input_findings, inputs_seen
 from knep.doctor.labels import label_findings, labels_seen
 from knep.doctor.patient import Patient
 from knep.doctor.split import Split, split
+from knep.doctor.twins import twin_findings, twins_seen
 from knep.errors import InputError
 
 
@@ -44,10 +45,13 @@ class Data:
     def findings(self) -> list[Finding]:
         found = input_findings(self.train, self.val, self.door)
         found += label_findings(self.train, self.val, self.patient.num_classes, self.whole)
+        if self.val is not None and not any(f.disease == "constant_inputs" and f.certain for f in found):
+            found += twin_findings(self.train, self.val)
         return list(ordered(found))
 
     def seen(self) -> dict[str, Any]:
-        return {"inputs": inputs_seen(self.train, self.door), "labels": labels_seen(self.train)}
+        seen: dict[str, Any] = {"inputs": inputs_seen(self.train, self.door), "labels": labels_seen(self.train)}
+        return seen if self.val is None else seen | {"twins": twins_seen(self.train, self.val)}
 
 
 def data_findings(patient: Patient) -> list[Finding]:

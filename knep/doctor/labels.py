@@ -87,7 +87,9 @@ def imbalance_findings(train: Split, val: Split | None) -> list[Finding]:
     sure = (most - 3 * math.sqrt(most)) / (least + 3 * math.sqrt(least) + 3)
     if ratio >= _RARE and sure > 2:
         rare = int(((counts > 0) & (counts * _RARE <= most)).sum())
-        text = f"the largest class has {int(most)} of {len(train.y)} training images ({100 * most / len(train.y):.3g} %)"
+        text = (
+            f"the largest class has {int(most)} of {len(train.y)} training images ({100 * most / len(train.y):.3g} %)"
+        )
         text += f", the smallest {int(least)}: {ratio:.3g} to 1; {rare} of {len(present)} classes are {_RARE:g} times "
         text += "rarer than the largest"
         gravity = min(0.85, 0.35 + 0.2 * math.log10(ratio))
@@ -105,7 +107,9 @@ def _unseen(train: Split, val: Split) -> list[Finding]:
         return []
     share = float(there[gone].sum()) / len(val.y)
     names = ", ".join(map(str, gone[:8])) + (", ..." if len(gone) > 8 else "")
-    text = f"class {names} never occurs among {len(train.y)} training images and makes {100 * share:.3g} % of validation"
+    text = (
+        f"class {names} never occurs among {len(train.y)} training images and makes {100 * share:.3g} % of validation"
+    )
     certain = float(there[gone].max()) / len(val.y) * len(train.y) > -math.log(_CHANCE) and len(val.y) >= 20
     return [Finding("class_imbalance", text, min(0.9, 0.4 + share), certain)]
 
