@@ -36,6 +36,7 @@ _BEARABLE = {
     "tiny_norm_batches", "stale_statistics", "precision_underflow", "too_little_capacity",
 }  # fmt: skip
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
+_LEARNED = 0.97  # accuracy on training images from which on no other rate or schedule is needed
 _GAIN = 0.025  # of accuracy that a remedy must bring
 _SHARE = 0.6  # of the best remedy's gain that makes another one as good an explanation
 
@@ -121,12 +122,13 @@ def _judged(exam: Examination, measured: dict[str, Any]) -> list[Finding]:
     suspected = _suspected(exam)
     if exam.reached < _GOOD:
         _treat(exam, suspected)
-        _treat_rate(exam, measured)
+        if exam.base.train.acc < _LEARNED:
+            _treat_rate(exam, measured)
         _treat_length(exam)
-    borne_out = _ranked(exam) + _neglected(exam)
-    if not (certain or borne_out) and _suffers(exam):
-        borne_out = _unexplained(exam, suspected)
-    return certain + borne_out + _overfitting(exam)
+    borne_out = _ranked(exam) + _neglected(exam) + _overfitting(exam)
+    if not certain and _suffers(exam):
+        borne_out += _unexplained(exam, suspected)
+    return certain + borne_out
 
 
 def _suspected(exam: Examination) -> list[Suspect]:
@@ -278,19 +280,19 @@ def _neglected(exam: Examination) -> list[Finding]:
 
 
 def _suffers(exam: Examination) -> bool:
-    return exam.reached < exam.expected - 0.1
+    """Whether the training stays far behind a simple classifier, and no remedy explains most of it."""
+    missing = exam.expected - exam.reached
+    return missing > 0.1 and max((gain for _, gain in exam.treated), default=0.0) < 0.5 * missing
 
 
 def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
-    """The training suffers and no remedy alone mends it: capacity, or the gravest suspicions."""
+    """Capacity, where the model cannot even memorise a batch; otherwise what is suspected, though no remedy proved it."""
     share = memorised(exam.patient)
     if share < 0.9:
         evidence = f"taught one batch of 64 images alone, the model learns {share:.0%} of it"
-        return [
-            Finding("too_little_capacity", evidence, 0.7),
-            *(replace(s.finding, gravity=0.5) for s in suspected[:3]),
-        ]
-    if suspected:
+        found = [Finding("too_little_capacity", evidence, 0.88)]
+        return found + [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
+    if suspected or exam.treated:
         return [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
     evidence = f"the trial reaches {exam.reached:.2f} where a simple classifier reaches {exam.expected:.2f}"
     return [Finding("too_little_capacity", evidence, 0.3)]
@@ -303,7 +305,8 @@ def _overfitting(exam: Examination) -> list[Finding]:
         return []
     best = min(s.loss for _, s in base.curve)
     rise, gap = base.val.loss / max(best, 1e-6), base.train.acc - base.val.acc
-    if rise < 1.25 or gap < 0.05:
+    behind = base.train.acc > _LEARNED and base.val.acc < exam.expected - 0.03
+    if (rise < 1.25 and not behind) or gap < 0.05:
         return []
     parameters = sum(p.numel() for p in patient.model.parameters())
     images = patient.images or 1
