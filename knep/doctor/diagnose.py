@@ -286,7 +286,7 @@ def _suffers(exam: Examination) -> bool:
 
 
 def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
-    """Capacity, where the model cannot even memorise a batch; otherwise what is suspected, though no remedy proved it."""
+    """Capacity, where the model cannot even memorise a batch; otherwise what is suspected, though no trial proved it."""
     share = memorised(exam.patient)
     if share < 0.9:
         evidence = f"taught one batch of 64 images alone, the model learns {share:.0%} of it"
