@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from knep.doctor.entrance import Entrance
