@@ -209,10 +209,9 @@ def _smoothing(patient: Patient, trial: Trial) -> Iterator[Suspect]:
 def _penalty(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     r = patient.regularization
     edits = type(r).after_step is not Regularizer.after_step
-    share = statistics.median(
-        [p / max(loss, 1e-9) for p, loss in zip(trial.penalties, trial.losses, strict=True) if math.isfinite(loss)]
-        or [0]
-    )
+    # A penalty that wins is soon small, with the weights: its beginning counts.
+    pairs = zip(trial.penalties[:20], trial.losses[:20], strict=True)
+    share = statistics.median([p / max(loss, 1e-9) for p, loss in pairs if math.isfinite(loss)] or [0.0])
     if share > 0.2 or (edits and trial.weight < 0.7):
         evidence = f"the penalty is {share:.2g} times the loss; the weights went to {trial.weight:.2g} of their size"
         yield Suspect(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from knep.doctor import remedies
-from knep.doctor.course import Suspect, suspects, trial_steps
+from knep.doctor.course import Suspect, group_values, suspects, trial_steps
 from knep.doctor.data import data_findings, data_seen
 from knep.doctor.findings import Finding, Report, ordered
 from knep.doctor.patient import Patient
@@ -49,6 +49,11 @@ class Examination:
     expected: float
     findings: list[Finding] = field(default_factory=list)
     treated: list[tuple[Finding, float]] = field(default_factory=list)
+
+    @property
+    def least(self) -> float:
+        """The gain that counts: a share of what is missing, since near chance accuracy is mostly noise."""
+        return max(_GAIN, 0.15 * (self.expected - self.reached))
 
     def gain(self, patient: Patient, steps: int | None = None) -> float:
         """What a trial of the treated patient reaches more than the first one."""
@@ -151,9 +156,9 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
             gain = exam.gain(treated)
             if gain > best:
                 best, lines = gain, way
-            if gain >= max(_GAIN, 0.5 * (exam.expected - exam.reached)):
+            if gain >= max(exam.least, 0.5 * (exam.expected - exam.reached)):
                 break
-        if best >= _GAIN:
+        if best >= exam.least:
             others = [way for way, _ in suspect.ways if way != lines]
             finding = replace(suspect.finding.prescribed(lines, *others), gain=100 * best)
             exam.treated.append((finding, best))
@@ -164,18 +169,12 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
     patient, base = exam.patient, exam.base
     curve = measured["range"] = rate_range(patient)
     stretch = max(1.0, patient.total_steps / exam.steps)
-    for disease, factors in (("lr_too_high", (0.1, 0.01, 0.001)), ("lr_too_low", (10.0, 100.0, 1000.0))):
-        best, factor = 0.0, 1.0
-        for f in factors:
-            gain = exam.gain(rate(f)(patient))
-            if gain > best + 0.01:
-                best, factor = gain, f
-            elif not (base.diverged or best < _GAIN) or (f != factors[0] and not base.diverged and best < _GAIN):
-                break
-        if disease == "lr_too_low" and stretch > 1.5 and factor <= 3 * stretch:
-            best = 0.0  # the run itself is as much longer than the trial
-        if best >= _GAIN:
-            exam.treated.append((_rate_finding(patient, base, curve, disease, factor, best), best))
+    for disease, factors in (("lr_too_high", _lower(exam)), ("lr_too_low", _higher(curve))):
+        gain, factor = max((exam.gain(rate(f)(patient)), f) for f in factors)
+        if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
+            continue  # the run itself is as much longer than the trial
+        if gain >= exam.least:
+            exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
     if base.rates and min(base.rates[-3:]) > 0.5 * max(base.rates) and not base.diverged:
         gain = exam.gain(remedies.decay(patient))
         if gain >= _GAIN:
@@ -186,11 +185,22 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
             exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
 
 
+def _lower(exam: Examination) -> list[float]:
+    return [0.1, 0.01, 0.001] if exam.base.diverged or exam.reached < 0.5 * exam.expected else [0.1]
+
+
+def _higher(curve: Mapping[str, Any]) -> list[float]:
+    """Ten times, and up to where the range test's loss is lowest."""
+    losses = [loss if math.isfinite(loss) else math.inf for loss in curve["losses"]]
+    lowest = curve["factors"][losses.index(min(losses))] if losses else 1.0
+    return [10.0, *(f for f in (100.0, 1000.0) if lowest > f / 10), *([1e4] if lowest > 500 else [])]
+
+
 def _rate_finding(
     patient: Patient, base: Trial, curve: Mapping[str, Any], disease: str, factor: float, gain: float
 ) -> Finding:
     lr = max(base.rates, default=0.0)
-    own = max([g["lr"] for g in patient.make_optimizer(_copied(patient)).param_groups], default=lr)
+    own = (patient.config.get("optimizer") or {}).get("lr") or max(group_values(patient, "lr"), default=lr)
     end = "diverged" if base.diverged else f"ended at loss {base.losses[-1]:.3g} (from {base.losses[0]:.3g})"
     evidence = (
         f"at rate {own:.3g} the trial {end}; {factor:g} times it reaches {100 * gain:.1f} points more{_takeoff(curve)}"
@@ -198,12 +208,6 @@ def _rate_finding(
     gravity = 0.6 if base.diverged else 0.5
     finding = Finding(disease, evidence, gravity, certain=False, gain=100 * gain)
     return finding.prescribed((f"optimizer.lr={own * factor:.3g}",))
-
-
-def _copied(patient: Patient) -> Any:
-    import copy
-
-    return copy.deepcopy(patient.model)
 
 
 def _takeoff(curve: Mapping[str, Any]) -> str:
@@ -221,7 +225,7 @@ def _treat_length(exam: Examination) -> None:
         return
     steps = min(4 * exam.steps, 900)
     gain = exam.gain(remedies.longer(4)(patient), steps)
-    if gain >= _GAIN:
+    if gain >= exam.least:
         evidence = (
             f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
             f"{steps} steps reach {100 * gain:.1f} points more"
