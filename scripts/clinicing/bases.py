@@ -27,7 +27,7 @@ _SGD = ("optimizer=sgd",)
 _HARD = ("data=synthetic", "data.images=600", "data.image_size=12", "data.noise=320", "scaling=standardize",
          "data.val_share=0.4", "trainer.max_epochs=20")  # fmt: skip
 _JUMPY = ("optimizer=momentum", "optimizer.lr=0.1", "data.batch_size=8", "scheduler=cosine", "trainer.max_epochs=4")
-_SLOW = ("optimizer=adam", "optimizer.lr=0.00015", "trainer.max_epochs=30", "data.batch_size=32")
+_SLOW = ("optimizer=momentum", "optimizer.lr=0.004", "trainer.max_epochs=12", "data.batch_size=32")
 _SWING = ("optimizer=momentum", "optimizer.lr=0.05", "trainer.max_epochs=12")
 _TWO = (
     "data.batch_size=2",
@@ -120,17 +120,17 @@ _PARTS = {
     "scarce_digits": (_DIGITS, _SMALL, _ADAM, _SCARCE),
     "scarce_few": (_FEW, _SMALL, _ADAM, _SCARCE),
     "scarce_sequential": (_FASHION, _import("mlp_small"), _ADAM, _SCARCE),
-    "jumpy_mlp": (_DIGITS, _MLP, _JUMPY),
+    "jumpy_mlp": (_DIGITS, _MLP, _JUMPY, ("optimizer.lr=0.03",)),
     "jumpy_cnn": (_DIGITS, _CNN, ("norm=batch",), _JUMPY, ("trainer.max_epochs=3",)),
-    "jumpy_fashion": (_FASHION, _MLP, _JUMPY, ("trainer.max_epochs=3",)),
-    "jumpy_sequential": (_FASHION, _import("mlp"), _JUMPY, ("trainer.max_epochs=3", "data.batch_size=4")),
-    "jumpy_few": (_FEW, _MLP, _JUMPY),
-    "jumpy_sgd": (_SYNTHETIC, _MLP, _JUMPY, ("optimizer=sgd", "optimizer.lr=0.5")),
+    "jumpy_fashion": (_FASHION, _MLP, _JUMPY, ("optimizer.lr=0.02", "trainer.max_epochs=3")),
+    "jumpy_sequential": (_FASHION, _import("mlp"), _JUMPY, ("trainer.max_epochs=3", "optimizer.lr=0.015")),
+    "jumpy_few": (_FEW, _MLP, _JUMPY, ("optimizer.lr=0.045",)),
+    "jumpy_sgd": (_SYNTHETIC, _MLP, _JUMPY, ("optimizer=sgd", "optimizer.lr=0.25")),
     "slow_mlp": (_DIGITS, _MLP, _SLOW),
     "slow_sequential": (_DIGITS, _import("mlp"), _SLOW),
-    "slow_fashion": (_FASHION, _MLP, _SLOW, ("trainer.max_epochs=10",)),
-    "slow_cnn": (_DIGITS, _CNN, _SLOW, ("optimizer.lr=0.0005", "trainer.max_epochs=15")),
-    "slow_functional": (_DIGITS, _import("Functional"), _SLOW, ("optimizer.lr=0.0004", "trainer.max_epochs=15")),
+    "slow_fashion": (_FASHION, _MLP, _SLOW),
+    "slow_cnn": (_DIGITS, _CNN, _SLOW, ("optimizer.lr=0.006",)),
+    "slow_functional": (_DIGITS, _import("Functional"), _SLOW, ("optimizer.lr=0.006",)),
     "long_mlp": (_SYNTHETIC, _NOISY, _MLP, _ADAM, _LONG),
     "long_fashion": (_FASHION, _MLP, _ADAM, _LONG),
     "long_cnn": (_SYNTHETIC, _NOISY, _CNN, _ADAM, _LONG),
