@@ -131,11 +131,11 @@ _PARTS = {
     "slow_fashion": (_FASHION, _MLP, _SLOW),
     "slow_cnn": (_DIGITS, _CNN, _SLOW, ("optimizer.lr=0.006",)),
     "slow_functional": (_DIGITS, _import("Functional"), _SLOW, ("optimizer.lr=0.006",)),
-    "long_mlp": (_SYNTHETIC, _NOISY, _MLP, _ADAM, _LONG),
+    "long_deep": (_FASHION, ("model=mlp", "model.widths=[256,256,256]"), _ADAM, _LONG),
     "long_fashion": (_FASHION, _MLP, _ADAM, _LONG),
     "long_cnn": (_SYNTHETIC, _NOISY, _CNN, _ADAM, _LONG),
     "long_sequential": (_FASHION, _import("mlp"), _ADAM, _LONG),
-    "long_few": (_FEW, ("data.noise=170",), _MLP, _ADAM, _LONG),
+    "long_few": (_HARD, _CNN, _ADAM, _LONG, ("data.noise=200",)),
     "long_functional": (_HARD, _import("Functional"), _ADAM, _LONG, ("data.noise=220",)),
 }  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from clinicing.bad_model import (
     equal_units,
     equal_weights,
-    faint_input,
     frozen,
     hidden_biases,
     partly_optimized,
@@ -43,10 +42,8 @@ def _signals() -> list[Case]:
         *spread("exploding_gradient", ("deep_sgd", "deep_wide"),
                 [say("uniform", "init=uniform", "init.limit=0.6"), say("unit_normal", "init=unit_normal")],
                 curable=True),
-        *spread("signal_collapse", ("mlp_sgd", "functional_sgd", "sequential_sgd", "fashion_sgd"),
-                [turn("faint", faint_input, factor=1e-6)]),
-        *spread("signal_collapse", ("deep_sgd", "deep_sequential", "deep_wide"),
-                [turn("biases", hidden_biases, value=4.0), turn("large_biases", hidden_biases, value=40.0)]),
+        *spread("signal_collapse", ("deep_sgd", "deep_sequential", "deep_wide", "deep_mlp"),
+                [turn("biases", hidden_biases, value=8.0), turn("large_biases", hidden_biases, value=40.0)]),
         *spread("signal_collapse", ("pooled", "pooled_few"), [_net("pooled_lost")]),
         *spread("signal_collapse", ("waist", "waist_synthetic"), [_net("waist_lost"), _net("waist_gated")]),
     ]  # fmt: skip

@@ -65,8 +65,8 @@ def _regularizers() -> list[Case]:
                 [say("0.9", "dropout=standard", "dropout.p=0.9"), say("0.97", "dropout=standard", "dropout.p=0.97")],
                 curable=True),
         *spread("too_much_dropout", ("cnn_bn",), [say("spatial", "dropout=spatial", "dropout.p=0.9")], curable=True),
-        *spread("too_much_smoothing", ("cnn_bn", "sequential_momentum", "vgg", "functional_sgd", "mlp_sgd", "fashion_sgd"),
-                [say("0.9", "regularization=label_smoothing", "regularization.epsilon=0.9"),
+        *spread("too_much_smoothing", ("cnn_bn", "sequential_momentum", "vgg", "functional_sgd", "mlp_sgd",
+                "fashion_sgd"), [say("0.9", "regularization=label_smoothing", "regularization.epsilon=0.9"),
                  say("0.98", "regularization=label_smoothing", "regularization.epsilon=0.98")], curable=True),
         *spread("too_much_augment", ("mlp", "cnn_bn", "sequential", "vgg", "functional_sgd"),
                 [say("shift", "augment=shift", "augment.pixels=6"),
@@ -85,10 +85,10 @@ def _regularizers() -> list[Case]:
 
 def _lengths() -> list[Case]:
     return [
-        *spread("overfitting", ("long_mlp", "long_fashion", "long_cnn", "long_sequential", "long_few",
+        *spread("overfitting", ("long_deep", "long_fashion", "long_cnn", "long_sequential", "long_few",
                 "long_functional"),
-                [say("long", "trainer.max_epochs=100"), say("fewer", "trainer.max_epochs=80", "data.limit=80")], curable=True,
-                mark="loss", also=("too_much_capacity",)),
+                [say("long", "trainer.max_epochs=100"), say("fewer", "trainer.max_epochs=80", "data.limit=80")],
+                curable=True, mark="loss", also=("too_much_capacity",)),
         *spread("stopping_too_early", ("mlp", "mlp_sgd", "cnn", "sequential_momentum", "vgg", "lenet",
                 "functional_sgd"), [say("one_epoch", "trainer.max_epochs=1"),
                 say("impatient", "stopping=early", "stopping.patience=1", "stopping.min_delta=0.5")], curable=True),
