@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from knep.doctor import remedies
 from knep.doctor.course import Suspect, group_values, suspects, trial_steps
 from knep.doctor.data import data_findings, data_seen
@@ -24,14 +26,14 @@ from knep.doctor.reference import reference
 from knep.doctor.remedies import Remedy, applied, rate
 from knep.doctor.signals import signals
 from knep.doctor.structure import model_findings
-from knep.doctor.trial import Trial, run, steps_of
+from knep.doctor.trial import Trial, recalls, run, steps_of
 
 # What leaves nothing to examine behind it.
 _FATAL = {"non_finite_inputs", "constant_inputs", "constant_labels", "labels_out_of_range"}
 # What some networks bear: reported only where the training suffers.
 _BEARABLE = {
     "unscaled_inputs", "vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse",
-    "tiny_norm_batches", "stale_statistics", "class_imbalance", "precision_underflow", "too_little_capacity",
+    "tiny_norm_batches", "stale_statistics", "precision_underflow", "too_little_capacity",
 }  # fmt: skip
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
 _GAIN = 0.025  # of accuracy that a remedy must bring
@@ -70,7 +72,7 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     tell("data")
     found = data_findings(patient)
     measured: dict[str, Any] = {"data": data_seen(patient)}
-    if any(f.certain and f.disease in _FATAL for f in found):
+    if any(f.certain and f.disease in _FATAL for f in found) or _strange_labels(patient):
         return _report(found, measured, began)
     tell("signals")
     seen = signals(patient)
@@ -85,6 +87,12 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     tell("remedies")
     exam.findings = _judged(exam, measured)
     return _report(exam.findings, measured, began)
+
+
+def _strange_labels(patient: Patient) -> bool:
+    """Whether the loss cannot be computed at all."""
+    y = torch.cat([y for _, y in patient.train])
+    return bool((y < 0).any() or (y >= patient.num_classes).any())
 
 
 def reached(trial: Trial, patient: Patient) -> float:
@@ -115,7 +123,7 @@ def _judged(exam: Examination, measured: dict[str, Any]) -> list[Finding]:
         _treat(exam, suspected)
         _treat_rate(exam, measured)
         _treat_length(exam)
-    borne_out = _ranked(exam)
+    borne_out = _ranked(exam) + _neglected(exam)
     if not (certain or borne_out) and _suffers(exam):
         borne_out = _unexplained(exam, suspected)
     return certain + borne_out + _overfitting(exam)
@@ -224,7 +232,9 @@ def _treat_length(exam: Examination) -> None:
     if patient.total_steps > exam.steps or exam.base.diverged:
         return
     steps = min(4 * exam.steps, 900)
-    gain = exam.gain(remedies.longer(4)(patient), steps)
+    longer = run(remedies.longer(4)(patient), steps)
+    # Training images are memorised in time whatever the trouble is: validation alone counts.
+    gain = longer.val.acc - exam.base.val.acc
     if gain >= exam.least:
         evidence = (
             f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
@@ -245,6 +255,26 @@ def _ranked(exam: Examination) -> list[Finding]:
         weight = 0.5 + 0.4 * finding.gravity if share >= _SHARE else 0.4 * share
         ranked.append(replace(finding, gravity=weight))
     return ranked
+
+
+def _neglected(exam: Examination) -> list[Finding]:
+    """A suspected imbalance, where the trained model misses the rare classes more than the others."""
+    suspected = [f for f in exam.findings if f.disease == "class_imbalance" and not f.certain]
+    if not suspected or exam.base.model is None or not exam.patient.val:
+        return []
+    seen = torch.bincount(torch.cat([y for _, y in exam.patient.train]), minlength=exam.patient.num_classes)
+    recall, there = recalls(exam.patient, exam.base.model)
+    rare = (seen * 4 < seen.max()) & (there > 0)
+    common = ~rare & (there > 0)
+    if not bool(rare.any()) or not bool(common.any()):
+        return []
+    low, high = float(recall[rare].mean()), float(recall[common].mean())
+    if high - low < 0.15:
+        return []
+    evidence = (
+        f"{suspected[0].evidence}; the trial knows {low:.0%} of the images of rare classes and {high:.0%} of others"
+    )
+    return [replace(suspected[0], evidence=evidence, gravity=0.9, certain=True)]
 
 
 def _suffers(exam: Examination) -> bool:
