@@ -5,7 +5,6 @@ from __future__ import annotations
 from clinicing.bad_model import (
     equal_units,
     equal_weights,
-    faint_input,
     frozen,
     hidden_biases,
     partly_optimized,
@@ -43,9 +42,10 @@ def _signals() -> list[Case]:
         *spread("exploding_gradient", ("deep_sgd", "deep_wide"),
                 [say("uniform", "init=uniform", "init.limit=0.6"), say("unit_normal", "init=unit_normal")],
                 curable=True),
-        *spread("signal_collapse", ("mlp", "sequential_momentum", "functional_few", "lenet", "mlp_sgd",
-                "functional_sgd"), [turn("faint", faint_input), turn("fainter", faint_input, factor=1e-6)]),
-        *spread("signal_collapse", ("deep_sgd", "deep_sequential"), [turn("biases", hidden_biases, value=4.0)]),
+        *spread("signal_collapse", ("deep_sgd", "deep_sequential", "deep_wide", "deep_mlp"),
+                [turn("biases", hidden_biases, value=8.0), turn("large_biases", hidden_biases, value=40.0)]),
+        *spread("signal_collapse", ("pooled", "pooled_few"), [_net("pooled_lost")]),
+        *spread("signal_collapse", ("waist", "waist_synthetic"), [_net("waist_lost"), _net("waist_gated")]),
     ]  # fmt: skip
 
 
@@ -85,11 +85,11 @@ def _heads_and_parts() -> list[Case]:
 
 def _norms() -> list[Case]:
     return [
-        *spread("tiny_norm_batches", ("two_cnn", "three_cnn", "two_resnet", "two_vgg", "two_mlp", "four_fashion"),
-                [say("batch", "norm=batch"), say("after", "norm=batch", "norm.position=after_activation")],
-                curable=True),
-        *spread("tiny_norm_batches", ("cnn_bn", "fashion_cnn"),
-                [say("ghost", "norm=ghost_batch", "norm.ghost_size=2")], curable=True),
+        *spread("tiny_norm_batches", ("two_mlp", "two_deep", "two_momentum", "three_mlp", "two_fashion", "two_few",
+                "two_sequential", "two_resnet"), [say("batch", "norm=batch")], curable=True),
+        *spread("tiny_norm_batches", ("mlp_bn", "deep_mlp_bn", "deep_norm"),
+                [say("ghost", "norm=ghost_batch", "norm.ghost_size=2"),
+                 say("ghost_of_3", "norm=ghost_batch", "norm.ghost_size=3")], curable=True),
         *spread("stale_statistics", ("cnn_bn", "fashion_cnn", "mlp_bn", "synthetic_cnn", "few_cnn"),
                 [say("slow", "norm.momentum=0.0003"), say("still", "norm.momentum=0.00001")], curable=True),
         *spread("stale_statistics", ("vgg",), [_net("vgg_slow_norm"), _net("vgg_eval_norm")]),
