@@ -6,14 +6,13 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator
-from typing import Any
 
 from knep.doctor.findings import Finding
-from knep.doctor.stream import Stream, finite, middle, spread
+from knep.doctor.stream import Stream, finite, found, middle, spread
 
 _WINDOW = 20  # steps of a smoothed loss
-_HUGE, _LARGE, _SMALL = 0.3, 0.03, 3e-5  # ||dw|| / ||w|| of a step; healthy is about 1e-4 to 1e-2
-_PROUD = 0.98  # momentum beyond what recipes use
+_HUGE, _LARGE, _SMALL = 0.3, 0.03, 3e-5  # ||dw|| / ||w|| of a step; healthy is about 1e-4 to 3e-2
+_MOMENTUM, _PROUD = 0.9, 0.98  # momentum beyond what recipes use
 _SPIKE, _HIGH = 10.0, 20.0  # robust z-scores
 _THROTTLED = 0.1
 _ERASED = 0.5
@@ -26,10 +25,6 @@ def courses(stream: Stream, ended: bool = False) -> Iterator[Finding]:
         yield from judge(stream)
     if ended:
         yield from _no_decay(stream)
-
-
-def _found(disease: str, evidence: str, gravity: float, began: int, **more: Any) -> Finding:
-    return Finding(disease, evidence, gravity, began=began, **more)
 
 
 def diverged(stream: Stream) -> int | None:
@@ -47,7 +42,7 @@ def diverged(stream: Stream) -> int | None:
 
 
 def _rate_too_high(stream: Stream) -> Iterator[Finding]:
-    began, lr = diverged(stream), max((rate for _, rate in stream.rates), default=math.nan)
+    began, lr = diverged(stream), _top(stream)
     update = middle(finite([u for _, u in stream.updates[-5:]]))
     if began is not None:
         last = stream.losses[-1]
@@ -68,8 +63,8 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
     if usual > _HUGE or (usual > _LARGE and (stuck or swings)) or (most > _HUGE and stuck) or climbs:
         first = next((step for step, u in stream.updates if u > _LARGE), looks[0][0])
         text = (
-            f"a step changes the weights by {usual:.1e} of their size, at most {most:.1e} (healthy: 1e-4 to 1e-2), at a "
-            f"learning rate of {lr:.3g}; the loss is {now:.3g} after {start:.3g} at the start"
+            f"a step changes the weights by {usual:.1e} of their size, at most {most:.1e} (healthy: 1e-4 to 3e-2), at "
+            f"a learning rate of {lr:.3g}; the loss is {now:.3g} after {start:.3g} at the start"
         )
         yield from _blamed(stream, text, 0.85 if stuck or usual > _HUGE else 0.7, first)
 
@@ -77,7 +72,9 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
 def _lowest(stream: Stream) -> float:
     """The lowest median of a window of losses so far."""
     losses = finite(stream.losses[-2000:])
-    return min((middle(losses[i : i + _WINDOW]) for i in range(0, len(losses) - _WINDOW + 1, _WINDOW)), default=math.inf)
+    return min(
+        (middle(losses[i : i + _WINDOW]) for i in range(0, len(losses) - _WINDOW + 1, _WINDOW)), default=math.inf
+    )
 
 
 def _shaken(losses: list[float]) -> float:
@@ -88,27 +85,37 @@ def _shaken(losses: list[float]) -> float:
 def _blamed(stream: Stream, evidence: str, gravity: float, began: int) -> Iterator[Finding]:
     """The learning rate; and momentum before it, where that is higher than any recipe has it."""
     if stream.momentum >= _PROUD:
-        text = f"momentum {stream.momentum:g} makes a step {1 / (1 - min(stream.momentum, 0.9999)):.0f} gradients long; "
-        yield _found("momentum_instability", text + evidence, min(1.0, gravity + 0.05), began)
+        text = (
+            f"momentum {stream.momentum:g} makes a step {1 / (1 - min(stream.momentum, 0.9999)):.0f} gradients long; "
+        )
+        way = "optimizer.betas=[0.9,0.999]" if stream.adaptive else f"optimizer.momentum={_MOMENTUM}"
+        yield found("momentum_instability", text + evidence, min(1.0, gravity + 0.05), began, overrides=((way,),))
         gravity *= 0.8
-    yield _found("lr_too_high", evidence, gravity, began)
+    lower = ((f"optimizer.lr={_top(stream) / 10:.3g}",),)
+    yield found("lr_too_high", evidence, gravity, began, overrides=lower)
+
+
+def _top(stream: Stream) -> float:
+    return max((rate for _, rate in stream.rates), default=math.nan)
 
 
 def _rate_too_low(stream: Stream) -> Iterator[Finding]:
     if len(stream.losses) < 2 * _WINDOW or not stream.rates:
         return
-    top = max(rate for _, rate in stream.rates)
-    usual = [u for (step, u), (_, rate) in zip(stream.updates, stream.rates, strict=False) if rate >= 0.5 * top and step]
+    top = _top(stream)
+    usual = [
+        u for (step, u), (_, rate) in zip(stream.updates, stream.rates, strict=False) if rate >= 0.5 * top and step
+    ]
     now, start = middle(stream.recent(_WINDOW)), stream.start
     rising = stream.rates[-1][1] >= top and stream.rates[0][1] < 0.5 * top  # a warm-up that may not be over
     if len(usual) < 3 or rising or not now > 0.8 * start:
         return
-    if middle(usual) < _SMALL:
+    if middle(usual) < _SMALL and max(usual) < 30 * _SMALL:
         text = (
-            f"a step changes the weights by {middle(usual):.1e} of their size (healthy: 1e-4 to 1e-2) at a learning "
+            f"a step changes the weights by {middle(usual):.1e} of their size (healthy: 1e-4 to 3e-2) at a learning "
             f"rate of {top:.3g}; the loss went from {start:.4g} to {now:.4g} in {len(stream.losses)} steps"
         )
-        yield _found("lr_too_low", text, 0.75, 0)
+        yield found("lr_too_low", text, 0.75, 0, overrides=((f"optimizer.lr={10 * top:.3g}",),))
 
 
 def _throttled(stream: Stream) -> Iterator[Finding]:
@@ -120,7 +127,7 @@ def _throttled(stream: Stream) -> Iterator[Finding]:
     if usual < _THROTTLED and max(shares) < 0.5 and not scaled and updates < 3e-4:
         text = f"clipping leaves {usual:.1%} of the gradient's norm (median of {len(shares)} looks)"
         text += f", and a step changes the weights by {updates:.1e} of their size"
-        yield _found("clip_throttles", text, 0.85, stream.clips[0][0])
+        yield found("clip_throttles", text, 0.85, stream.clips[0][0])
 
 
 def _erased(stream: Stream) -> Iterator[Finding]:
@@ -138,12 +145,14 @@ def _erased(stream: Stream) -> Iterator[Finding]:
             f"a step takes {taken:.1e} off the weights by a decay of {decay:.3g}; their norm went from {first:.3g} to "
             f"{last:.3g} in {steps} steps, and the loss from {start:.3g} to {now:.3g}"
         )
-        yield _found("weight_decay_too_large", text, 0.88, began)
+        yield found(
+            "weight_decay_too_large", text, 0.88, began, overrides=((f"optimizer.weight_decay={decay / 100:.3g}",),)
+        )
 
 
 def spikes(losses: list[float], window: int = 50) -> list[tuple[int, float]]:
     """(step, robust z-score) of losses far above those before, and back again behind."""
-    found = []
+    leaps = []
     for i in range(20, len(losses) - 1):
         before = finite(losses[max(0, i - window) : i])
         if len(before) < 20 or losses[i] <= max(before):
@@ -151,19 +160,21 @@ def spikes(losses: list[float], window: int = 50) -> list[tuple[int, float]]:
         centre = middle(before)
         z = (losses[i] - centre) / max(spread(before), 0.1)
         if z > _SPIKE:
-            found.append((i, z))
-    return found
+            leaps.append((i, z))
+    return leaps
 
 
 def _spikes(stream: Stream) -> Iterator[Finding]:
     losses = list(stream.losses[-2000:])
     offset = len(stream.losses) - len(losses)
-    found = spikes(losses)
-    single = [z for _, z in found if z > _HIGH]
-    if (len(found) >= 2 or single) and len(found) <= 0.1 * len(losses):
-        steps = ", ".join(str(offset + i) for i, _ in found[:5])
-        text = f"the loss leaps at steps {steps}, up to {max(z for _, z in found):.0f} deviations above the steps before"
-        yield _found("loss_spikes", text, 0.7, offset + found[0][0])
+    leaps = spikes(losses)
+    single = [z for _, z in leaps if z > _HIGH]
+    if (len(leaps) >= 2 or single) and len(leaps) <= 0.1 * len(losses):
+        steps = ", ".join(str(offset + i) for i, _ in leaps[:5])
+        text = (
+            f"the loss leaps at steps {steps}, up to {max(z for _, z in leaps):.0f} deviations above the steps before"
+        )
+        yield found("loss_spikes", text, 0.7, offset + leaps[0][0])
 
 
 def _overfits(stream: Stream) -> Iterator[Finding]:
@@ -180,10 +191,10 @@ def _overfits(stream: Stream) -> Iterator[Finding]:
     if accs and accs[-1] > max(accs) - 0.005:
         return
     text = (
-        f"validation loss was {vals[best][1]:.3g} at step {vals[best][0]} and is {after[-1][1]:.3g}, while the training "
-        f"loss is {train:.3g}"
+        f"validation loss was {vals[best][1]:.3g} at step {vals[best][0]} and is {after[-1][1]:.3g}, while the "
+        f"training loss is {train:.3g}"
     )
-    yield _found("overfitting", text, 0.7, vals[best][0])
+    yield found("overfitting", text, 0.7, vals[best][0])
 
 
 def _no_decay(stream: Stream) -> Iterator[Finding]:
@@ -195,7 +206,7 @@ def _no_decay(stream: Stream) -> Iterator[Finding]:
     swings, trend = statistics.pstdev(late), abs(late[-1] - late[0])
     if swings > 0.02 and trend < 2 * swings and max(late) > 1.5 * min(min(accs), 0.5):
         text = (
-            f"validation accuracy swings by {swings:.1%} over the last {len(late)} validations, at a learning rate that "
-            f"stays at {rates[-1]:.3g}"
+            f"validation accuracy swings by {swings:.1%} over the last {len(late)} validations, at a learning rate "
+            f"that stays at {rates[-1]:.3g}"
         )
-        yield _found("no_decay", text, 0.5, stream.vals[len(stream.vals) - len(late)][0], certain=False)
+        yield found("no_decay", text, 0.5, stream.vals[len(stream.vals) - len(late)][0], certain=False)

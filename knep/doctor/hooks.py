@@ -97,9 +97,8 @@ class Eye:
         """What a layer with weights is given: the first one's scale, and the work of a function such as F.relu."""
         if not self._weighted:
             self.look.first, self.look.first_kind = Values.of(given), type(module).__name__
-        elif given is not self._last and given.ndim > 1 and _rectified(given):
-            if not (self.look.layers and self.look.layers[-1].dead is not None):
-                self.look.layers.append(layer_of(f"input of {path}", nn.Identity(), given, rectified=True))
+        elif given is not self._last and given.ndim > 1 and self.look.layers[-1].dead is None and _rectified(given):
+            self.look.layers.append(layer_of(f"input of {path}", nn.Identity(), given, rectified=True))
         self._weighted += 1
 
     def _arrived(self, p: Tensor) -> None:
@@ -147,11 +146,10 @@ def probabilities(scores: Tensor) -> bool:
 def _rectified(t: Tensor) -> bool:
     """Whether values look like those behind a rectifier: none below 0, many at it."""
     values = t.detach()[:8]
-    return bool((values >= 0).all()) and 0.05 < float((values == 0).float().mean())
+    return bool((values >= 0).all()) and float((values == 0).float().mean()) > 0.05
 
 
 def rates_of(group: dict[str, Any]) -> tuple[float, float, float]:
     """(learning rate, momentum, weight decay) of a parameter group; Adam's first beta counts as momentum."""
-    betas = group.get("betas") or ()
-    momentum = group.get("momentum") or (betas[0] if len(betas) else 0.0)
+    momentum = group.get("momentum") or (group.get("betas") or [0.0])[0]
     return float(group.get("lr") or 0.0), float(momentum), float(group.get("weight_decay") or 0.0)

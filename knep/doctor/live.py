@@ -29,17 +29,27 @@ _BRINGS: Mapping[str, tuple[str, ...]] = {
     "constant_inputs": ("signal_collapse", "lr_too_low"),
     "constant_labels": ("lr_too_low", "vanishing_gradient"),
     "unscaled_inputs": ("exploding_gradient", "lr_too_high", "dying_relu", "saturation", "stale_statistics"),
+    "stale_statistics": ("overfitting",),
     "symmetric_weights": ("signal_collapse", "vanishing_gradient", "dying_relu", "lr_too_low"),
     "exploding_gradient": ("lr_too_high", "dying_relu", "saturation", "loss_spikes"),
     "saturation": ("vanishing_gradient", "lr_too_low"),
     "vanishing_gradient": ("lr_too_low", "signal_collapse"),
     "dying_relu": ("signal_collapse", "vanishing_gradient", "cut_off"),
     "momentum_instability": ("lr_too_high", "dying_relu", "saturation", "loss_spikes"),
-    "lr_too_high": ("dying_relu", "saturation", "loss_spikes", "signal_collapse", "vanishing_gradient", "no_decay"),
+    "lr_too_high": (
+        "lr_too_low",
+        "stale_statistics",
+        "dying_relu",
+        "saturation",
+        "loss_spikes",
+        "signal_collapse",
+        "vanishing_gradient",
+        "no_decay",
+    ),
     "clip_throttles": ("lr_too_low",),
     "cut_off": ("lr_too_low",),
     "frozen_parameters": ("lr_too_low",),
-    "sorted_batches": ("lr_too_high", "loss_spikes", "no_decay", "stale_statistics"),
+    "sorted_batches": ("dying_relu", "lr_too_high", "loss_spikes", "no_decay", "stale_statistics"),
     "loss_spikes": ("dying_relu", "signal_collapse", "saturation"),
     "weight_decay_too_large": ("lr_too_high", "signal_collapse", "vanishing_gradient", "lr_too_low", "dying_relu"),
     "precision_underflow": ("lr_too_low",),
@@ -61,7 +71,11 @@ def watch(
 
 
 class Watch:
-    """What `watch` returns: open within its `with`. stream: what was seen; findings: disease -> the first of it."""
+    """What `watch` returns: open within its `with`.
+
+    stream: what was seen; findings: by disease, all so far; looks: their number; now: the findings that the last look
+    bears out. cross_entropy: the loss is known to be the cross-entropy of the scores.
+    """
 
     def __init__(
         self,
@@ -70,6 +84,7 @@ class Watch:
         *,
         every: int = 10,
         on_finding: str | Callable[[Finding], None] = "warn",
+        cross_entropy: bool = False,
     ) -> None:
         _check(model, optimizer, every, on_finding)
         self.stream, self.findings = Stream(), {}
@@ -79,7 +94,10 @@ class Watch:
         self._kept: Tensor | None = None
         self._waiting: list[Tensor] = []
         self._began = time.perf_counter()
-        self._cross_entropy = False
+        self._cross_entropy = cross_entropy
+        self.now: tuple[Finding, ...] = ()
+        self.looks = 0
+        self._news: list[str] = []
 
     findings: dict[str, Finding]
 
@@ -99,6 +117,7 @@ class Watch:
         """Parameters that cannot learn: frozen, or unknown to the optimizer."""
         known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
         named = dict(self._model.named_parameters())
+        self.stream.adaptive = any("betas" in group for group in self._optimizer.param_groups)
         self.stream.absent = tuple(n for n, p in named.items() if p.requires_grad and id(p) not in known)
         self.stream.frozen = tuple(n for n, p in named.items() if not p.requires_grad)
         self.stream.fresh = tuple(n for n in self.stream.frozen if fresh(named[n]))
@@ -141,9 +160,16 @@ class Watch:
         """What was found so far, the gravest first."""
         self._drain()
         self._judge(ended=True)
-        notes = () if any(k.layers for k in self.stream.looks) else ("no layer was seen: the model's hooks did not run",)
+        notes = (
+            () if any(k.layers for k in self.stream.looks) else ("no layer was seen: the model's hooks did not run",)
+        )
         found = ranked(self.findings.values())
         return Report(found, self.stream.measured(), time.perf_counter() - self._began, notes)
+
+    def news(self) -> list[Finding]:
+        """The findings since the last call."""
+        new, self._news = self._news, []
+        return [self.findings[name] for name in new]
 
     def failed(self) -> None:
         """The run ends with a step that is not finite, which `step` will not be told of."""
@@ -159,11 +185,12 @@ class Watch:
         assert self._eye is not None
         answered = scores if scores is not None else self._eye.scores
         look, self._eye = self._eye.close(), None
-        if y is not None and answered is not None:
-            look.doubled = self._doubled(look, answered.detach(), y)
-        elif self._cross_entropy:
+        if self._cross_entropy:
             look.doubled = look.probabilities
+        elif y is not None and answered is not None:
+            look.doubled = self._doubled(look, answered.detach(), y)
         self.stream.take(look)
+        self.looks += 1
 
     def _doubled(self, look: Look, scores: Tensor, y: Tensor) -> bool | None:
         """Whether the loss is the cross-entropy of probabilities as if they were scores."""
@@ -210,10 +237,12 @@ class Watch:
         look = self.stream.looks[-1] if self.stream.looks else None
         if look and look.input and look.input.finite < 1 and self.stream.bad_input is None:
             self.stream.bad_input, self.stream.bad_share = look.step, 1 - look.input.finite
-        for found in ordered([*symptoms(self.stream), *courses(self.stream, ended)]):
+        self.now = ordered([*symptoms(self.stream), *courses(self.stream, ended)])
+        for found in self.now:
             known = self.findings.get(found.disease)
             self.findings[found.disease] = found if known is None else replace(found, began=known.began)
             if known is None:
+                self._news.append(found.disease)
                 self._say(self.findings[found.disease])
 
     def _say(self, finding: Finding) -> None:

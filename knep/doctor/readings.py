@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 _IMAGES = 64  # of a batch that a reading takes in
+_SETTLED = 40  # steps after which statistics of momentum 0.1 are those of the present weights
 _FLAT = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh)
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)
 
@@ -45,7 +46,8 @@ class Layer:
     """One call of a module: mean and deviation of its output; dead, saturated: the share of units, of values;
     similarity: the mean cosine between the outputs of two images; grad_std: of the gradient of the output;
     alive: which channels or units (C,) were above 0 for an image, of rectifiers; norm: of batch norm, how far its
-    running statistics are from those of the batch, in deviations and as a ratio of variances.
+    running statistics are from those of the batch, in deviations and as a ratio of variances, and the steps after
+    which they ought to fit; batch: images.
     """
 
     path: str
@@ -57,7 +59,7 @@ class Layer:
     similarity: float = 0.0
     grad_std: float | None = None
     alive: Tensor | None = None
-    norm: tuple[float, float] | None = None
+    norm: tuple[float, float, float] | None = None
     batch: int = 0
 
     def plain(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def _saturated(values: Tensor, module: nn.Module) -> float:
         return float((values * (1 - values) < 0.025).float().mean())
     if isinstance(module, nn.Tanh):
         return float((1 - values * values < 0.1).float().mean())
-    low, high = (0.0, 1.0) if isinstance(module, nn.Hardsigmoid) else (module.min_val, module.max_val)  # pyright: ignore
+    low, high = (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0.0, 1.0)
     return float(((values <= low) | (values >= high)).float().mean())
 
 
@@ -105,8 +107,10 @@ def _similarity(values: Tensor) -> float:
     return (float(unit.sum(0).square().sum()) - float(unit.square().sum())) / (n * (n - 1))
 
 
-def norm_gap(module: Any, values: Tensor) -> tuple[float, float] | None:
-    """How far a batch norm's running statistics lie from those of its input: (deviations, ratio of variances)."""
+def norm_gap(module: Any, values: Tensor) -> tuple[float, float, float] | None:
+    """How far a batch norm's running statistics lie from those of its input: (deviations, ratio of variances, steps
+    after which they ought to fit).
+    """
     if module.running_mean is None or values.ndim < 2:
         return None
     rest = tuple(i for i in range(values.ndim) if i != 1)
@@ -114,7 +118,8 @@ def norm_gap(module: Any, values: Tensor) -> tuple[float, float] | None:
     spread = var.clamp_min(1e-12).sqrt()
     off = float(((module.running_mean - mean).abs() / spread).median())
     ratio = float((module.running_var.clamp_min(1e-12) / var.clamp_min(1e-12)).log().abs().median())
-    return off, math.exp(min(ratio, 80.0))
+    settled = _SETTLED if module.momentum is None else 2.5 / max(module.momentum, 1e-9)
+    return off, math.exp(min(ratio, 80.0)), min(max(settled, _SETTLED), 10 * _SETTLED)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from knep.doctor.findings import Finding, diseases
 from knep.doctor.readings import Look
 
 _EARLY, _LATE = 6, 40  # looks that are kept whole: the first and the last ones
@@ -40,6 +41,7 @@ class Stream:
     absent: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    adaptive: bool = False  # the optimizer has betas, as Adam has
     bad_input: int | None = None  # the step at which an input was not finite
     bad_share: float = 0.0
     fired: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
@@ -108,6 +110,12 @@ class Stream:
 def _plain(look: Look) -> dict[str, Any]:
     weights = [w.plain() for w in look.weights if w.matrix]
     return {"step": look.step, "layers": [layer.plain() for layer in look.layers], "weights": weights}
+
+
+def found(disease: str, evidence: str, gravity: float, began: int, **more: Any) -> Finding:
+    """A live finding, with what the table prescribes where nothing more exact is given."""
+    about = diseases()[disease]
+    return Finding(disease, evidence, gravity, began=began, **{"overrides": about.overrides, "mend": about.mend} | more)
 
 
 def finite(values: Sequence[float]) -> list[float]:
