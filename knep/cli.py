@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from knep.cli_errors import one_line
+from knep.doctor import command
 from knep.errors import InputError
 from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
 
@@ -49,9 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     cp.add_argument("folder", type=Path)
     cp.set_defaults(run=_cp)
     for name, (_, what) in _STUDIES.items():
-        command = commands.add_parser(name, help=what)
-        command.add_argument("words", nargs="*", metavar="KEY=VALUE")
-        command.set_defaults(run=_study, study=name)
+        study = commands.add_parser(name, help=what)
+        study.add_argument("words", nargs="*", metavar="KEY=VALUE")
+        study.set_defaults(run=_study, study=name)
+    command.add_to(commands)
     export = commands.add_parser("export", help="a run's model for other programs: knep export RUN model.safetensors")
     export.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     export.add_argument("file", type=Path, help="ends in .safetensors, .onnx or .pt2")
@@ -76,7 +78,7 @@ _STUDIES = {
     "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
     "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
 }
-_COMMANDS = ("ls", "show", "cp", "plan", *_STUDIES, "export", "import-unsafe", "train")
+_COMMANDS = ("ls", "show", "cp", "plan", "doctor", *_STUDIES, "export", "import-unsafe", "train")
 
 
 def _study(args: argparse.Namespace) -> None:

@@ -96,21 +96,25 @@ class Patient:
         return x, torch.cat([b[1] for b in itertools.islice(batches, most)])[:most]
 
 
-def from_config(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Patient:
-    """The patient that a composed config of knep describes; its data are read. Raises InputError as training does."""
+def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: Any = None) -> Patient:
+    """The patient that a composed config of knep describes, on its own data or others (`knep.doctor.loaders`).
+
+    Raises InputError as training does.
+    """
     from knep.fit import about, build_module
     from knep.hardware import precision, wrong_in_bf16
     from knep.recipe import named
     from knep.safe import instantiate
 
-    with named("data"):
-        data = instantiate(config["data"])
-        data.prepare()
+    if data is None:
+        with named("data"):
+            data = instantiate(config["data"])
+            data.prepare()
     module = build_module(about(config, data), data, seed=config["seed"])
     recipe = module.recipe
     data.seed = config["seed"]
     loader = data.train_dataloader()
-    batches = len(loader)
+    batches = data.train_batches
     accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
     wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
     return Patient(
@@ -129,6 +133,7 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Pat
         precision=str(precision(config["trainer"]["precision"], config["trainer"]["accelerator"], wrong)),
         images=data.sizes["train"],
         batches=batches,
+        shuffled=getattr(data, "shuffled", True),
         epochs=config["trainer"]["max_epochs"] or 1,
         stopping=config["stopping"].get("patience"),
         seed=config["seed"],
@@ -180,7 +185,7 @@ def of(
         images=sum(len(y) for _, y in kept),
         batches=batches,
         epochs=epochs,
-        shuffled=_reshuffles(train, seen),
+        shuffled=reshuffles(train, seen),
         seed=seed,
     )
 
@@ -236,7 +241,7 @@ def _length(batches: Any) -> int | None:
         return None
 
 
-def _reshuffles(train: Iterable[Any], seen: Sequence[Batch]) -> bool:
+def reshuffles(train: Iterable[Any], seen: Sequence[Batch]) -> bool:
     """Whether a second look at the loader gives another first batch; an iterator cannot be looked at twice."""
     if iter(train) is train or isinstance(train, (list, tuple)):
         return False
@@ -253,7 +258,8 @@ def _maker(model: nn.Module, optimizer: Any) -> Callable[[nn.Module], Optimizer]
         {k: v for k, v in g.items() if k != "params"} | {"names": [names[id(p)] for p in g["params"] if id(p) in names]}
         for g in optimizer.param_groups
     ]
-    kind, defaults = type(optimizer), dict(optimizer.defaults)
+    kind: Any = type(optimizer)
+    defaults = dict(optimizer.defaults)
 
     def make(copied: nn.Module) -> Optimizer:
         own = dict(copied.named_parameters())

@@ -169,7 +169,7 @@ def _pass(patient: Patient, model: nn.Module, trial: Trial, micro: Sequence[Batc
             loss = patient.criterion(scores, y)
         term = patient.regularization.penalty(decayed(model))
         ((loss + term) / len(micro)).backward()
-        penalty += float(term) / len(micro)
+        penalty += float(term.detach() if isinstance(term, Tensor) else term) / len(micro)
         total += loss.detach() / len(micro)
         target = y if y.ndim == 1 else y.argmax(1)
         correct += int((scores.argmax(1) == target).sum())

@@ -19,6 +19,7 @@ MEMORY = 1.15
 ACCURACY = 0.4  # points
 RACE = 5.0
 MEMBERS = {"mlp_64": 3.0}
+IMAGES = {"knep decoded": 1.5, "knep cached": 5.0}  # images/s over those of timm's loader
 COST = 0.02
 OVERHEAD = {"guard": "what the guard adds", "saving": "what checkpoint.every=200 adds"}
 STARTUP = {"help": 0.3, "cfg": 1.0, "ratio": 1.2}
@@ -101,6 +102,9 @@ def page(folder: Path) -> str:
     ]
     for path in sorted(folder.glob("*.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
+        if path.stem == "images":
+            parts += ["", "## images", "", *_images(stored)]
+            continue
         where = ", ".join(f"{k} {v}" for k, v in stored["where"].items())
         parts += ["", f"## {stored['kind']}", "", f"`{stored['command']}`: {where}.", ""]
         if stored["kind"] in ("steps", "peers"):
@@ -121,3 +125,19 @@ def _rates(found: dict[str, Any]) -> Iterator[str]:
             for who, r in values["ratio"].items()
         )
         yield f"| {case} | {rates} | {ratios} |"
+
+
+def _images(stored: dict[str, Any]) -> Iterator[str]:
+    """What scripts/bench_images.py measured."""
+    where = stored["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    where = f"{where['cores']} cores, {where['threads']} threads, load {where['load'][0]:.1f}, {versions}"
+    yield f"`python scripts/bench_images.py`: {where}."
+    yield ""
+    yield "| loader | images/s | over timm's | bar | |"
+    yield "|---|---|---|---|---|"
+    for who, row in stored["summary"].items():
+        ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+        bar = IMAGES.get(who)
+        verdict = _verdict(row["ratio"] >= bar) if bar else ""
+        yield f"| {who} | {row['images_per_second']:,.0f} | {ratio} | {f'>= {bar}' if bar else ''} | {verdict} |"

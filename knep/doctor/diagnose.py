@@ -1,0 +1,297 @@
+"""The examination: from cheap to dear, each part stopping where it is sure.
+
+    data -- one pass at the start -- trial -- suspects, each with a second trial without it -- report
+
+Certain findings are bugs and always reported. A suspicion is reported where the same training without it does better:
+a cause is what a remedy mends.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from knep.doctor import remedies
+from knep.doctor.course import Suspect, group_values, suspects, trial_steps
+from knep.doctor.data import data_findings, data_seen
+from knep.doctor.findings import Finding, Report, ordered
+from knep.doctor.patient import Patient
+from knep.doctor.probes import memorised, rate_range
+from knep.doctor.reference import reference
+from knep.doctor.remedies import Remedy, applied, rate
+from knep.doctor.signals import signals
+from knep.doctor.structure import model_findings
+from knep.doctor.trial import Trial, run, steps_of
+
+# What leaves nothing to examine behind it.
+_FATAL = {"non_finite_inputs", "constant_inputs", "constant_labels", "labels_out_of_range"}
+# What some networks bear: reported only where the training suffers.
+_BEARABLE = {
+    "unscaled_inputs", "vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse",
+    "tiny_norm_batches", "stale_statistics", "class_imbalance", "precision_underflow", "too_little_capacity",
+}  # fmt: skip
+_GOOD = 0.985  # accuracy from which on nothing is left to gain
+_GAIN = 0.025  # of accuracy that a remedy must bring
+_SHARE = 0.6  # of the best remedy's gain that makes another one as good an explanation
+
+
+@dataclass
+class Examination:
+    """What is known so far."""
+
+    patient: Patient
+    steps: int
+    base: Trial
+    reached: float
+    expected: float
+    findings: list[Finding] = field(default_factory=list)
+    treated: list[tuple[Finding, float]] = field(default_factory=list)
+
+    @property
+    def least(self) -> float:
+        """The gain that counts: a share of what is missing, since near chance accuracy is mostly noise."""
+        return max(_GAIN, 0.15 * (self.expected - self.reached))
+
+    def gain(self, patient: Patient, steps: int | None = None) -> float:
+        """What a trial of the treated patient reaches more than the first one."""
+        return reached(run(patient, steps or self.steps), patient) - self.reached
+
+
+def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> Report:
+    """Examines a patient and reports what keeps it from learning. told: called with what is being looked at.
+
+    Raises InputError for a model that fails on its data.
+    """
+    began = time.perf_counter()
+    tell = told or (lambda _: None)
+    tell("data")
+    found = data_findings(patient)
+    measured: dict[str, Any] = {"data": data_seen(patient)}
+    if any(f.certain and f.disease in _FATAL for f in found):
+        return _report(found, measured, began)
+    tell("signals")
+    seen = signals(patient)
+    measured["signals"] = seen.as_dict()
+    found += model_findings(patient, seen)
+    tell("trial")
+    steps = steps_of(patient)
+    base = run(patient, steps, looks=min(8, steps))
+    expected = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate).acc
+    exam = Examination(patient, steps, base, reached(base, patient), expected, found)
+    measured["trial"] = _course(base) | {"reached": exam.reached, "expected": expected}
+    tell("remedies")
+    exam.findings = _judged(exam, measured)
+    return _report(exam.findings, measured, began)
+
+
+def reached(trial: Trial, patient: Patient) -> float:
+    """Accuracy that a trial ends with, over validation and training images alike; 0 where it diverged.
+
+    Early stopping goes back to the best epoch: its best look counts.
+    """
+    if trial.diverged:
+        return 0.0
+    val = trial.best.acc if patient.stopping else trial.val.acc
+    return 0.5 * (val + trial.train.acc) if patient.val else trial.train.acc
+
+
+def _report(found: list[Finding], measured: Mapping[str, Any], began: float) -> Report:
+    prescribed = [f if f.overrides or f.mend else _from_table(f) for f in found]
+    return Report(ordered(prescribed), measured, time.perf_counter() - began)
+
+
+def _from_table(finding: Finding) -> Finding:
+    return replace(finding, overrides=finding.about.overrides, mend=finding.about.mend)
+
+
+def _judged(exam: Examination, measured: dict[str, Any]) -> list[Finding]:
+    """The findings that stand: what is certain, and what a remedy has borne out."""
+    certain = [f for f in exam.findings if f.certain and f.disease not in _BEARABLE]
+    suspected = _suspected(exam)
+    if exam.reached < _GOOD:
+        _treat(exam, suspected)
+        _treat_rate(exam, measured)
+        _treat_length(exam)
+    borne_out = _ranked(exam)
+    if not (certain or borne_out) and _suffers(exam):
+        borne_out = _unexplained(exam, suspected)
+    return certain + borne_out + _overfitting(exam)
+
+
+def _suspected(exam: Examination) -> list[Suspect]:
+    """All suspicions, those of the model and the data with their remedies, the gravest first."""
+    mine = suspects(exam.patient, exam.base)
+    named = {s.finding.disease for s in mine}
+    for f in exam.findings:
+        if (not f.certain or f.disease in _BEARABLE) and f.disease not in named:
+            mine.append(Suspect(f, tuple(_ways(exam.patient, f))))
+    return sorted(mine, key=lambda s: -s.finding.gravity)
+
+
+def _ways(patient: Patient, finding: Finding) -> list[tuple[tuple[str, ...], Remedy]]:
+    if finding.disease == "unscaled_inputs":
+        return [(("scaling=standardize",), remedies.standardized)]
+    if finding.disease in ("vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse"):
+        return remedies.inits(patient)
+    if finding.disease == "tiny_norm_batches":
+        return [(("data.batch_size=64",), remedies.merged(64)), (("norm=group",), remedies.group_norm)]
+    if finding.disease == "stale_statistics":
+        return [(("norm=group",), remedies.lively_statistics), (("norm=group",), remedies.group_norm)]
+    if finding.disease == "precision_underflow":
+        return [(("trainer.precision=32-true",), remedies.full_precision)]
+    return []
+
+
+def _treat(exam: Examination, suspected: list[Suspect]) -> None:
+    """A trial for each suspicion, the gravest first; the first of its ways that mends it is enough."""
+    for suspect in suspected[:6]:
+        best, lines = -math.inf, ()
+        for way, remedy in suspect.ways:
+            treated = applied(remedy, exam.patient)
+            if treated is None:
+                continue
+            gain = exam.gain(treated)
+            if gain > best:
+                best, lines = gain, way
+            if gain >= max(exam.least, 0.5 * (exam.expected - exam.reached)):
+                break
+        if best >= exam.least:
+            others = [way for way, _ in suspect.ways if way != lines]
+            finding = replace(suspect.finding.prescribed(lines, *others), gain=100 * best)
+            exam.treated.append((finding, best))
+
+
+def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
+    """Other learning rates, and a decay of it."""
+    patient, base = exam.patient, exam.base
+    curve = measured["range"] = rate_range(patient)
+    stretch = max(1.0, patient.total_steps / exam.steps)
+    for disease, factors in (("lr_too_high", _lower(exam)), ("lr_too_low", _higher(curve))):
+        gain, factor = max((exam.gain(rate(f)(patient)), f) for f in factors)
+        if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
+            continue  # the run itself is as much longer than the trial
+        if gain >= exam.least:
+            exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
+    if base.rates and min(base.rates[-3:]) > 0.5 * max(base.rates) and not base.diverged:
+        gain = exam.gain(remedies.decay(patient))
+        if gain >= _GAIN:
+            evidence = (
+                f"the rate is {base.rates[-1]:.3g} to the end; falling to 0 it reaches {100 * gain:.1f} points more"
+            )
+            finding = Finding("no_decay", evidence, 0.5, certain=False, gain=100 * gain)
+            exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
+
+
+def _lower(exam: Examination) -> list[float]:
+    return [0.1, 0.01, 0.001] if exam.base.diverged or exam.reached < 0.5 * exam.expected else [0.1]
+
+
+def _higher(curve: Mapping[str, Any]) -> list[float]:
+    """Ten times, and up to where the range test's loss is lowest."""
+    losses = [loss if math.isfinite(loss) else math.inf for loss in curve["losses"]]
+    lowest = curve["factors"][losses.index(min(losses))] if losses else 1.0
+    return [10.0, *(f for f in (100.0, 1000.0) if lowest > f / 10), *([1e4] if lowest > 500 else [])]
+
+
+def _rate_finding(
+    patient: Patient, base: Trial, curve: Mapping[str, Any], disease: str, factor: float, gain: float
+) -> Finding:
+    lr = max(base.rates, default=0.0)
+    own = (patient.config.get("optimizer") or {}).get("lr") or max(group_values(patient, "lr"), default=lr)
+    end = "diverged" if base.diverged else f"ended at loss {base.losses[-1]:.3g} (from {base.losses[0]:.3g})"
+    evidence = (
+        f"at rate {own:.3g} the trial {end}; {factor:g} times it reaches {100 * gain:.1f} points more{_takeoff(curve)}"
+    )
+    gravity = 0.6 if base.diverged else 0.5
+    finding = Finding(disease, evidence, gravity, certain=False, gain=100 * gain)
+    return finding.prescribed((f"optimizer.lr={own * factor:.3g}",))
+
+
+def _takeoff(curve: Mapping[str, Any]) -> str:
+    losses = curve.get("losses") or []
+    if len(losses) < 10:
+        return ""
+    least = min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)
+    return f"; in the range test the loss is lowest near rate {curve['rates'][least]:.2g}"
+
+
+def _treat_length(exam: Examination) -> None:
+    """Whether the run is simply too short: only where the trial is the whole of it."""
+    patient = exam.patient
+    if patient.total_steps > exam.steps or exam.base.diverged:
+        return
+    steps = min(4 * exam.steps, 900)
+    gain = exam.gain(remedies.longer(4)(patient), steps)
+    if gain >= exam.least:
+        evidence = (
+            f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
+            f"{steps} steps reach {100 * gain:.1f} points more"
+        )
+        finding = Finding("stopping_too_early", evidence, 0.5, certain=False, gain=100 * gain)
+        exam.treated.append((finding.prescribed((f"trainer.max_epochs={4 * patient.epochs}",)), gain))
+
+
+def _ranked(exam: Examination) -> list[Finding]:
+    """What remedies bore out: by its own evidence where they do as well, behind that by what they gain."""
+    if not exam.treated:
+        return []
+    top = max(gain for _, gain in exam.treated)
+    ranked = []
+    for finding, gain in exam.treated:
+        share = gain / top
+        weight = 0.5 + 0.4 * finding.gravity if share >= _SHARE else 0.4 * share
+        ranked.append(replace(finding, gravity=weight))
+    return ranked
+
+
+def _suffers(exam: Examination) -> bool:
+    return exam.reached < exam.expected - 0.1
+
+
+def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
+    """The training suffers and no remedy alone mends it: capacity, or the gravest suspicions."""
+    share = memorised(exam.patient)
+    if share < 0.9:
+        evidence = f"taught one batch of 64 images alone, the model learns {share:.0%} of it"
+        return [
+            Finding("too_little_capacity", evidence, 0.7),
+            *(replace(s.finding, gravity=0.5) for s in suspected[:3]),
+        ]
+    if suspected:
+        return [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
+    evidence = f"the trial reaches {exam.reached:.2f} where a simple classifier reaches {exam.expected:.2f}"
+    return [Finding("too_little_capacity", evidence, 0.3)]
+
+
+def _overfitting(exam: Examination) -> list[Finding]:
+    """Training goes on to fall while validation gets worse."""
+    base, patient = exam.base, exam.patient
+    if patient.stopping or base.diverged or len(base.curve) < 4 or base.train.acc < 0.9:
+        return []
+    best = min(s.loss for _, s in base.curve)
+    rise, gap = base.val.loss / max(best, 1e-6), base.train.acc - base.val.acc
+    if rise < 1.25 or gap < 0.05:
+        return []
+    parameters = sum(p.numel() for p in patient.model.parameters())
+    images = patient.images or 1
+    evidence = (
+        f"accuracy {base.train.acc:.2f} on training images and {base.val.acc:.2f} on validation, whose loss rose to "
+        f"{rise:.2f} times its lowest; {parameters:,} parameters for {images:,} images"
+    )
+    large = parameters / images > 2000
+    both = [("too_much_capacity", 0.65 if large else 0.35), ("overfitting", 0.6)]
+    return [Finding(name, evidence, gravity) for name, gravity in both]
+
+
+def _course(trial: Trial) -> dict[str, Any]:
+    return {
+        "losses": trial.losses,
+        "accs": trial.accs,
+        "norms": trial.norms,
+        "updates": [list(u) for u in trial.updates],
+        "curve": [[step, s.loss, s.acc] for step, s in trial.curve],
+        "steps": trial_steps(trial),
+    }

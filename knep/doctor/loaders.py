@@ -1,0 +1,63 @@
+"""Somebody else's loaders, as the data of a config: what builds a model and a recipe asks of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from knep.doctor.patient import Batch, gathered, reshuffles
+from knep.errors import InputError
+from knep.models.imported import find
+
+_MOST = 600  # batches
+
+
+class Loaders:
+    """Training and validation batches (x, y) that a function of another project gives.
+
+    path: "package.module:name" of what returns (train, val) loaders, or one, of which every tenth batch is then held
+    back. Raises InputError for anything else, for no batch at all, or batches that are no images with labels.
+    """
+
+    def __init__(self, path: str) -> None:
+        builder = find(path, key="--data")
+        try:
+            made = builder()
+        except Exception as error:  # a builder of another project may raise anything
+            text = " ".join(str(error).split())
+            raise InputError(f"--data: {path}() failed: {type(error).__name__}: {text}") from error
+        train, val = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        if not hasattr(train, "__iter__"):
+            raise InputError(f"--data: {path}() gave a {type(train).__name__}: return (train_loader, val_loader)")
+        seen = gathered(train, most=_MOST)
+        if not seen:
+            raise InputError(f"--data: the training loader of {path} gives no batch: check its data set and drop_last")
+        self._val: list[Batch] = gathered(val, most=64) if val is not None else seen[::10]
+        self._train = seen if val is not None else [b for i, b in enumerate(seen) if i % 10] or seen
+        self.shuffled = reshuffles(train, seen)
+        labels = torch.cat([y for _, y in seen])
+        x = seen[0][0]
+        if x.ndim != 4:
+            raise InputError(f"--data: {path} gives inputs {tuple(x.shape)}: the doctor examines images (N, C, H, W)")
+        self.num_classes = max(2, int(labels.max()) + 1)
+        self.channels, self.image_size = x.shape[1], x.shape[2]
+        self.class_names = [str(k) for k in range(self.num_classes)]
+        self.sizes = {"train": sum(len(y) for _, y in self._train), "val": sum(len(y) for _, y in self._val)}
+        self.train_batches = len(self._train)
+        self.seed = 0
+
+    def train_dataloader(self) -> list[Batch]:
+        return self._train
+
+    def val_dataloader(self) -> list[Batch]:
+        return self._val
+
+    def train_images(self) -> Iterator[Tensor]:
+        """The training images in batches, as the loader gives them: for statistics."""
+        return (x for x, _ in self._train)
+
+    def sample(self, count: int) -> Tensor:
+        """The first training images (count, C, H, W)."""
+        return torch.cat([x for x, _ in self._train[:count]])[:count]

@@ -1,0 +1,51 @@
+"""The diseases of a model that one pass at the start, a few plain steps and the layers' settings show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from knep.doctor.batch_norms import batch_norms
+from knep.doctor.connection import cut_off, frozen
+from knep.doctor.ends import double_softmax, narrow
+from knep.doctor.findings import Finding, ordered
+from knep.doctor.patient import Patient
+from knep.doctor.precision import precision
+from knep.doctor.propagation import propagation
+from knep.doctor.rows import Signals
+from knep.doctor.signals import signals
+from knep.doctor.steps import stepped
+from knep.doctor.symmetry import symmetric
+
+_SCALED = (0.2, 5.0)  # deviation of inputs whose size does not matter for the layers behind
+
+
+def model_findings(patient: Patient, seen: Signals) -> list[Finding]:
+    """The gravest first, one for each disease: certain ones, which are bugs, and suspicions for a trial to bear out."""
+    after = stepped(patient)
+    later = signals(patient, after)
+    found = [
+        *double_softmax(patient, seen),
+        *cut_off(patient, seen, later),
+        *frozen(patient.model, seen),
+        *symmetric(patient.model, after, seen),
+        *batch_norms(patient, seen),
+        *precision(patient),
+        *narrow(patient, seen),
+    ]
+    return list(ordered([*found, *_passing(patient, seen, later, after)]))
+
+
+def _passing(patient: Patient, seen: Signals, later: Signals, after: object) -> list[Finding]:
+    """Propagation where the layers are to blame; what only inputs of an odd size cause is a faint suspicion."""
+    state = later if _asleep(seen) else seen
+    raw = propagation(state)
+    if _SCALED[0] < seen.input_std < _SCALED[1] and abs(seen.input_mean) < _SCALED[1]:
+        return raw
+    own = propagation(signals(patient, after if state is later else None, standardized=True))  # pyright: ignore
+    named = {f.disease for f in own}
+    return own + [replace(f, certain=False, gravity=0.4 * f.gravity) for f in raw if f.disease not in named]
+
+
+def _asleep(seen: Signals) -> bool:
+    """Whether the last layer starts at zero, so that no gradient passes it as yet."""
+    return bool(seen.linear) and seen.linear[-1].scale == 0

@@ -1,0 +1,159 @@
+"""Records the functions that a forward pass calls, by modules or bare, with the gradients that come back to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from knep.doctor.rows import Layer
+from knep.sampling import name_of
+
+_MULTIPLY = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_PRODUCTS = ("matmul", "__matmul__", "mm", "addmm")  # with a parameter, as users write x @ self.weight + self.bias
+_NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+_RELUS = ("relu", "relu_", "relu6", "threshold", "threshold_")
+_BENDS = ("leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "elu_", "celu", "selu", "gelu", "silu", "mish",
+          "hardswish", "softplus", "softsign", "logsigmoid")  # fmt: skip
+_ENDS = ("softmax", "log_softmax", "softmin")
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+# Where the slope is below 5 % of the largest: of sigmoid s(1 - s) < 0.05 / 4, of tanh 1 - t^2 < 0.05.
+_FLAT: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda y: y * (1 - y) < 0.0125,
+    "tanh": lambda y: 1 - y * y < 0.05,
+    "hardtanh": lambda y: (y == y.amax()) | (y == y.amin()),
+    "hardsigmoid": lambda y: (y == 0) | (y == 1),
+}
+_SEEN = {*_MULTIPLY, *_NORMS, *_RELUS, *_BENDS, *_ENDS, *_FLAT}
+
+
+class Tape(TorchFunctionMode):
+    """layers: a row for each call; last: the function of the last row, with the storage that it wrote."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images = images
+        self.layers: list[Layer] = []
+        self.called: set[str] = set()
+        self.last: tuple[str, Tensor] | None = None
+        self._axis = 1  # of the channels, as the last layer with weights left them
+        self._inside: list[tuple[str, nn.Module]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = name_of(func), dict(kwargs or {})
+        if name in _DROPOUTS:  # what noise adds would pass for a signal
+            return args[0]
+        output = func(*args, **kwargs)
+        if not self._inside or not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        weight = _weight(name, args, kwargs)
+        if (name in _SEEN or weight is not None) and output.numel() and output.numel() % self.images == 0:
+            self._note(name.rstrip("_"), args, weight, output)
+        return output
+
+    def _note(self, function: str, args: tuple[Any, ...], weight: Tensor | None, output: Tensor) -> None:
+        if weight is not None:
+            self._axis = 1 if function.startswith("conv") else output.ndim - 1
+        axis = min(self._axis, output.ndim - 1)
+        path, module = self._inside[-1]
+        row = Layer(path or "model", type(module).__name__ if _leaf(module) else function, function)
+        row.units, row.features = output.shape[axis], output.numel() // self.images
+        with torch.no_grad():
+            if weight is not None:
+                row.fan_in = _fan_in(function, weight)
+                row.width = args[0].numel() // self.images if isinstance(args[0], Tensor) else row.fan_in
+                row.scale = float(weight.detach().float().square().mean().sqrt()) * math.sqrt(row.fan_in)
+            describe(row, output.detach(), self.images, axis)
+        self.layers.append(row)
+        self.last = (function, output)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: _returned(row, gradient, self.images))
+
+
+def _weight(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a layer multiplies by."""
+    if name in _MULTIPLY:
+        return args[1] if len(args) > 1 else kwargs.get("weight")
+    if name in _PRODUCTS:
+        return next((a for a in args if isinstance(a, nn.Parameter) and a.ndim == 2), None)
+    return None
+
+
+def _fan_in(function: str, weight: Tensor) -> int:
+    taps = weight.shape[2:].numel()
+    if function.startswith("conv_transpose"):
+        return weight.shape[0] * taps
+    return weight.shape[1] * taps if function in _MULTIPLY else weight.shape[0]
+
+
+def _leaf(module: nn.Module) -> bool:
+    return all(name == "parametrizations" for name, _ in module.named_children())
+
+
+def _returned(row: Layer, gradient: Tensor, images: int) -> None:
+    g = gradient.detach().double()
+    row.gradient = (row.gradient or 0.0) + float(g.std(correction=0))
+    row.flow = (row.flow or 0.0) + float(g.norm()) * math.sqrt(images)
+
+
+def describe(row: Layer, output: Tensor, images: int, axis: int) -> None:
+    """Fills the row with the statistics of an output whose first axis counts `images`, or parts of images in turn."""
+    good = output.isfinite()
+    row.finite = float(good.float().mean())
+    if row.finite == 1:
+        t = output.reshape(images, -1).double() if output.numel() < 2**20 else output.reshape(images, -1).float()
+        row.mean, row.size = float(t.mean()), float(t.square().mean().sqrt())
+        row.std = float(t.std(correction=0))
+        between = float(t.var(0, correction=0).mean().sqrt())
+        row.spread = between / row.size if row.size > 0 else 0.0
+        row.cosine = _cosine(t)
+    if row.function in (name.rstrip("_") for name in _RELUS):
+        row.dead = float((output <= 0).movedim(axis, 0).flatten(1).all(1).float().mean())
+    if row.function in _FLAT:
+        row.saturated = float(_FLAT[row.function](output).float().mean())
+
+
+def _cosine(t: Tensor) -> float:
+    """Mean over pairs of different rows."""
+    n = len(t)
+    if n < 2:
+        return 1.0
+    unit = t / t.norm(dim=1, keepdim=True).clamp(min=torch.finfo(t.dtype).tiny)
+    count = float(unit.square().sum())  # a row of zeros has no direction
+    return (float(unit.sum(0).square().sum()) - count) / (n * (n - 1))
+
+
+@contextmanager
+def taped(model: nn.Module, images: int) -> Iterator[Tape]:
+    """The tape of the passes of `images` images that the model makes meanwhile."""
+    tape = Tape(images)
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(_entering(tape, path)))
+        handles.append(module.register_forward_hook(_leaving(tape), always_call=True))
+    try:
+        with tape:
+            yield tape
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _entering(tape: Tape, path: str) -> Any:
+    def enter(module: nn.Module, args: Any) -> None:
+        tape.called.add(path)
+        tape._inside.append((path, module))
+
+    return enter
+
+
+def _leaving(tape: Tape) -> Any:
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        tape._inside.pop()
+
+    return leave
