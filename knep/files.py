@@ -115,7 +115,8 @@ def failures_told(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         reason = " ".join(
             (str(failure) if isinstance(failure, RunFailed) else f"{type(error).__name__}: {error}").split()
         )
-        _write_failed(folder, {"status": "failed", "reason": reason, **facts})
+        found = {"findings": list(failure.findings)} if isinstance(failure, RunFailed) and failure.findings else {}
+        _write_failed(folder, {"status": "failed", "reason": reason, **found, **facts})
         if failure is error:
             raise
         raise failure from error

@@ -53,6 +53,7 @@ def _is_trick(found: Any) -> bool:
 # Package -> what a config may take from it, in words and as a test.
 _ROOMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "knep.data.": ("data modules", _of("knep.data.module.ImageData")),
+    "knep.doctor.": ("callbacks", _of("knep.doctor.callback.Doctor")),
     "knep.guard.": ("guards", _of("knep.guard.policy.Guard")),
     "knep.models.": ("models", _makes_module),
     "knep.recipes.": ("tricks", _is_trick),
