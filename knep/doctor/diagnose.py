@@ -43,7 +43,7 @@ _SHARE = 0.6  # of the best remedy's gain that makes another one as good an expl
 
 @dataclass
 class Examination:
-    """What is known so far."""
+    """What is known so far. treated: findings that a remedy bore out, with its gain; tried: every remedy's."""
 
     patient: Patient
     steps: int
@@ -52,15 +52,18 @@ class Examination:
     expected: float
     findings: list[Finding] = field(default_factory=list)
     treated: list[tuple[Finding, float]] = field(default_factory=list)
+    tried: list[tuple[str, str, float]] = field(default_factory=list)
 
     @property
     def least(self) -> float:
         """The gain that counts: a share of what is missing, since near chance accuracy is mostly noise."""
         return max(_GAIN, 0.15 * (self.expected - self.reached))
 
-    def gain(self, patient: Patient, steps: int | None = None) -> float:
-        """What a trial of the treated patient reaches more than the first one."""
-        return reached(run(patient, steps or self.steps), patient) - self.reached
+    def gain(self, patient: Patient, disease: str, what: str) -> float:
+        """What a trial of the treated patient reaches more than the first one; it is noted as tried."""
+        gain = reached(run(patient, self.steps), patient) - self.reached
+        self.tried.append((disease, what, round(gain, 4)))
+        return gain
 
 
 def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> Report:
@@ -125,6 +128,7 @@ def _judged(exam: Examination, measured: dict[str, Any]) -> list[Finding]:
         if exam.base.train.acc < _LEARNED:
             _treat_rate(exam, measured)
         _treat_length(exam)
+    measured["remedies"] = [list(row) for row in exam.tried]
     borne_out = _ranked(exam) + _neglected(exam) + _overfitting(exam)
     if not certain and _suffers(exam):
         borne_out += _unexplained(exam, suspected)
@@ -163,7 +167,7 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
             treated = applied(remedy, exam.patient)
             if treated is None:
                 continue
-            gain = exam.gain(treated)
+            gain = exam.gain(treated, suspect.finding.disease, " ".join(way))
             if gain > best:
                 best, lines = gain, way
             if gain >= max(exam.least, 0.5 * (exam.expected - exam.reached)):
@@ -180,13 +184,13 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
     curve = measured["range"] = rate_range(patient)
     stretch = max(1.0, patient.total_steps / exam.steps)
     for disease, factors in (("lr_too_high", _lower(exam)), ("lr_too_low", _higher(curve))):
-        gain, factor = max((exam.gain(rate(f)(patient)), f) for f in factors)
+        gain, factor = max((exam.gain(rate(f)(patient), disease, f"rate x {f:g}"), f) for f in factors)
         if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
             continue  # the run itself is as much longer than the trial
         if gain >= exam.least:
             exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
     if base.rates and min(base.rates[-3:]) > 0.5 * max(base.rates) and not base.diverged:
-        gain = exam.gain(remedies.decay(patient))
+        gain = exam.gain(remedies.decay(patient), "no_decay", "scheduler=cosine")
         if gain >= _GAIN:
             evidence = (
                 f"the rate is {base.rates[-1]:.3g} to the end; falling to 0 it reaches {100 * gain:.1f} points more"
@@ -200,10 +204,11 @@ def _lower(exam: Examination) -> list[float]:
 
 
 def _higher(curve: Mapping[str, Any]) -> list[float]:
-    """Ten times, and up to where the range test's loss is lowest."""
+    """Ten times, and the two powers of ten up to where the range test's loss is lowest."""
     losses = [loss if math.isfinite(loss) else math.inf for loss in curve["losses"]]
     lowest = curve["factors"][losses.index(min(losses))] if losses else 1.0
-    return [10.0, *(f for f in (100.0, 1000.0) if lowest > f / 10), *([1e4] if lowest > 500 else [])]
+    power = math.floor(math.log10(max(lowest, 1.0)) + 0.2)
+    return [10.0, *(10.0**k for k in (power - 1, power) if k > 1)]
 
 
 def _rate_finding(
@@ -237,6 +242,7 @@ def _treat_length(exam: Examination) -> None:
     longer = run(remedies.longer(4)(patient), steps)
     # Training images are memorised in time whatever the trouble is: validation alone counts.
     gain = longer.val.acc - exam.base.val.acc
+    exam.tried.append(("stopping_too_early", f"{steps} steps", round(gain, 4)))
     if gain >= exam.least:
         evidence = (
             f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
@@ -286,7 +292,7 @@ def _suffers(exam: Examination) -> bool:
 
 
 def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
-    """Capacity, where the model cannot even memorise a batch; otherwise what is suspected, though no trial proved it."""
+    """Capacity, where not even a batch is memorised; otherwise what is suspected, though no trial proved it."""
     share = memorised(exam.patient)
     if share < 0.9:
         evidence = f"taught one batch of 64 images alone, the model learns {share:.0%} of it"
@@ -294,8 +300,13 @@ def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
         return found + [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
     if suspected or exam.treated:
         return [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
-    evidence = f"the trial reaches {exam.reached:.2f} where a simple classifier reaches {exam.expected:.2f}"
-    return [Finding("too_little_capacity", evidence, 0.3)]
+    losses = exam.base.losses
+    still = len(losses) > 5 and losses[-1] > 0.9 * losses[0]
+    evidence = (
+        f"the trial reaches {exam.reached:.2f} where a simple classifier reaches {exam.expected:.2f}, though the model "
+        f"can memorise a batch; its loss went from {losses[0]:.3g} to {losses[-1]:.3g}"
+    )
+    return [Finding("lr_too_low" if still else "lr_too_high", evidence, 0.3)]
 
 
 def _overfitting(exam: Examination) -> list[Finding]:
