@@ -84,8 +84,7 @@ def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any
         note = f"Cured by knep doctor: validation accuracy {cured.before:.3f} to {cured.after:.3f} in short trials."
         _write(path, recipe_yaml(compose_config(cured.overrides), note), "--recipe")
         print(
-            f"the same as a recipe is in {path}: "
-            f"python train.py --config-dir {path.parent.parent} recipe={path.stem}"
+            f"the same as a recipe is in {path}: python train.py --config-dir {path.parent.parent} recipe={path.stem}"
         )
 
 
