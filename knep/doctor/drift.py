@@ -98,7 +98,7 @@ def _fits(x: Tensor, v: Tensor, w: Tensor, u: Tensor) -> dict[str, float]:
 
 def _mean_image(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """The mean image (1, C, h, w) and its standard error, in deviations of all pixels and from their mean."""
-    cells = F.adaptive_avg_pool2d(x, tuple(min(s, _CELLS) for s in x.shape[2:])).double()
+    cells = F.adaptive_avg_pool2d(x, (min(x.shape[2], _CELLS), min(x.shape[3], _CELLS))).double()
     whole = w[:, None, None, None]
     pixels = (whole * x.double()).sum(0).mean()
     scale = ((whole * (x.double() - pixels).square()).sum(0).mean()).sqrt().clamp_min(1e-12)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from knep.doctor.classifiers import Patches, neighbours, random_relu, ridge
+from knep.doctor.classifiers import Patches, nearest, random_relu, ridge, small, voted
 from knep.doctor.layouts import undone
 from knep.doctor.patient import Patient
 from knep.doctor.split import Split, split
@@ -51,11 +51,12 @@ class Reference:
 
     knn, ridge, patches: of 5 nearest neighbours, ridge regression on random ReLU features, and on pooled responses to
     random patches, learned from training and measured on validation; on_val: the best of them; in_train, in_val: of one
-    split's images guessed from the others of the same split, the surest; held: the best such accuracy in training; shifted: on validation with its labels taken one less (-1)
-    and one more (1), modulo the classes; renamed: after the best one-to-one renaming of classes, found on one half of
-    validation and measured on the other, 0 for more than 1,000 classes; layouts:
-    where validation is far worse than training, knn on it with its own mean and deviation, as it is ("") and taken back
-    from each wrong layout; images: that were learned from; train, val: guesses with their certainty, for both splits.
+    split's images guessed from the others of the same split, the surest; held: the best such accuracy in training;
+    shifted: on validation with its labels taken one less (-1) and one more (1), modulo the classes; renamed: after the
+    best one-to-one renaming of classes, found on one half of validation and measured on the other, 0 for more than
+    1,000 classes; layouts: where validation is far worse than training, knn on it with its own mean and deviation, as
+    it is ("") and taken back from each wrong layout; images: that were learned from; train, val: guesses with their
+    certainty, for both splits.
     """
 
     knn: float
@@ -103,17 +104,16 @@ def compared(train: Split, val: Split, classes: int, images: int = _QUERIES) -> 
         return None
     labels = val.labels[theirs]
     x, v = _scaled(train.small[once], val.small[theirs])
-    flat, flat_v, patches = x.flatten(1), v.flatten(1), Patches(x)
-    guesses = [neighbours(flat, y, flat_v, _NEAREST)[0]]
-    own = [_guessed(neighbours(flat, y, flat, _NEAREST, torch.arange(len(x)))[0], y)]
+    flat, flat_v, patches = small(x).flatten(1), small(v).flatten(1), Patches(x)
+    ours, theirs = nearest(flat, flat, _MANY, torch.arange(len(x))), nearest(flat, flat_v, _MANY)
+    guesses = [voted(y, theirs[:, :_NEAREST])[0]]
+    own = [_guessed(voted(y, ours[:, :_NEAREST])[0], y)]
     for a, b in ((random_relu(x), random_relu(v)), (patches(x), patches(v))):
         guess, inside, held = ridge(a, y, b)
         guesses.append(guess)
         own.append(_guessed(inside, y[held]))
     guesses = [names[guess] for guess in guesses]
     accs = [float((guess == labels).double().mean()) for guess in guesses]
-    ours = neighbours(flat, y, flat, _MANY, torch.arange(len(x)))
-    also = neighbours(flat, y, flat_v, _MANY)
     classes, held = int(max(names.max(), labels.max())) + 1, max(a.acc for a in own)
     return Reference(
         *accs,
@@ -125,8 +125,8 @@ def compared(train: Split, val: Split, classes: int, images: int = _QUERIES) -> 
         renamed=max(_renamed(g, labels, classes) for g in guesses),
         layouts=_layouts(x, y, v, names, labels) if max(accs) < held - 0.05 else {},
         images=len(x),
-        train=Guesses(names[ours[0]], names[y], ours[1]),
-        val=Guesses(names[also[0]], labels, also[1]),
+        train=_sure(voted(y, ours), names, names[y]),
+        val=_sure(voted(y, theirs), names, labels),
     )
 
 
@@ -154,12 +154,16 @@ def _guessed(guess: Tensor, label: Tensor) -> Agreement:
     return Agreement(float((guess == label).double().mean()), chance, spread)
 
 
+def _sure(vote: tuple[Tensor, Tensor], names: Tensor, label: Tensor) -> Guesses:
+    return Guesses(names[vote[0]], label, vote[1])
+
+
 def _inside(x: Tensor, label: Tensor) -> Agreement:
-    names, y = label.unique(return_inverse=True)
+    _, y = label.unique(return_inverse=True)
     if len(x) < 3:
         return Agreement(0.0, 0.0, 1.0)
-    guess, _ = neighbours(x, y, x, _NEAREST, torch.arange(len(x)))
-    return _guessed(guess, y)
+    near = nearest(x, x, _NEAREST, torch.arange(len(x)))
+    return _guessed(voted(y, near)[0], y)
 
 
 def _renamed(guess: Tensor, label: Tensor, classes: int) -> float:
@@ -175,12 +179,12 @@ def _renamed(guess: Tensor, label: Tensor, classes: int) -> float:
 
 def _layouts(x: Tensor, y: Tensor, v: Tensor, names: Tensor, label: Tensor) -> dict[str, float]:
     few = _spread(len(v), _TURNED)
-    v, label = v[few], label[few]
+    x, v, label = small(x), small(v[few]), label[few]
     v = (v - v.mean()) / v.std(correction=0).clamp_min(1e-12)
     x = (x - x.mean()) / x.std(correction=0).clamp_min(1e-12)
 
     def right(taken: Tensor) -> float:
-        guess, _ = neighbours(x.flatten(1), y, taken.flatten(1), _NEAREST)
+        guess, _ = voted(y, nearest(x.flatten(1), taken.flatten(1), _NEAREST))
         return float((names[guess] == label).double().mean())
 
     return {"": right(v)} | {name: right(taken) for name, taken in undone(v).items()}

@@ -65,7 +65,7 @@ def _evenness(g: Guesses, which: Tensor) -> float:
 
 
 def relation_findings(r: Reference, classes: int, foreign: bool) -> list[Finding]:
-    """classes: of training; foreign: validation images are known to differ, so that nothing can be said of its labels."""
+    """classes: of training; foreign: validation images are known to differ, which says nothing about their labels."""
     if not foreign:
         moved = _unlike(r) or _moved(r)
         if moved:
@@ -74,7 +74,8 @@ def relation_findings(r: Reference, classes: int, foreign: bool) -> list[Finding
     carried = r.on_val.lift > _CLEAR - 1
     if not related and not carried:
         return _none(r, classes, own)
-    partly = _partly(r, "training", noise(r.train), r.held)
+    many = r.images >= 30 * classes  # so that 15 neighbours can be of one class
+    partly = _partly(r, "training", noise(r.train), r.held) if many else []
     if partly or foreign:
         return partly
     gain = r.in_train.acc - r.in_train.chance
@@ -85,7 +86,13 @@ def relation_findings(r: Reference, classes: int, foreign: bool) -> list[Finding
         sure = len(r.val.label) >= 100 and (not own or r.in_val.acc - r.in_val.chance > 0.3)
         name = "validation_scaled_differently" if own else "unrelated_labels"
         return [Finding(name, text, 0.85 if sure else 0.5, sure)]
-    return _partly(r, "validation", noise(r.val), r.acc) if strong and r.held - r.acc > 0.1 else []
+    if not strong or r.held - r.acc < 0.1:
+        return []
+    found = _partly(r, "validation", noise(r.val), r.acc) if many and len(r.val.label) >= 100 else []
+    if not found and own and r.acc < r.chance + gain / 2:
+        text = f"{_told(r)}, and {_share(r.held)} of training; within validation {_agrees(r.in_val)}"
+        found = [Finding("validation_scaled_differently", text, 0.5, False)]
+    return found
 
 
 def _unlike(r: Reference) -> list[Finding]:
