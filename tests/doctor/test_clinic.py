@@ -111,6 +111,12 @@ def test_a_case_that_changes_nothing_does_not_count():
     assert row["acc"] == row["twin_acc"]
 
 
+def test_a_healthy_case_counts_where_it_learns():
+    sound = cases()["healthy/net/mlp_sgd"]
+    assert suffering.measure(sound)["counts"]
+    assert not suffering.measure(Case("", "", "", (*sound.base, "trainer.max_epochs=1", "optimizer.lr=1e-4")))["counts"]
+
+
 def test_two_points_count_and_chance_does_not():
     row = {"acc": 0.93, "twin_acc": 0.96, "loss": 0.2, "twin_loss": 0.2}
     assert suffering._suffers(row, 10_000, "acc")
