@@ -29,7 +29,7 @@ class Doctor(Callback):
     Raises InputError for another action or an `every` below 1.
     """
 
-    def __init__(self, *, on_finding: str = "warn", every: int = 100) -> None:
+    def __init__(self, *, on_finding: str = "warn", every: int = 200) -> None:
         if on_finding not in ACTIONS:
             raise InputError(f"doctor.on_finding={on_finding} is unknown: write one of {', '.join(ACTIONS)}")
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
@@ -39,6 +39,7 @@ class Doctor(Callback):
         self._watch: Watch | None = None
         self._earlier: list[Finding] = []  # of the run that this one goes on from
         self._start = self._step = self._looks = 0
+        self._window, self._together = 1, False
         self._turns: Counter[str] = Counter()
         self._rests: dict[str, int] = {}
         self._cures: dict[str, str] = {}
@@ -74,6 +75,7 @@ class Doctor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._start = self._step = trainer.global_step
+        self._window, self._together = trainer.accumulate_grad_batches, trainer.world_size > 1
         if trainer.is_global_zero:
             watch = Watch(
                 pl_module.model, trainer.optimizers[0], every=self.every, on_finding="none", cross_entropy=True
@@ -81,7 +83,7 @@ class Doctor(Callback):
             self._watch = watch.__enter__()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        window = trainer.accumulate_grad_batches
+        window = self._window
         if window > 1:
             if trainer.global_step == self._step:
                 return
@@ -91,7 +93,7 @@ class Doctor(Callback):
             if self._watch.looks != self._looks:
                 self._looks = self._watch.looks
                 self._answer(trainer, pl_module)
-        if trainer.world_size > 1 and (trainer.global_step - self._start) % self.every == 0:
+        if self._together and (trainer.global_step - self._start) % self.every == 0:
             trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -133,6 +135,7 @@ class Doctor(Callback):
             self._log(trainer)
 
     def _act(self, trainer: Any, module: Any, finding: Finding) -> None:
+        assert self._watch is not None
         name = finding.disease
         if self.on_finding == "stop" and self.stopped_by is None:
             self.stopped_by, trainer.should_stop = name, True
@@ -146,6 +149,7 @@ class Doctor(Callback):
         self._turns[name] += 1 if done else _TURNS
         self._rests[name] = self._looks + _REST
         if done:
+            self._watch.changed()
             self._cures[name] = f"{self._cures[name]}, {done}" if name in self._cures else done
             self._say(trainer, f"doctor: from step {trainer.global_step}: {done}, against: {finding.about.title}")
 

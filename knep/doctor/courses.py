@@ -11,9 +11,9 @@ from knep.doctor.findings import Finding
 from knep.doctor.stream import Stream, finite, found, middle, spread
 
 _WINDOW = 20  # steps of a smoothed loss
-_HUGE, _LARGE, _SMALL = 0.3, 0.03, 3e-5  # ||dw|| / ||w|| of a step; healthy is about 1e-4 to 3e-2
+_HUGE, _LARGE, _USUAL, _SMALL = 0.3, 0.03, 1e-3, 3e-5  # ||dw|| / ||w|| of a step; healthy is about 1e-4 to 3e-2
 _MOMENTUM, _PROUD = 0.9, 0.98  # momentum beyond what recipes use
-_SPIKE, _HIGH = 10.0, 20.0  # robust z-scores
+_HIGH = 20.0  # robust z-score from which a single leap is enough
 _THROTTLED = 0.1
 _ERASED = 0.5
 _STRONG, _BRIEF = 0.1, 2e-3  # weight decay, and with the learning rate: memory of fewer than 500 steps
@@ -50,7 +50,7 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
         text += f", and a step changes the weights by {update:.1e} of their size" if math.isfinite(update) else ""
         yield from _blamed(stream, text, 0.9 if began > 0 else 0.6, began)
         return
-    looks = [(step, u) for step, u in stream.updates if step >= 5]
+    looks = [(step, u) for step, u in stream.steps_since()[0] if step >= 5]
     recent = stream.recent(2 * _WINDOW)
     if len(looks) < 3 or len(recent) < _WINDOW:
         return
@@ -59,7 +59,7 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
     now, shaken = middle(recent), _shaken(recent)
     stuck = now > 0.9 * start
     swings = shaken > 0.3 * max(now, 0.1) and now > 0.3 * start and len(recent) == 2 * _WINDOW
-    climbs = now - _lowest(stream) > (0.15 if stream.momentum >= _PROUD else 0.35) * start
+    climbs = now - stream.lowest > (0.15 if stream.momentum >= _PROUD else 0.35) * start
     if usual > _HUGE or (usual > _LARGE and (stuck or swings)) or (most > _HUGE and stuck) or climbs:
         first = next((step for step, u in stream.updates if u > _LARGE), looks[0][0])
         text = (
@@ -67,14 +67,6 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
             f"a learning rate of {lr:.3g}; the loss is {now:.3g} after {start:.3g} at the start"
         )
         yield from _blamed(stream, text, 0.85 if stuck or usual > _HUGE else 0.7, first)
-
-
-def _lowest(stream: Stream) -> float:
-    """The lowest median of a window of losses so far."""
-    losses = finite(stream.losses[-2000:])
-    return min(
-        (middle(losses[i : i + _WINDOW]) for i in range(0, len(losses) - _WINDOW + 1, _WINDOW)), default=math.inf
-    )
 
 
 def _shaken(losses: list[float]) -> float:
@@ -100,14 +92,15 @@ def _top(stream: Stream) -> float:
 
 
 def _rate_too_low(stream: Stream) -> Iterator[Finding]:
-    if len(stream.losses) < 2 * _WINDOW or not stream.rates:
+    if len(stream.losses) < 2 * _WINDOW:
         return
-    top = _top(stream)
-    usual = [
-        u for (step, u), (_, rate) in zip(stream.updates, stream.rates, strict=False) if rate >= 0.5 * top and step
-    ]
+    updates, rates = stream.steps_since()
+    if not rates:
+        return
+    top = max(rate for _, rate in rates)
+    usual = [u for (step, u), (_, rate) in zip(updates, rates, strict=False) if rate >= 0.5 * top and step]
     now, start = middle(stream.recent(_WINDOW)), stream.start
-    rising = stream.rates[-1][1] >= top and stream.rates[0][1] < 0.5 * top  # a warm-up that may not be over
+    rising = rates[-1][1] >= top and rates[0][1] < 0.5 * top  # a warm-up that may not be over
     if len(usual) < 3 or rising or not now > 0.8 * start:
         return
     if middle(usual) < _SMALL and max(usual) < 30 * _SMALL:
@@ -115,7 +108,8 @@ def _rate_too_low(stream: Stream) -> Iterator[Finding]:
             f"a step changes the weights by {middle(usual):.1e} of their size (healthy: 1e-4 to 3e-2) at a learning "
             f"rate of {top:.3g}; the loss went from {start:.4g} to {now:.4g} in {len(stream.losses)} steps"
         )
-        yield found("lr_too_low", text, 0.75, 0, overrides=((f"optimizer.lr={10 * top:.3g}",),))
+        better = top * min(max(_USUAL / max(middle(usual), 1e-30), 10.0), 1000.0)
+        yield found("lr_too_low", text, 0.75, 0, overrides=((f"optimizer.lr={better:.1g}",),))
 
 
 def _throttled(stream: Stream) -> Iterator[Finding]:
@@ -150,31 +144,15 @@ def _erased(stream: Stream) -> Iterator[Finding]:
         )
 
 
-def spikes(losses: list[float], window: int = 50) -> list[tuple[int, float]]:
-    """(step, robust z-score) of losses far above those before, and back again behind."""
-    leaps = []
-    for i in range(20, len(losses) - 1):
-        before = finite(losses[max(0, i - window) : i])
-        if len(before) < 20 or losses[i] <= max(before):
-            continue
-        centre = middle(before)
-        z = (losses[i] - centre) / max(spread(before), 0.1)
-        if z > _SPIKE:
-            leaps.append((i, z))
-    return leaps
-
-
 def _spikes(stream: Stream) -> Iterator[Finding]:
-    losses = list(stream.losses[-2000:])
-    offset = len(stream.losses) - len(losses)
-    leaps = spikes(losses)
+    leaps = stream.leaps
     single = [z for _, z in leaps if z > _HIGH]
-    if (len(leaps) >= 2 or single) and len(leaps) <= 0.1 * len(losses):
-        steps = ", ".join(str(offset + i) for i, _ in leaps[:5])
+    if (len(leaps) >= 2 or single) and len(leaps) <= 0.1 * len(stream.losses):
+        steps = ", ".join(str(i) for i, _ in leaps[:5])
         text = (
             f"the loss leaps at steps {steps}, up to {max(z for _, z in leaps):.0f} deviations above the steps before"
         )
-        yield found("loss_spikes", text, 0.7, offset + leaps[0][0])
+        yield found("loss_spikes", text, 0.7, leaps[0][0])
 
 
 def _overfits(stream: Stream) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ class Eye:
         self._last: Tensor | None = None
         self._unclipped: dict[int, Tensor] = {}
         self._before: dict[str, Tensor] = {}
-        self._weighted = 0
+        self._weighted = self._data = 0
         self._handles = list(self._install())
 
     def _install(self) -> Iterator[Any]:
@@ -59,7 +59,7 @@ class Eye:
     def _begin(self, module: nn.Module, args: Any) -> None:
         first = next((a for a in args if isinstance(a, Tensor)), None)
         if self._open() and first is not None and first.is_floating_point():
-            self.look.input = Values.of(first)
+            self.look.input, self._data = Values.of(first), first.data_ptr()
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._open():
@@ -96,7 +96,9 @@ class Eye:
     def _entered(self, path: str, module: nn.Module, given: Tensor) -> None:
         """What a layer with weights is given: the first one's scale, and the work of a function such as F.relu."""
         if not self._weighted:
-            self.look.first, self.look.first_kind = Values.of(given), type(module).__name__
+            same = self.look.input is not None and given.data_ptr() == self._data
+            self.look.first = self.look.input if same else Values.of(given)
+            self.look.first_kind = type(module).__name__
         elif given is not self._last and given.ndim > 1 and self.look.layers[-1].dead is None and _rectified(given):
             self.look.layers.append(layer_of(f"input of {path}", nn.Identity(), given, rectified=True))
         self._weighted += 1

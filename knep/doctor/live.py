@@ -18,7 +18,7 @@ from knep.doctor.courses import courses
 from knep.doctor.findings import Finding, Report, ordered
 from knep.doctor.hooks import Eye
 from knep.doctor.readings import Look, fresh
-from knep.doctor.stream import Stream
+from knep.doctor.stream import LABELS, Stream
 from knep.doctor.symptoms import symptoms
 from knep.errors import InputError
 
@@ -93,6 +93,8 @@ class Watch:
         self._held: Any = None
         self._kept: Tensor | None = None
         self._waiting: list[Tensor] = []
+        self._next = 0
+        self._alarmed = False
         self._began = time.perf_counter()
         self._cross_entropy = cross_entropy
         self.now: tuple[Finding, ...] = ()
@@ -135,17 +137,19 @@ class Watch:
         """
         if self._held is None:
             raise InputError("step: this watch is closed: call it inside `with knep.doctor.watch(...) as d:`")
-        self._waiting.append(_scalar(loss))
-        if y is not None:
+        if isinstance(loss, Tensor) and not loss.is_cpu:
+            self._waiting.append(_scalar(loss))
+        else:
+            self._take(_number(loss))
+        if y is not None and (scores is not None or self._eye is not None or len(self.stream.labels) < LABELS):
             self._learn(y, scores)
-        if self._waiting[-1].device.type == "cpu":
-            self._drain()
         if self._eye is not None and (self._eye.stepped or self.steps - self._eye.look.step >= _PATIENCE):
             self._drain()
             self._close(y, scores)
             self._judge()
         self._kept = None
-        self._look()
+        if self.steps >= self._next:
+            self._look()
 
     def validate(self, *, loss: float = math.nan, acc: float = math.nan) -> None:
         """A validation after the steps so far: mean loss, accuracy in [0, 1]; either may be left out."""
@@ -171,15 +175,20 @@ class Watch:
         new, self._news = self._news, []
         return [self.findings[name] for name in new]
 
+    def changed(self) -> None:
+        """The rate, the momentum or the decay is another from here on: steps before say nothing about it."""
+        self.stream.since = self.steps
+
     def failed(self) -> None:
         """The run ends with a step that is not finite, which `step` will not be told of."""
-        self._waiting.append(torch.tensor(math.nan))
         self._drain()
+        self._take(math.nan)
         self._judge()
 
     def _look(self) -> None:
-        if self._eye is None and due(self.steps, self._every):
+        if self._eye is None:
             self._eye = Eye(self._model, self._optimizer, self.steps, first=len(self.stream.looks) < 2)
+            self._next = following(self.steps, self._every)
 
     def _close(self, y: Tensor | None, scores: Tensor | None) -> None:
         assert self._eye is not None
@@ -209,14 +218,19 @@ class Watch:
             self.stream.accs[self.steps - 1] = float(right.float().mean())
 
     def _drain(self) -> None:
-        """Losses that wait on the device become numbers, and the batch behind the first bad one is looked at."""
-        if not self._waiting:
-            return
-        values = [float(v) for v in self._waiting]
-        self._waiting.clear()
-        self.stream.losses.extend(values)
-        if self.stream.bad_input is None and not math.isfinite(values[-1]):
+        """Losses that wait on the device become numbers."""
+        if self._waiting:
+            values = torch.stack(self._waiting).tolist()
+            self._waiting.clear()
+            for value in values:
+                self._take(value)
+
+    def _take(self, value: float) -> None:
+        self.stream.losses.append(value)
+        if value - value != 0 and not self._alarmed:  # NaN or infinite
+            self._alarmed = True
             self._suspect()
+            self._judge()
 
     def _suspect(self) -> None:
         given = self._kept
@@ -237,7 +251,10 @@ class Watch:
         look = self.stream.looks[-1] if self.stream.looks else None
         if look and look.input and look.input.finite < 1 and self.stream.bad_input is None:
             self.stream.bad_input, self.stream.bad_share = look.step, 1 - look.input.finite
+        self.stream.advance()
         self.now = ordered([*symptoms(self.stream), *courses(self.stream, ended)])
+        if any(found.disease == "sorted_batches" for found in self.now):
+            self.findings.pop("constant_labels", None)  # the first class was a long one
         for found in self.now:
             known = self.findings.get(found.disease)
             self.findings[found.disease] = found if known is None else replace(found, began=known.began)
@@ -270,19 +287,25 @@ def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return ordered(list(found.values()))
 
 
-def due(step: int, every: int) -> bool:
-    """Whether a step is looked at: 0, 1, 2, 4, 8, ... below `every`, and every `every` steps."""
-    return step % every == 0 or (step < every and step & (step - 1) == 0)
+def following(step: int, every: int) -> int:
+    """The step of the look after that of `step`: 1, 2, 4, 8, ... below `every`, and then every `every` steps."""
+    double = 1 if step == 0 else 1 << step.bit_length()
+    return double if double < every else (step // every + 1) * every
 
 
-def _scalar(loss: Any) -> Tensor:
+def _number(loss: Any) -> float:
+    """The loss as a number, from a number or a tensor of one element."""
     if isinstance(loss, Tensor):
-        if loss.numel() != 1 or loss.is_complex():
-            raise InputError(f"step: the loss has shape {tuple(loss.shape)}: give one real number, such as loss.mean()")
-        return loss.detach().reshape(())
+        return float(_scalar(loss)) if loss.numel() != 1 or loss.is_complex() else loss.item()
     if isinstance(loss, bool) or not isinstance(loss, (int, float)):
         raise InputError(f"step: the loss is {type(loss).__name__}: give a number or a tensor of one element")
-    return torch.tensor(float(loss))
+    return float(loss)
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if loss.numel() != 1 or loss.is_complex():
+        raise InputError(f"step: the loss has shape {tuple(loss.shape)}: give one real number, such as loss.mean()")
+    return loss.detach().reshape(())
 
 
 def _check(model: Any, optimizer: Any, every: Any, on_finding: Any) -> None:

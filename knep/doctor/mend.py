@@ -35,13 +35,12 @@ def scale_rates(trainer: Any, factor: float) -> float:
     return max(float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
 
 
-def _lower(module: Any, trainer: Any, finding: Finding) -> str:
-    factor = 0.1 if finding.gravity >= 0.8 else 0.5
-    return f"learning rate x {factor:g}, now {scale_rates(trainer, factor):.3g}"
-
-
-def _raise(module: Any, trainer: Any, finding: Finding) -> str:
-    return f"learning rate x 10, now {scale_rates(trainer, 10.0):.3g}"
+def _rate(module: Any, trainer: Any, finding: Finding) -> str:
+    """The prescribed rate, where the schedule is now: `optimizer.lr=...` against the largest rate of all groups."""
+    wanted = float(finding.overrides[0][0].partition("=")[2])
+    now = max(float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    factor = wanted / now if now > 0 else 1.0
+    return f"learning rate x {factor:.3g}, now {scale_rates(trainer, factor):.3g}"
 
 
 def _steady(module: Any, trainer: Any, finding: Finding) -> str | None:
@@ -74,8 +73,8 @@ def _clip(module: Any, trainer: Any, finding: Finding) -> str | None:
 
 
 _WAYS: Mapping[str, Callable[[Any, Any, Finding], str | None]] = {
-    "lr_too_high": _lower,
-    "lr_too_low": _raise,
+    "lr_too_high": _rate,
+    "lr_too_low": _rate,
     "momentum_instability": _steady,
     "weight_decay_too_large": _keep_weights,
     "clip_throttles": _unclip,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_IMAGES = 64  # of a batch that a reading takes in
+_IMAGES, _FEWER = 64, 24  # of a batch that a reading takes in; that it compares with each other
 _SETTLED = 40  # steps after which statistics of momentum 0.1 are those of the present weights
 _FLAT = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh)
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)
@@ -30,15 +30,18 @@ class Values:
     @classmethod
     def of(cls, t: Tensor) -> Values:
         values = t.detach()[:_IMAGES].float()
-        whole = values.isfinite()
-        finite = float(whole.float().mean()) if values.numel() else 1.0
-        if finite < 1:
-            values = torch.where(whole, values, 0)
         if not values.numel():
             return cls(0.0, 0.0, 0.0, 1.0, 0.0)
-        std, mean = torch.std_mean(values, correction=0)
-        apart = values.std(0, correction=0).mean() if len(values) > 1 else std
-        return cls(float(mean), float(std), float(values.abs().max()), finite, float(apart))
+        std, mean = (float(v) for v in torch.std_mean(values, correction=0))
+        finite = 1.0
+        if not math.isfinite(std):
+            whole = values.isfinite()
+            finite = float(whole.float().mean())
+            values = torch.where(whole, values, 0)
+            std, mean = (float(v) for v in torch.std_mean(values, correction=0))
+        low, high = values.aminmax()
+        apart = float(values.std(0, correction=0).mean()) if len(values) > 1 else std
+        return cls(mean, std, max(-float(low), float(high)), finite, apart)
 
 
 @dataclass
@@ -99,7 +102,7 @@ def _saturated(values: Tensor, module: nn.Module) -> float:
 
 def _similarity(values: Tensor) -> float:
     """The mean cosine between two different rows of (N, ...)."""
-    flat = values[:32].flatten(1) if values.ndim > 1 else values[:, None]
+    flat = values[:_FEWER].flatten(1) if values.ndim > 1 else values[:, None]
     n = len(flat)
     if n < 2:
         return 0.0

@@ -16,7 +16,8 @@ from knep.doctor.findings import Finding, diseases
 from knep.doctor.readings import Look
 
 _EARLY, _LATE = 6, 40  # looks that are kept whole: the first and the last ones
-_LABELS = 60  # batches whose labels are kept
+LABELS = 60  # first batches whose labels are counted; behind them, those of looks are
+WINDOW, SPIKE = 50, 10.0  # steps that a loss is compared with, and the robust z-score of a leap
 
 
 @dataclass
@@ -25,7 +26,9 @@ class Stream:
     median ||dw|| / ||w||), (step, ||gradient||), (step, largest learning rate), (step, ||w||); vals: (step, loss,
     accuracy), NaN where not given; labels: counts by class of the first batches; absent: parameters that the optimizer
     does not have; frozen: those without requires_grad, fresh: of them, what looks like a random start; bad_input: the
-    step of the first input that is not finite; fired: units (C,) of each rectifier above 0, in its last three looks.
+    step of the first input that is not finite; leaps: (step, robust z-score) of losses far above those before them;
+    lowest: the lowest median of 20 losses; since: the step at which the rate was last changed from outside; fired:
+    units (C,) of each rectifier above 0, in its last three looks.
     """
 
     losses: array[float] = field(default_factory=lambda: array("d"))
@@ -44,6 +47,11 @@ class Stream:
     adaptive: bool = False  # the optimizer has betas, as Adam has
     bad_input: int | None = None  # the step at which an input was not finite
     bad_share: float = 0.0
+    leaps: list[tuple[int, float]] = field(default_factory=list)
+    lowest: float = math.inf
+    since: int = 0
+    _read: int = 0
+    _windows: int = 0
     fired: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
 
     def take(self, look: Look) -> None:
@@ -65,10 +73,31 @@ class Stream:
         if look.clipped is not None:
             self.clips.append((look.step, look.clipped))
 
+    def advance(self) -> None:
+        """Goes on through the losses that came since the last call: leaps, and the lowest window."""
+        losses = self.losses
+        while self._read < len(losses) - 1:  # a leap is told by what follows it
+            i = self._read
+            before = losses[max(0, i - WINDOW) : i]
+            if len(before) >= 20 and losses[i] > max(before) and losses[i + 1] < losses[i]:
+                z = (losses[i] - middle(before)) / max(spread(before), 0.1)
+                if z > SPIKE:
+                    self.leaps.append((i, z))
+            self._read += 1
+        while self._windows + 20 <= len(losses):
+            self.lowest = min(self.lowest, middle(finite(losses[self._windows : self._windows + 20]) or [math.inf]))
+            self._windows += 20
+
     def label(self, y: Tensor) -> None:
-        if len(self.labels) < _LABELS and y.ndim == 1 and not y.is_floating_point():
+        if len(self.labels) < 10 * LABELS and y.ndim == 1 and not y.is_floating_point():
             classes, counts = torch.unique(y.detach(), return_counts=True)
             self.labels.append(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+
+    def steps_since(self) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+        """Updates and rates of the looks since the last change from outside."""
+        kept = ([(step, v) for step, v in series if step >= self.since] for series in (self.updates, self.rates))
+        updates, rates = kept
+        return updates, rates
 
     @property
     def momentum(self) -> float:

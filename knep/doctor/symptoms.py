@@ -70,7 +70,7 @@ def _labels(stream: Stream) -> Iterator[Finding]:
     if batches < 5 or images < 40:
         return
     most = max(total.values()) / images
-    if len(total) == 1:
+    if len(total) == 1 and batches >= 20:
         text = f"all {images} labels of the first {batches} batches are {next(iter(total))}"
         yield found("constant_labels", text, 0.97, 0)
         return
