@@ -22,7 +22,7 @@ from knep.gradients import gradients
 from knep.groups import decayed
 from knep.guard.policy import Guard
 from knep.guard.sentry import BadStep, Sentry
-from knep.hardware import reseed
+from knep.hardware import at_precision, reseed
 from knep.recipes import clip
 from knep.regularizer import Regularizer
 from knep.seeds import mix
@@ -120,6 +120,9 @@ class Classifier(L.LightningModule):
         self._edits = type(recipe.regularization).after_step is not Regularizer.after_step
         self._owners: list[Tensor] = list(model.parameters())
         self._resumed: dict[str, Any] = {}
+
+    def setup(self, stage: str) -> None:
+        at_precision(self.trainer, self)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.model(self.scaling(x_NCHW).to(memory_format=self.layout))
