@@ -310,12 +310,14 @@ def test_a_resumed_run_reads_its_cache_and_writes_none_that_nobody_typed(root, t
     (path,) = mine.glob("*.images")
     before = path.stat().st_mtime_ns
     resumed(root, run)
-    assert path.stat().st_mtime_ns == before and "has no cache" not in capfd.readouterr().err
+    assert path.stat().st_mtime_ns == before
+    assert "has no cache" not in capfd.readouterr().err
     content = bytearray(path.read_bytes())
     content[5] ^= 1
     path.write_bytes(content)
     resumed(root, run)
-    assert path.read_bytes() == content and "decoded again" in capfd.readouterr().err
+    assert path.read_bytes() == content
+    assert "decoded again" in capfd.readouterr().err
     path.unlink()
     resumed(root, run)
     assert not path.exists()
@@ -326,4 +328,5 @@ def test_a_resumed_run_reads_its_cache_and_writes_none_that_nobody_typed(root, t
 
 def test_what_a_run_computes_has_one_hash_whether_its_cache_may_be_written_or_not():
     hashes = {config_hash({"seed": 0, "data": {"size": 8, "write_cache": w}}) for w in (True, False)}
-    assert len(hashes) == 1 and config_hash({"seed": 0, "data": {"size": 9, "write_cache": True}}) not in hashes
+    assert len(hashes) == 1
+    assert config_hash({"seed": 0, "data": {"size": 9, "write_cache": True}}) not in hashes
