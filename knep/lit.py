@@ -117,7 +117,7 @@ class Classifier(L.LightningModule):
         self._decayed = decayed(model)
         self._clip = _plain(recipe.clip)
         self._clips = getattr(self._clip, "func", self._clip) is not clip.none
-        self._edits = type(recipe.regularization).after_step is not Regularizer.after_step
+        self.edits = type(recipe.regularization).after_step is not Regularizer.after_step
         self._owners: list[Tensor] = list(model.parameters())
         self._resumed: dict[str, Any] = {}
 
@@ -295,7 +295,7 @@ class Classifier(L.LightningModule):
 
     def after_optimizer(self, optimizer: Any) -> None:
         """What the recipe's regularization does to the weights after the optimizer's step."""
-        if self._edits:
+        if self.edits:
             with torch.no_grad():
                 self.recipe.regularization.after_step(self._decayed, _rate(optimizer))
 

@@ -103,7 +103,7 @@ class Cache:
         return self._x_NCHW.index_select(0, rows)
 
     def _mend(self, row: int) -> None:
-        """Puts right this process's view of an image; a writable file is removed, so that the next run makes another."""
+        """Puts right this process's view of an image; a writable file is removed: the next run makes another."""
         file, source = self._source.files[row], self._source
         self._x_NCHW[row] = read_image(file, source.channels, source.size, self._max_pixels)
         if self._damaged:
