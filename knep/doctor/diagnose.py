@@ -85,7 +85,8 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     tell("trial")
     steps = steps_of(patient)
     base = run(patient, steps, looks=min(8, steps))
-    expected = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate).acc
+    simple = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate)
+    expected = simple.acc if simple is not None else 0.0
     exam = Examination(patient, steps, base, reached(base, patient), expected, found)
     measured["trial"] = _course(base) | {"reached": exam.reached, "expected": expected}
     tell("remedies")
