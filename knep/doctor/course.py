@@ -253,12 +253,12 @@ def _statistics(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     size = len(patient.train[0][0])
     momenta = sorted({m.momentum for m in _batch_norms(patient.model) if m.momentum is not None})
     odd = any(m < 0.02 or m > 0.9 for m in momenta)
-    if gap > 0.05 or size <= 8 or odd:
+    if gap > 0.05 or size <= 4 or odd:
         evidence = (
             f"accuracy on training images {trial.batch_stats.acc:.2f} with the statistics of the batch, "
             f"{trial.train.acc:.2f} with the running ones; batches of {size}, momentum {_listed(momenta)}"
         )
-        tiny = size <= 8
+        tiny = size <= 8 and (size <= 4 or gap > 0.05)
         name = "tiny_norm_batches" if tiny and not odd else "stale_statistics"
         gravity = 0.85 if gap > 0.15 else 0.6
         ways: list[tuple[tuple[str, ...], Remedy]] = [(("norm=group",), remedies.group_norm)]

@@ -8,10 +8,13 @@ a cause is what a remedy mends.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,10 +38,21 @@ _BEARABLE = {
     "unscaled_inputs", "vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse",
     "tiny_norm_batches", "stale_statistics", "precision_underflow", "too_little_capacity",
 }  # fmt: skip
+_SIGNAL = {"vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse"}
+_GAINS = Path(__file__).with_name("gains.json")
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
 _LEARNED = 0.97  # accuracy on training images from which on no other rate or schedule is needed
 _GAIN = 0.025  # of accuracy that a remedy must bring
 _SHARE = 0.6  # of the best remedy's gain that makes another one as good an explanation
+
+
+@lru_cache
+def healthy_gains() -> dict[str, float]:
+    """Disease -> the most that its remedy gained, as accuracy, in a healthy run of the clinic's half A.
+
+    Written by `scripts/healthy_gains.py`.
+    """
+    return json.loads(_GAINS.read_text(encoding="utf-8"))["largest"]
 
 
 @dataclass
@@ -54,10 +68,12 @@ class Examination:
     treated: list[tuple[Finding, float]] = field(default_factory=list)
     tried: list[tuple[str, str, float]] = field(default_factory=list)
 
-    @property
-    def least(self) -> float:
-        """The gain that counts: a share of what is missing, since near chance accuracy is mostly noise."""
-        return max(_GAIN, 0.15 * (self.expected - self.reached))
+    def least(self, disease: str) -> float:
+        """The gain that counts: more than the same remedy brings to healthy runs, and a share of what is missing, since
+        near chance accuracy is mostly noise.
+        """
+        usual = 1.25 * healthy_gains().get(disease, 0.0)
+        return max(_GAIN, usual, 0.15 * (self.expected - self.reached))
 
     def gain(self, patient: Patient, disease: str, what: str) -> float:
         """What a trial of the treated patient reaches more than the first one; it is noted as tried."""
@@ -149,7 +165,7 @@ def _suspected(exam: Examination) -> list[Suspect]:
 def _ways(patient: Patient, finding: Finding) -> list[tuple[tuple[str, ...], Remedy]]:
     if finding.disease == "unscaled_inputs":
         return [(("scaling=standardize",), remedies.standardized)]
-    if finding.disease in ("vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse"):
+    if finding.disease in _SIGNAL:
         return remedies.inits(patient)
     if finding.disease == "tiny_norm_batches":
         return [(("data.batch_size=64",), remedies.merged(64)), (("norm=group",), remedies.group_norm)]
@@ -171,9 +187,9 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
             gain = exam.gain(treated, suspect.finding.disease, " ".join(way))
             if gain > best:
                 best, lines = gain, way
-            if gain >= max(exam.least, 0.5 * (exam.expected - exam.reached)):
+            if gain >= max(exam.least(suspect.finding.disease), 0.5 * (exam.expected - exam.reached)):
                 break
-        if best >= exam.least:
+        if best >= exam.least(suspect.finding.disease):
             others = [way for way, _ in suspect.ways if way != lines]
             finding = replace(suspect.finding.prescribed(lines, *others), gain=100 * best)
             exam.treated.append((finding, best))
@@ -188,7 +204,7 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
         gain, factor = max((exam.gain(rate(f)(patient), disease, f"rate x {f:g}"), f) for f in factors)
         if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
             continue  # the run itself is as much longer than the trial
-        if gain >= exam.least:
+        if gain >= exam.least(disease):
             exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
     if base.rates and min(base.rates[-3:]) > 0.5 * max(base.rates) and not base.diverged:
         gain = exam.gain(remedies.decay(patient), "no_decay", "scheduler=cosine")
@@ -196,7 +212,10 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
             evidence = (
                 f"the rate is {base.rates[-1]:.3g} to the end; falling to 0 it reaches {100 * gain:.1f} points more"
             )
-            finding = Finding("no_decay", evidence, 0.5, certain=False, gain=100 * gain)
+            # Where the same rate does as well once it falls, it is not too high.
+            lower = max((g for f, g in exam.treated if f.disease == "lr_too_high"), default=0.0)
+            gravity = 0.6 if exam.reached > 0.5 * exam.expected and gain > 0.8 * lower else 0.45
+            finding = Finding("no_decay", evidence, gravity, certain=False, gain=100 * gain)
             exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
 
 
@@ -244,7 +263,7 @@ def _treat_length(exam: Examination) -> None:
     # Training images are memorised in time whatever the trouble is: validation alone counts.
     gain = longer.val.acc - exam.base.val.acc
     exam.tried.append(("stopping_too_early", f"{steps} steps", round(gain, 4)))
-    if gain >= exam.least:
+    if gain >= exam.least("stopping_too_early"):
         evidence = (
             f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
             f"{steps} steps reach {100 * gain:.1f} points more"
@@ -297,7 +316,12 @@ def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
     share = memorised(exam.patient)
     if share < 0.9:
         evidence = f"taught one batch of 64 images alone, the model learns {share:.0%} of it"
-        found = [Finding("too_little_capacity", evidence, 0.88)]
+        # A narrow place is capacity; otherwise what happens to the signal says why.
+        narrow = any(s.finding.disease == "too_little_capacity" for s in suspected)
+        signal = [s.finding for s in suspected if s.finding.disease in _SIGNAL and s.finding.gravity >= 0.5]
+        weight = 0.88 if narrow or not signal else 0.7
+        found = [Finding("too_little_capacity", evidence, weight)]
+        found += [replace(f, gravity=0.6 + 0.25 * f.gravity) for f in signal[:3]]
         return found + [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
     if suspected or exam.treated:
         return [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
