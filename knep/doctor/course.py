@@ -114,7 +114,7 @@ def _spikes(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     spikes = spiking_steps(trial)
     usual = statistics.median(norms)
     broken = broken_images(patient)
-    if spikes or broken:
+    if 0 < len(spikes) <= 0.1 * len(trial.norms) or broken:
         shown = ", ".join(map(str, spikes[:5]))
         evidence = f"{len(spikes)} of {len(trial.norms)} steps jump" + (f" (steps {shown})" if spikes else "")
         if spikes:
@@ -122,7 +122,7 @@ def _spikes(patient: Patient, trial: Trial) -> Iterator[Suspect]:
             evidence += f": gradient norm up to {top:.3g} where {usual:.3g} is usual"
         if broken:
             evidence += f"; {broken}"
-        gravity = 0.9 if broken else 0.7
+        gravity = 0.9 if broken else 0.3
         ways: list[tuple[tuple[str, ...], Remedy]] = [
             (("clip=norm", f"clip.theta={usual:.2g}"), remedies.clipped(usual))
         ]
@@ -209,10 +209,9 @@ def _smoothing(patient: Patient, trial: Trial) -> Iterator[Suspect]:
 def _penalty(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     r = patient.regularization
     edits = type(r).after_step is not Regularizer.after_step
-    share = statistics.median(
-        [p / max(loss, 1e-9) for p, loss in zip(trial.penalties, trial.losses, strict=True) if math.isfinite(loss)]
-        or [0]
-    )
+    # A penalty that wins is soon small, with the weights: its beginning counts.
+    pairs = zip(trial.penalties[:20], trial.losses[:20], strict=True)
+    share = statistics.median([p / max(loss, 1e-9) for p, loss in pairs if math.isfinite(loss)] or [0.0])
     if share > 0.2 or (edits and trial.weight < 0.7):
         evidence = f"the penalty is {share:.2g} times the loss; the weights went to {trial.weight:.2g} of their size"
         yield Suspect(

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from knep.doctor.patient import Batch, Patient, Plain
 from knep.errors import InputError
+from knep.recipe import Recipe
 from knep.recipes import activation, clip, init, norm, scheduler
 from knep.regularizer import Regularizer
 
@@ -38,12 +39,21 @@ def with_groups(edit: Callable[[dict[str, Any]], None]) -> Remedy:
 
 
 def rate(factor: float) -> Remedy:
-    """The learning rate times `factor`."""
+    """The learning rate times `factor`: of the config's `optimizer.lr` where a config made the optimizer."""
 
     def edit(group: dict[str, Any]) -> None:
         group["lr"] = group["lr"] * factor
 
-    return with_groups(edit)
+    def remedy(patient: Patient) -> Patient:
+        owner = getattr(patient.make_optimizer, "__self__", None)
+        if not isinstance(owner, Recipe):
+            return with_groups(edit)(patient)
+        # Optimizers of two arms have a rate of their own for the other one, which `optimizer.lr` leaves alone.
+        node = dict(patient.config["optimizer"])
+        changed = Recipe.from_config(dict(patient.config) | {"optimizer": node | {"lr": node["lr"] * factor}})
+        return replace(patient, make_optimizer=changed.optimizer, make_scheduler=changed.scheduler)
+
+    return remedy
 
 
 def momentum(value: float = 0.9) -> Remedy:

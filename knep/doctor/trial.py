@@ -169,7 +169,7 @@ def _pass(patient: Patient, model: nn.Module, trial: Trial, micro: Sequence[Batc
             loss = patient.criterion(scores, y)
         term = patient.regularization.penalty(decayed(model))
         ((loss + term) / len(micro)).backward()
-        penalty += float(term) / len(micro)
+        penalty += float(term.detach() if isinstance(term, Tensor) else term) / len(micro)
         total += loss.detach() / len(micro)
         target = y if y.ndim == 1 else y.argmax(1)
         correct += int((scores.argmax(1) == target).sum())
@@ -258,6 +258,17 @@ def score(patient: Patient, model: nn.Module, batches: Sequence[Batch], batch_st
     for m, mode in modes.items():
         m.training = mode
     return Score(loss / max(seen, 1), correct / max(seen, 1))
+
+
+def recalls(patient: Patient, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """By class (K,): the share of its validation images that the model knows, and how many there are."""
+    right, there = torch.zeros(2, patient.num_classes).unbind()
+    with torch.no_grad():
+        for x, y in patient.val:
+            guess = model.eval()(patient.inputs(x)).argmax(1).cpu()
+            there += torch.bincount(y.cpu(), minlength=patient.num_classes)[: patient.num_classes]
+            right += torch.bincount(y.cpu()[guess == y.cpu()], minlength=patient.num_classes)[: patient.num_classes]
+    return right / there.clamp_min(1), there
 
 
 def _norm(weights: Sequence[Tensor]) -> float:

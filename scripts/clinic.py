@@ -1,0 +1,61 @@
+"""The clinic: sick and healthy training runs with known causes, judged by knep's doctor and by others.
+
+`python scripts/clinic.py` first trains every sick case against its healthy twin: a case counts only if training
+measurably suffers. Then each case is examined in a child process, and a table says, per disease and in all, how many of
+the sick were found and how many of the healthy were called sick, whether the cause was named, on top or among the
+findings, and the seconds an examination took. `--cure` also says how many of those that overrides can mend were mended.
+Whatever was measured is kept under outputs/clinic and not measured again; `--afresh` forgets the diagnoses.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from clinicing.case import Case
+from clinicing.catalogue import cases
+from clinicing.peers import PEERS
+from clinicing.rounds import checked, cured, examined
+from clinicing.table import rows, shown, totals
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--half", choices=("A", "B", "both"), default="both", help="thresholds are set on A alone")
+    parser.add_argument("--only", action="append", help="a disease, healthy, or a case's name; repeatable")
+    parser.add_argument("--limit", type=int, help="cases at most")
+    parser.add_argument("--check", action="store_true", help="check alone that the sick are sick")
+    parser.add_argument("--cure", action="store_true", help="cure as well")
+    parser.add_argument("--doctors", nargs="+", choices=("knep", *PEERS), default=["knep"])
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--afresh", action="store_true", help="forget the diagnoses of these cases")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/clinic"))
+    asked = parser.parse_args(argv)
+    chosen = select(list(cases().values()), asked.half, asked.only, asked.limit)
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    counted = checked(chosen, asked.folder, asked.processes)
+    if asked.check:
+        return 0
+    for doctor in asked.doctors:
+        found = examined(doctor, counted, asked.folder, asked.processes, asked.afresh)
+        mended = cured(counted, asked.folder, asked.processes, asked.afresh) if asked.cure and doctor == "knep" else {}
+        print(shown(f"{doctor}, half {asked.half}", rows(counted, found, mended), totals(counted, found, mended)))
+    return 0
+
+
+def select(known: Sequence[Case], half: str, only: Sequence[str] | None, limit: int | None) -> list[Case]:
+    """The cases that are asked for, in the catalogue's order. Raises SystemExit where none is."""
+    wanted = [
+        case
+        for case in known
+        if half in ("both", case.half)
+        and (not only or any(word in (case.disease, case.name) or case.name.startswith(f"{word}/") for word in only))
+    ]
+    if not wanted:
+        raise SystemExit("no case is called so: write a disease of knep/doctor/diseases.yaml, or healthy")
+    return wanted[:limit]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

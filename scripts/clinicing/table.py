@@ -1,0 +1,96 @@
+"""The clinic's table: per disease and in all."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clinicing.case import Case
+
+Rows = Mapping[str, Mapping[str, Any]]
+_WITHIN = 0.02  # of the twin's accuracy
+
+
+def named(row: Mapping[str, Any]) -> list[frozenset[str]]:
+    """What each finding of a diagnosis may mean, the gravest first; none after a failure."""
+    return [frozenset(finding[0].split("|")) for finding in row.get("findings", ())]
+
+
+def right(case: Case, names: Sequence[frozenset[str]]) -> bool:
+    """Whether one of these findings names a cause of the case."""
+    return any(name & set(case.causes) for name in names)
+
+
+def counts(cases: Sequence[Case], found: Rows, cured: Rows) -> dict[str, Any]:
+    """Of cases of one kind: how many there are, were called sick, got the right cause on top, among all, were cured."""
+    names = [named(found[case.name]) for case in cases]
+    pairs = list(zip(cases, names, strict=True))
+    seconds = [found[case.name]["seconds"] for case in cases if "seconds" in found[case.name]]
+    mended = [cured[case.name] for case in cases if case.name in cured]
+    return {
+        "cases": len(cases),
+        "found": sum(bool(n) for n in names),
+        "top": sum(right(case, n[:1]) for case, n in pairs),
+        "strict": sum(bool(n) and case.disease in n[0] for case, n in pairs),
+        "among": sum(right(case, n) for case, n in pairs),
+        "curable": len(mended),
+        "cured": sum("acc" in row and row["acc"] >= row["twin_acc"] - _WITHIN for row in mended),
+        "failed": sum("failure" in found[case.name] for case in cases),
+        "seconds": round(statistics.median(seconds), 1) if seconds else 0.0,
+        "slowest": max(seconds, default=0.0),
+    }
+
+
+def rows(cases: Sequence[Case], found: Rows, cured: Rows) -> list[dict[str, Any]]:
+    """A row for each disease; the misses of each with the first three findings."""
+    out = []
+    for disease in dict.fromkeys(case.disease for case in cases):
+        those = [case for case in cases if case.disease == disease]
+        misses = [f"{case.name}: {_said(found[case.name])}" for case in those if not _passed(case, found[case.name])]
+        out.append({"disease": disease or "healthy", "misses": misses} | counts(those, found, cured))
+    return out
+
+
+def _passed(case: Case, row: Mapping[str, Any]) -> bool:
+    names = named(row)
+    return "failure" not in row and (right(case, names[:1]) if case.disease else not names)
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """The first three findings, or why there are none."""
+    return row.get("failure") or ", ".join(finding[0] for finding in row["findings"][:3]) or "healthy"
+
+
+def totals(cases: Sequence[Case], found: Rows, cured: Rows) -> dict[str, float]:
+    """Shares of all, in percent; a doctor that fails has not found a sick case, and not cleared a healthy one."""
+    sick = counts([case for case in cases if case.disease], found, cured)
+    well = counts([case for case in cases if not case.disease], found, cured)
+    return {
+        "recall": _share(sick["found"], sick["cases"]),
+        "false_alarms": _share(well["found"] + well["failed"], well["cases"]),
+        "top": _share(sick["top"], sick["cases"]),
+        "top_strict": _share(sick["strict"], sick["cases"]),
+        "among": _share(sick["among"], sick["cases"]),
+        "cured": _share(sick["cured"], sick["curable"]),
+        "sick": sick["cases"],
+        "healthy": well["cases"],
+        "seconds": sick["seconds"],
+        "slowest": max(sick["slowest"], well["slowest"]),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return round(100 * part / whole, 2) if whole else float("nan")
+
+
+def shown(title: str, table: Sequence[Mapping[str, Any]], total: Mapping[str, float]) -> str:
+    """Text for the terminal."""
+    lines = [title, f"{'':32}{'cases':>6}{'found':>7}{'top':>6}{'among':>7}{'cured':>9}{'seconds':>9}"]
+    for row in table:
+        cured = f"{row['cured']}/{row['curable']}" if row["curable"] else "-"
+        told = (row["disease"], row["cases"], row["found"], row["top"], row["among"], cured, row["seconds"])
+        lines.append("{:32}{:>6}{:>7}{:>6}{:>7}{:>9}{:>9}".format(*told))
+    lines += [f"  {miss}" for row in table for miss in row["misses"]]
+    lines.append("  ".join(f"{name} {value:g}" for name, value in total.items()))
+    return "\n".join(lines)

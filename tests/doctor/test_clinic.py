@@ -1,0 +1,229 @@
+"""The clinic's own checks: its cases, what counts as sick, its table; and the smoke clinic of 40 cases."""
+
+import importlib.util
+
+import pytest
+import torch
+from clinic import select
+from clinicing import suffering
+from clinicing.bad_data import cut, leaked, rare, shifted_labels, sorted_by_class
+from clinicing.bad_model import narrow, partly_optimized
+from clinicing.case import Case, twin
+from clinicing.catalogue import cases
+from clinicing.rounds import examine
+from clinicing.table import rows, shown, totals
+from clinicing.workers import each
+
+from knep.doctor.findings import diseases
+from knep.listing import options
+
+# One of each kind of mistake and of net, cheap to examine; the bars below are on exactly these.
+SICK = (
+    "unscaled_inputs/mlp_sgd/raw",
+    "non_finite_inputs/mlp/some_nan",
+    "constant_inputs/synthetic_mlp/black",
+    "constant_labels/mlp/zero",
+    "labels_out_of_range/mlp/one_more",
+    "labels_off_by_one/synthetic_mlp/train",
+    "unrelated_labels/mlp/all",
+    "class_imbalance/mlp/half",
+    "sorted_batches/mlp_sgd/all",
+    "leaked_validation/hard_mlp/all",
+    "validation_scaled_differently/mlp/inverted",
+    "vanishing_gradient/deep_mlp/sigmoid",
+    "exploding_gradient/deep_mlp/unit_normal",
+    "dying_relu/sequential/mlp_dead",
+    "saturation/sequential_tanh/large",
+    "symmetric_weights/mlp/constant",
+    "signal_collapse/deep_sgd/large_biases",
+    "double_softmax/sequential_sgd/mlp_softmax",
+    "cut_off/mlp_sgd/head_only",
+    "frozen_parameters/deep_sequential/features",
+    "stale_statistics/mlp_bn/still",
+    "too_little_capacity/mlp/two",
+    "lr_too_high/mlp_sgd/lr=10.0",
+    "lr_too_low/mlp_sgd/lr=3e-05",
+    "clip_throttles/mlp_sgd/norm",
+    "weight_decay_too_large/mlp_sgd/1",
+    "momentum_instability/swing_mlp/0.999",
+    "too_much_dropout/mlp/0.97",
+    "too_much_penalty/mlp/l1",
+    "stopping_too_early/mlp_sgd/one_epoch",
+)
+HEALTHY = (
+    "healthy/net/mlp_sgd",
+    "healthy/net/mlp_bn",
+    "healthy/net/deep_mlp",
+    "healthy/net/sequential_tanh",
+    "healthy/net/few_mlp",
+    "healthy/net/synthetic_sgd",
+    "healthy/recipe/baseline/mlp",
+    "healthy/recipe/modern/mlp",
+    "healthy/dose/dropout/mlp",
+    "healthy/own_loop/mlp",
+)
+
+
+def test_enough_cases_of_every_disease_in_each_half():
+    sick = [case for case in cases().values() if case.disease]
+    assert len(sick) >= 300
+    assert len(cases()) - len(sick) >= 150
+    for disease in diseases():
+        halves = [case.half for case in sick if case.disease == disease]
+        assert len(halves) >= 8, disease
+        assert min(halves.count("A"), halves.count("B")) >= 3, disease
+    assert {case.disease for case in sick} == set(diseases())
+
+
+def test_no_two_cases_of_different_halves_are_the_same_instance():
+    seen: dict[str, str] = {}
+    for case in cases().values():
+        assert seen.setdefault(case.key, case.half) == case.half, case.name
+
+
+def test_every_recipe_and_every_sound_option_is_among_the_healthy():
+    from clinicing.healthy import SLOTS, UNSOUND
+
+    said = " ".join(case.name for case in cases().values() if not case.disease)
+    for recipe in options("recipe"):
+        assert f"recipe/{recipe}/" in said
+    for slot in SLOTS:
+        for option in options(slot):
+            assert (f"option/{slot}={option}/" in said) != (f"{slot}={option}" in UNSOUND), (slot, option)
+
+
+@pytest.mark.parametrize(
+    ("name", "sick"),
+    [
+        ("lr_too_low/mlp_sgd/lr=3e-05", True),
+        ("leaked_validation/hard_mlp/all", True),
+        ("labels_out_of_range/mlp/one_more", True),
+    ],
+)
+def test_a_case_counts_where_training_suffers(name, sick):
+    assert suffering.measure(cases()[name])["counts"] is sick
+
+
+def test_a_case_that_changes_nothing_does_not_count():
+    base = cases()["lr_too_low/mlp_sgd/lr=3e-05"].base
+    row = suffering.measure(Case("", "lr_too_low", "none", base, ("log_every=20",)))
+    assert not row["counts"]
+    assert row["acc"] == row["twin_acc"]
+
+
+def test_a_healthy_case_counts_where_it_learns():
+    sound = cases()["healthy/net/mlp_sgd"]
+    assert suffering.measure(sound)["counts"]
+    assert not suffering.measure(Case("", "", "", (*sound.base, "trainer.max_epochs=1", "optimizer.lr=1e-4")))["counts"]
+
+
+def test_two_points_count_and_chance_does_not():
+    row = {"acc": 0.93, "twin_acc": 0.96, "loss": 0.2, "twin_loss": 0.2}
+    assert suffering._suffers(row, 10_000, "acc")
+    assert not suffering._suffers(row, 100, "acc")
+    assert not suffering._suffers(row | {"acc": 0.95}, 10_000, "acc")
+    assert suffering._suffers(row | {"acc": 0.96, "loss": 0.4}, 100, "loss")
+    assert not suffering._suffers(row | {"acc": 0.96, "loss": 0.4}, 100, "acc")
+
+
+def test_early_stopping_is_played_on_the_curve():
+    from types import SimpleNamespace
+
+    from knep.doctor.trial import Score
+
+    losses = [1.0, 0.8, 0.85, 0.9, 0.1]
+    run = SimpleNamespace(curve=[(i, Score(loss, 1 - loss)) for i, loss in enumerate(losses)])
+    ended = suffering._stopped(run, SimpleNamespace(stopping=2, config={"stopping": {"min_delta": 0.0}}))
+    assert ended.loss == 0.8
+
+
+def test_mutations_leave_the_twin_alone_and_do_what_they_say():
+    case = cases()["class_imbalance/mlp/half"]
+    well, before = twin(case), twin(case)
+    few = rare(well, classes=5, keep=0.02)
+    y = torch.cat([b[1] for b in few.train])
+    assert int((y == 0).sum()) * 20 < int((y == 9).sum())
+    ordered = sorted_by_class(well)
+    assert not ordered.shuffled
+    assert bool((torch.cat([b[1] for b in ordered.train]).diff() >= 0).all())
+    off = shifted_labels(well, split="val")
+    assert torch.equal((well.val[0][1] + 1) % 10, off.val[0][1])
+    assert torch.equal(leaked(well).val[0][0][:64], well.train[0][0])
+    assert next(narrow(well).model.parameters()).dtype == torch.float16
+    optimizer = partly_optimized(well).make_optimizer(well.model)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 2
+    for (x, labels), (x0, labels0) in zip(well.train, before.train, strict=True):
+        assert torch.equal(x, x0)
+        assert torch.equal(labels, labels0)
+    assert all(torch.equal(a, b) for a, b in zip(well.model.parameters(), before.model.parameters(), strict=True))
+
+
+def test_cut_gives_whole_batches_or_one():
+    x, y = torch.zeros(10, 1), torch.zeros(10)
+    assert [len(b[1]) for b in cut(x, y, 4)] == [4, 4]
+    assert [len(b[1]) for b in cut(x, y, 16)] == [10]
+
+
+def test_a_child_that_dies_hangs_or_raises_is_a_recorded_failure():
+    die, hang, wrong = "__import__('os')._exit(3)", "__import__('time').sleep(60)", "1 / 0"
+    answers = dict(each(eval, [die, wrong, hang, "{'got': 2}"], 1, 1.0))
+    assert answers[die] == {"failure": "the process died with exit code 3"}
+    assert answers[wrong] == {"failure": "ZeroDivisionError: division by zero"}
+    assert "no answer within 1 s" in answers[hang]["failure"]
+    assert answers["{'got': 2}"] == {"got": 2}
+
+
+def test_the_table_counts_and_lists_every_miss():
+    sick = Case("a/x", "lr_too_high", "", (), curable=True, also=("momentum_instability",))
+    other, well, crash = Case("a/y", "lr_too_high", "", ()), Case("h/x", "", "", ()), Case("h/y", "", "", ())
+    found = {
+        "a/x": {"findings": [["momentum_instability", 0.9, ""], ["lr_too_low", 0.1, ""]], "seconds": 2.0},
+        "a/y": {
+            "findings": [["loss_spikes|no_decay", None, ""], ["overfitting|lr_too_high", None, ""]],
+            "seconds": 4.0,
+        },
+        "h/x": {"findings": [], "seconds": 1.0},
+        "h/y": {"failure": "it died"},
+    }
+    cured = {"a/x": {"acc": 0.95, "twin_acc": 0.96}}
+    table = rows([sick, other, well, crash], found, cured)
+    total = totals([sick, other, well, crash], found, cured)
+    assert total["recall"] == 100
+    assert total["top"] == 50
+    assert total["top_strict"] == 0
+    assert total["among"] == 100
+    assert total["false_alarms"] == 50
+    assert total["cured"] == 100
+    assert table[0]["misses"] == ["a/y: loss_spikes|no_decay, overfitting|lr_too_high"]
+    assert table[1]["misses"] == ["h/y: it died"]
+    assert "lr_too_high" in shown("", table, total)
+
+
+def test_cases_are_chosen_by_half_disease_and_name():
+    known = list(cases().values())
+    assert {case.disease for case in select(known, "both", ["cut_off"], None)} == {"cut_off"}
+    assert {case.half for case in select(known, "B", None, None)} == {"B"}
+    assert len(select(known, "both", ["healthy"], 5)) == 5
+    assert not any(case.disease for case in select(known, "A", ["healthy"], None))
+    with pytest.raises(SystemExit, match="no case is called so"):
+        select(known, "both", ["nothing"], None)
+
+
+def test_the_smoke_clinic_has_forty_cases_of_most_diseases():
+    assert len({*SICK, *HEALTHY}) == 40
+    assert {*SICK, *HEALTHY} <= set(cases())
+    assert len({cases()[name].disease for name in SICK}) == 30
+
+
+# The doctor's parts land one by one; the bars hold for the whole.
+if all(importlib.util.find_spec(f"knep.doctor.{part}") for part in ("data", "diagnose", "reference", "structure")):
+
+    def test_the_smoke_clinic_passes_the_bars():
+        chosen = [cases()[name] for name in (*SICK, *HEALTHY)]
+        found = {case.name: examine("knep", case.name) for case in chosen}
+        total = totals(chosen, found, {})
+        told = shown("", rows(chosen, found, {}), total)
+        assert total["recall"] >= 99, told
+        assert total["false_alarms"] <= 1, told
+        assert total["top"] >= 92, told
+        assert total["among"] >= 98, told
