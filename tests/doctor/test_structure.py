@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from knep.compose import compose_config
 from knep.doctor import patient as patients
 from knep.doctor.connection import looks_drawn
 from knep.doctor.findings import Finding
@@ -91,12 +90,22 @@ def zero_head() -> nn.Sequential:
     return model
 
 
-def residual_at_rest() -> nn.Module:
-    """knep's residual net whose blocks start as the identity."""
-    from knep.doctor.patient import from_config
+class Residual(nn.Module):
+    """Blocks that start as the identity, behind a projection."""
 
-    lines = ["data=digits", "recipe=none", "model=resnet", "model.width=0.25", "norm=batch"]
-    return from_config(compose_config([*lines, "model.zero_init_residual=true"]).config).model
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, stride=2)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)) for _ in "123")
+        for branch in self.branches:
+            nn.init.zeros_(branch[1].weight)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for branch in self.branches:
+            x = F.relu(x + branch(x))
+        return self.head(x.mean((2, 3)))
 
 
 def last_two(model: nn.Module) -> torch.optim.Optimizer:
@@ -167,7 +176,7 @@ HEALTHY = {
         Functional(end="softmax"), loss=lambda s, y: F.nll_loss(s.clamp(min=1e-7).log(), y)
     ),
     "zero head": lambda: patient_of(zero_head()),
-    "residual blocks at rest": lambda: patient_of(residual_at_rest()),
+    "residual blocks at rest": lambda: patient_of(Residual()),
     "dropout": lambda: patient_of(nn.Sequential(mlp(2, act=lambda: nn.Sequential(nn.ReLU(), nn.Dropout(0.5))))),
 }
 
