@@ -15,7 +15,7 @@ from knep.doctor.patient import Patient
 from knep.doctor.reference import Reference, compared
 from knep.doctor.relation import relation_findings, relation_seen
 from knep.doctor.split import Split, split
-from knep.doctor.twins import twin_findings, twins_seen
+from knep.doctor.twins import Twins, twin_findings, twins, twins_seen
 from knep.errors import InputError
 
 
@@ -45,6 +45,10 @@ class Data:
         return None if self.val is None else compared(self.train, self.val, self.patient.num_classes)
 
     @cached_property
+    def twins(self) -> Twins | None:
+        return None if self.val is None else twins(self.train, self.val)
+
+    @cached_property
     def drift(self) -> Drift | None:
         return None if self.val is None or not len(self.train) or not len(self.val) else drift(self.train, self.val)
 
@@ -56,9 +60,9 @@ class Data:
     def findings(self) -> list[Finding]:
         found = input_findings(self.train, self.val, self.door)
         found += label_findings(self.train, self.val, self.patient.num_classes, self.whole)
-        if self.val is not None and not _has(found, "constant_inputs"):
+        if self.val is not None and self.twins is not None and not _has(found, "constant_inputs"):
             moved = drift_findings(self.drift, len(self.val))
-            found += twin_findings(self.train, self.val) + moved
+            found += twin_findings(self.twins, self.train, self.val) + moved
             if not _has(found, "constant_labels", "labels_off_by_one", "labels_out_of_range"):
                 found += self._between(foreign=_has(moved, "validation_scaled_differently"))
         return list(ordered(found))
@@ -70,8 +74,8 @@ class Data:
 
     def seen(self) -> dict[str, Any]:
         seen: dict[str, Any] = {"inputs": inputs_seen(self.train, self.door), "labels": labels_seen(self.train)}
-        if self.val is not None:
-            seen |= {"twins": twins_seen(self.train, self.val), "drift": drift_seen(self.drift)}
+        if self.twins is not None:
+            seen |= {"twins": twins_seen(self.twins), "drift": drift_seen(self.drift)}
         return seen if self.reference is None else seen | {"reference": relation_seen(self.reference)}
 
 

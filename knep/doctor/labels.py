@@ -76,8 +76,7 @@ def _by_chance(count: int, classes: int) -> bool:
 
 def imbalance_findings(train: Split, val: Split | None) -> list[Finding]:
     """Rare classes and classes that training never shows, both beyond what drawing at random makes of equal classes."""
-    counts = torch.bincount(train.y.clamp_min(0), minlength=int(train.y.max()) + 1)
-    present = counts[counts > 0]
+    present = train.y[train.y != IGNORED].unique(return_counts=True)[1]
     found = []
     if val is not None:
         found += _unseen(train, val)
@@ -86,7 +85,7 @@ def imbalance_findings(train: Split, val: Split | None) -> list[Finding]:
     most, least = float(present.max()), float(present.min())
     sure = (most - 3 * math.sqrt(most)) / (least + 3 * math.sqrt(least) + 3)
     if ratio >= _RARE and sure > 2:
-        rare = int(((counts > 0) & (counts * _RARE <= most)).sum())
+        rare = int((present * _RARE <= most).sum())
         text = (
             f"the largest class has {int(most)} of {len(train.y)} training images ({100 * most / len(train.y):.3g} %)"
         )
@@ -100,8 +99,7 @@ def imbalance_findings(train: Split, val: Split | None) -> list[Finding]:
 def _unseen(train: Split, val: Split) -> list[Finding]:
     """Classes of validation without one training image, though its share would make many."""
     classes = int(max(train.y.max(), val.y.max())) + 1
-    here = torch.bincount(train.y.clamp_min(0), minlength=classes)
-    there = torch.bincount(val.y.clamp_min(0), minlength=classes)
+    here, there = (torch.bincount(part.y[part.y >= 0], minlength=classes) for part in (train, val))
     gone = ((here == 0) & (there > 0)).nonzero().flatten().tolist()
     if not gone:
         return []
@@ -166,17 +164,18 @@ def _pairs(labels: Tensor, windows: Tensor) -> float:
 
 
 def _kinds(train: Split) -> float:
-    cells = torch.unique(train.batch * (int(train.y.max()) + 1) + train.y)
-    return float(torch.bincount(cells // (int(train.y.max()) + 1)).double().median())
+    names, y = train.y.unique(return_inverse=True)
+    cells = torch.unique(train.batch * len(names) + y)
+    return float(torch.bincount(cells // len(names)).double().median())
 
 
 def labels_seen(train: Split) -> dict[str, Any]:
-    """Plain data: images, classes, count of each class (the first 100), and how far batches are from random order."""
-    counts = torch.bincount(train.y.clamp_min(0))
+    """Plain data: images, classes, count of each that occurs (the first 100), how far batches are from random order."""
+    counts = train.y.unique(return_counts=True)[1]
     excess, deviations = grouping(train)
     return {
         "images": len(train.y),
-        "classes": int((counts > 0).sum()),
+        "classes": len(counts),
         "counts": counts[:100].tolist(),
         "grouping": round(excess, 4),
         "grouping_deviations": round(deviations, 2),

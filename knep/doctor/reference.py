@@ -15,6 +15,7 @@ from knep.doctor.split import Split, split
 
 _NEAREST, _MANY = 5, 15  # neighbours, to be right and to be sure
 _TURNED = 500  # images of validation that are tried in other layouts
+_RENAMED = 200  # classes at most whose renaming is looked for
 _QUERIES = 2000  # images of a split that are guessed
 
 
@@ -54,7 +55,7 @@ class Reference:
     split's images guessed from the others of the same split, the surest; held: the best such accuracy in training;
     shifted: on validation with its labels taken one less (-1) and one more (1), modulo the classes; renamed: after the
     best one-to-one renaming of classes, found on one half of validation and measured on the other, 0 for more than
-    1,000 classes; layouts: where validation is far worse than training, knn on it with its own mean and deviation, as
+    200 classes; layouts: where validation is far worse than training, knn on it with its own mean and deviation, as
     it is ("") and taken back from each wrong layout; images: that were learned from; train, val: guesses with their
     certainty, for both splits.
     """
@@ -170,7 +171,7 @@ def _renamed(guess: Tensor, label: Tensor, classes: int) -> float:
     """Accuracy on the odd images after the renaming that suits the even ones best."""
     from scipy.optimize import linear_sum_assignment
 
-    if len(guess) < 4 or classes > 1000:
+    if len(guess) < 4 or classes > _RENAMED:
         return 0.0
     seen = torch.bincount(guess[::2] * classes + label[::2], minlength=classes**2).reshape(classes, -1)
     _, name = linear_sum_assignment(seen.numpy(), maximize=True)
