@@ -90,6 +90,13 @@ CONFLICTS = (
     Conflict(
         "trainer",
         ("fsdp",),
+        "callbacks",
+        ("doctor",),
+        "the doctor looks at whole weights, which FSDP has in shards: write trainer=ddp",
+    ),
+    Conflict(
+        "trainer",
+        ("fsdp",),
         "averaging",
         ("ema", "swa", "soup"),
         "averages need whole weights, which FSDP has in shards: write trainer=ddp",

@@ -1,5 +1,10 @@
 """The errors that knep raises for its users: one line each, naming what is wrong, where, and what to write instead."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class InputError(ValueError):
     """What the user wrote cannot work; the commands print it as one line and exit with code 2."""
@@ -13,4 +18,7 @@ class RunFailed(Exception):
     """A run that began could not go on: a full disk, a guard's stop, a process that died.
 
     The commands print it as one line and exit with code 1; summary.json says `failed` and gives the line as reason.
+    findings: what the doctor had found by then, where it watched, as plain data.
     """
+
+    findings: Sequence[Mapping[str, Any]] = ()

@@ -50,6 +50,7 @@ def write_atomic(path: Path, text: str) -> None:
 def config_hash(config: Mapping[str, Any]) -> str:
     """12 hex digits that name what a run computes: two runs with the same hash do the same."""
     kept = {k: v for k, v in config.items() if k not in _NOT_HASHED}
+    kept["data"] = {k: v for k, v in config.get("data", {}).items() if k != "write_cache"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -115,7 +116,8 @@ def failures_told(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         reason = " ".join(
             (str(failure) if isinstance(failure, RunFailed) else f"{type(error).__name__}: {error}").split()
         )
-        _write_failed(folder, {"status": "failed", "reason": reason, **facts})
+        found = {"findings": list(failure.findings)} if isinstance(failure, RunFailed) and failure.findings else {}
+        _write_failed(folder, {"status": "failed", "reason": reason, **found, **facts})
         if failure is error:
             raise
         raise failure from error

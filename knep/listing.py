@@ -21,7 +21,7 @@ SLOTS = (
     "averaging",
     "stopping",
 )
-GROUPS = ("recipe", "data", "model", *SLOTS, "guard", "trainer")
+GROUPS = ("recipe", "data", "model", *SLOTS, "guard", "callbacks", "trainer")
 CONF = Path(str(files("knep") / "conf"))
 _RESULTS = Path(str(files("knep") / "evidence" / "results"))
 

@@ -25,6 +25,7 @@ from knep.lean import LeanEpoch
 from knep.lit import Classifier
 from knep.profile import StepProfile
 from knep.resume import find_whole
+from knep.safe import instantiate
 from knep.signals import Interrupted
 
 # What a checkpoint to go on from holds beside the weights.
@@ -35,7 +36,8 @@ _LOOPS = {"global_step": int, "loops": dict, "optimizer_states": list, "lr_sched
 class Member:
     """A fitted model with what its fit measured; logger: its TensorBoardLogger.
 
-    interrupted: the signal that stopped it, 2 or 15; 0 where it ended by itself.
+    interrupted: the signal that stopped it, 2 or 15; 0 where it ended by itself; findings: of the doctor, as plain
+    data; stopped_by: the disease for which it ended the run.
     """
 
     module: Classifier
@@ -47,6 +49,8 @@ class Member:
     samples_per_second: float
     stopped_early: bool = False
     interrupted: int = 0
+    findings: Sequence[Mapping[str, Any]] = ()
+    stopped_by: str | None = None
 
 
 def fit_member(
@@ -68,7 +72,9 @@ def fit_member(
     data.drop_last = module.recipe.accumulate != "epoch"
     batches = data.train_batches
     clock, history = Clock(), History()
-    observers = [StepProfile(folder)] if cfg["profile"] else []
+    observers: list[Any] = [StepProfile(folder)] if cfg["profile"] else []
+    doctor = instantiate(cfg["doctor"]) if "doctor" in cfg else None
+    observers += [] if doctor is None else [doctor]
     trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers], wrong)
     if seed == cfg["seed"] and trainer.is_global_zero:
         _print_levers(cfg, trainer, wrong)
@@ -101,6 +107,8 @@ def fit_member(
         samples_per_second=clock.samples_per_second,
         stopped_early=getattr(module.recipe.stopping, "stopped_epoch", 0) > 0,
         interrupted=interrupted,
+        findings=doctor.findings if doctor else (),
+        stopped_by=doctor.stopped_by if doctor else None,
     )
 
 

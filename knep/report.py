@@ -60,6 +60,8 @@ def interrupted(
     }
     if members:
         summary |= {"epochs": members[-1].epochs, "steps": members[-1].steps}
+        findings = [row for m in members for row in m.findings]
+        summary |= {"findings": findings} if findings else {}
     write_summary(folder, summary)
     steps = f" after {members[-1].steps} steps" if members else ""
     saved = any(folder.glob("**/checkpoints/last.ckpt"))
@@ -85,7 +87,7 @@ def after(
     parameters = sum(p.numel() for m in modules for p in m.model.parameters())
     best = members[0].best
     summary: dict[str, Any] = {
-        "status": "stopped_early" if any(m.stopped_early for m in members) else "finished",
+        "status": "stopped_early" if any(m.stopped_early or m.stopped_by for m in members) else "finished",
         "test/acc": test.acc,
         "test/loss": test.loss,
         "test/acc_low": low,
@@ -105,6 +107,11 @@ def after(
     }
     if any(m.module.guard.interventions for m in members):
         summary["guard"] = [m.module.guard.report() for m in members]
+    if "doctor" in config:
+        summary["findings"] = [row for m in members for row in m.findings]
+    stopped = next((m.stopped_by for m in members if m.stopped_by), None)
+    if stopped is not None:
+        summary["stopped_by"] = stopped
     if len(members) > 1:
         summary["members/test_acc"] = test.member_acc
         summary["members/test_acc_mean"] = statistics.fmean(test.member_acc)

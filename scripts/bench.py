@@ -1,6 +1,6 @@
 """The bench: knep beside a hand-written loop and the usual Lightning set-up, in turn, on the same data and threads.
 
-python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|saving|members]; `report` writes the page
+python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|saving|doctor|members]; `report` writes the page
 (docs/performance.md).
 """
 
@@ -57,7 +57,20 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = ["steps", "startup", "accuracy", "memory", "peers", "race", "guard", "saving", "members", "report", "peak"]
+    kinds = [
+        "steps",
+        "startup",
+        "accuracy",
+        "memory",
+        "peers",
+        "race",
+        "guard",
+        "saving",
+        "doctor",
+        "members",
+        "report",
+        "peak",
+    ]
     parser.add_argument("kind", nargs="?", default="steps", choices=kinds, metavar="|".join(kinds[:-1]))
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender, or paired seeds")

@@ -100,13 +100,15 @@ def try_all(way, primary, lines):
     # Each round takes the next option of every group: as many rounds as the largest group has are enough.
     for i in range(max(map(len, groups.values()))):
         picked = {group: names[i % len(names)] for group, names in groups.items()}
-        add = {"guard": "+"} if primary == "own" else {}  # not a slot of a recipe
+        add = {"guard": "+", "callbacks": "+"} if primary == "own" else {}  # not slots of a recipe
         cfg = plain(compose(primary, [*(f"{add.get(g, '')}{g}={o}" for g, o in picked.items()), *lines]))
         Recipe.from_config(cfg)
         for group in set(groups) - set(SLOTS):
             if picked[group] not in hardware:
-                node = {key: value for key, value in cfg[group].items() if (group, key) != ("trainer", "members")}
-                instantiate(node | (CPU if group == "trainer" else {}))
+                found = cfg.get("doctor" if group == "callbacks" else group)
+                node = {key: value for key, value in (found or {}).items() if (group, key) != ("trainer", "members")}
+                if node:
+                    instantiate(node | (CPU if group == "trainer" else {}))
         for group, name in picked.items():
             built.setdefault(f"{way} {group}", set()).add(name)
     for name in recipes:

@@ -32,6 +32,7 @@ def supports(config: Mapping[str, Any]) -> str | None:
         f"guard.action={guard.get('action')} goes back to the steps of a single run": guard.get("action")
         in ("skip", "rollback"),
         "guard.spike looks at the losses of a single run": guard.get("spike") is not None,
+        "callbacks=doctor watches a single run": "doctor" in config,
         "compile=true compiles a single model": bool(config["compile"]),
         "profile=true watches a single run": bool(config["profile"]),
         "ckpt resumes single runs": config["ckpt"] is not None,

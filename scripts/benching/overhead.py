@@ -13,6 +13,7 @@ from benching.watch import Timing
 
 OPTIONS = {
     "guard": ("guard=stop", "guard=none"),
+    "doctor": ("callbacks=doctor", "callbacks=none"),
     "saving": ("checkpoint.every=200", "checkpoint.every=null"),
 }
 
