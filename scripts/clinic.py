@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from clinicing.case import Case
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.check:
         return 0
     for doctor in asked.doctors:
+        if doctor != "knep" and find_spec(doctor.replace("-", "_")) is None:
+            raise SystemExit(f"{doctor} is not installed: pip install 'knep[bench]'")
         found = examined(doctor, counted, asked.folder, asked.processes, asked.afresh)
         mended = cured(counted, asked.folder, asked.processes, asked.afresh) if asked.cure and doctor == "knep" else {}
         print(shown(f"{doctor}, half {asked.half}", rows(counted, found, mended), totals(counted, found, mended)))

@@ -27,7 +27,7 @@ _SGD = ("optimizer=sgd",)
 _HARD = ("data=synthetic", "data.images=600", "data.image_size=12", "data.noise=320", "scaling=standardize",
          "data.val_share=0.4", "trainer.max_epochs=20")  # fmt: skip
 _JUMPY = ("optimizer=momentum", "optimizer.lr=0.1", "data.batch_size=8", "scheduler=cosine", "trainer.max_epochs=4")
-_SLOW = ("optimizer=momentum", "optimizer.lr=0.004", "trainer.max_epochs=12", "data.batch_size=32")
+_SLOW = ("optimizer=momentum", "optimizer.lr=0.003", "trainer.max_epochs=12", "data.batch_size=32")
 _SWING = ("optimizer=momentum", "optimizer.lr=0.05", "trainer.max_epochs=12")
 _TWO = (
     "data.batch_size=2",
@@ -128,9 +128,9 @@ _PARTS = {
     "jumpy_sgd": (_SYNTHETIC, _MLP, _JUMPY, ("optimizer=sgd", "optimizer.lr=0.25")),
     "slow_mlp": (_DIGITS, _MLP, _SLOW),
     "slow_sequential": (_DIGITS, _import("mlp"), _SLOW),
-    "slow_fashion": (_FASHION, _MLP, _SLOW),
-    "slow_cnn": (_DIGITS, _CNN, _SLOW, ("optimizer.lr=0.006",)),
-    "slow_functional": (_DIGITS, _import("Functional"), _SLOW, ("optimizer.lr=0.006",)),
+    "slow_fashion": (_FASHION, _MLP, _SLOW, ("optimizer.lr=0.0015",)),
+    "slow_cnn": (_DIGITS, _CNN, _SLOW, ("optimizer.lr=0.002",)),
+    "slow_functional": (_DIGITS, _import("Functional"), _SLOW, ("optimizer.lr=0.002",)),
     "long_deep": (_FASHION, ("model=mlp", "model.widths=[256,256,256]"), _ADAM, _LONG),
     "long_fashion": (_FASHION, _MLP, _ADAM, _LONG),
     "long_cnn": (_SYNTHETIC, _NOISY, _CNN, _ADAM, _LONG),

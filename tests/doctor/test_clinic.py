@@ -1,6 +1,8 @@
 """The clinic's own checks: its cases, what counts as sick, its table; and the smoke clinic of 40 cases."""
 
 import importlib.util
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from clinic import select
 from clinicing import suffering
 from clinicing.bad_data import cut, leaked, rare, shifted_labels, sorted_by_class
 from clinicing.bad_model import narrow, partly_optimized
-from clinicing.case import Case, twin
+from clinicing.case import Case, patient, twin
 from clinicing.catalogue import cases
-from clinicing.rounds import examine
+from clinicing.peers import _AUDIT, _DOCTOR, _MORTEM, watched
+from clinicing.rounds import _kept, examine
 from clinicing.table import rows, shown, totals
 from clinicing.workers import each
 
@@ -53,7 +56,7 @@ SICK = (
 HEALTHY = (
     "healthy/net/mlp_sgd",
     "healthy/net/mlp_bn",
-    "healthy/net/deep_mlp",
+    "healthy/net/deep_norm",
     "healthy/net/sequential_tanh",
     "healthy/net/few_mlp",
     "healthy/net/synthetic_sgd",
@@ -173,6 +176,19 @@ def test_a_child_that_dies_hangs_or_raises_is_a_recorded_failure():
     assert answers["{'got': 2}"] == {"got": 2}
 
 
+def test_what_was_measured_is_kept_until_the_case_changes(tmp_path):
+    case = Case("{'counts': 1}", "", "", ("a",))
+    assert _kept(tmp_path / "rows.json", [case], eval, 1) == {case.name: {"counts": 1, "key": case.key}}
+    kept = _kept(tmp_path / "rows.json", [case], _never, 1)
+    assert kept[case.name]["counts"] == 1
+    changed = replace(case, base=("b",))
+    assert "failure" in _kept(tmp_path / "rows.json", [changed], _never, 1)[case.name]
+
+
+def _never(name):
+    raise AssertionError(name)
+
+
 def test_the_table_counts_and_lists_every_miss():
     sick = Case("a/x", "lr_too_high", "", (), curable=True, also=("momentum_instability",))
     other, well, crash = Case("a/y", "lr_too_high", "", ()), Case("h/x", "", "", ()), Case("h/y", "", "", ())
@@ -197,6 +213,40 @@ def test_the_table_counts_and_lists_every_miss():
     assert table[0]["misses"] == ["a/y: loss_spikes|no_decay, overfitting|lr_too_high"]
     assert table[1]["misses"] == ["h/y: it died"]
     assert "lr_too_high" in shown("", table, total)
+
+
+def test_what_peers_say_is_mapped_to_diseases_that_exist():
+    said = {name for table in (_AUDIT, _DOCTOR, _MORTEM) for names in table.values() for name in names.split("|")}
+    assert said <= set(diseases())
+
+
+def test_a_peer_watches_a_run_to_its_end_and_survives_an_error_in_training():
+    class Watcher:
+        seen: ClassVar[list[float]] = []
+
+        def __init__(self, model, optimizer):
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x)
+
+        def backward(self, loss):
+            loss.backward()
+
+        def step(self, step, facts):
+            self.seen.append(facts["loss"])
+
+        def answers(self):
+            return [("lr_too_high", f"{len(self.seen)} steps")]
+
+    short = cases()["healthy/net/mlp_sgd"]
+    short = replace(short, base=(*short.base, "trainer.max_epochs=2"))
+    assert watched(patient(short), Watcher) == [("lr_too_high", "32 steps")]
+    assert Watcher.seen[-1] < Watcher.seen[0]
+    Watcher.seen.clear()
+    broken = cases()["labels_out_of_range/mlp/one_more"]
+    assert watched(patient(broken), Watcher)[0][0] == "lr_too_high"
+    assert len(Watcher.seen) < 16
 
 
 def test_cases_are_chosen_by_half_disease_and_name():
