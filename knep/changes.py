@@ -26,6 +26,7 @@ _HARMLESS = (
     "data.cache",
     "data.max_pixels",
     "data.workers",
+    "data.write_cache",
     "doctor.*",
     "lean",
     "log_every",

@@ -50,6 +50,7 @@ def write_atomic(path: Path, text: str) -> None:
 def config_hash(config: Mapping[str, Any]) -> str:
     """12 hex digits that name what a run computes: two runs with the same hash do the same."""
     kept = {k: v for k, v in config.items() if k not in _NOT_HASHED}
+    kept["data"] = {k: v for k, v in config.get("data", {}).items() if k != "write_cache"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -32,6 +33,16 @@ def precision(wanted: Any, accelerator: str, wrong: str | None = None) -> Any:
         return wanted
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_bf16() and not wrong
     return "bf16-mixed" if fast else "32-true"
+
+
+def at_precision(trainer: Any, module: nn.Module) -> None:
+    """Gives `module` the floating-point type of a run whose weights are all float64 or all half precision.
+
+    Lightning does so once a checkpoint is loaded and averages are made, which then are of another type.
+    """
+    plugin = trainer.precision_plugin
+    if isinstance(plugin, (DoublePrecision, HalfPrecision)):
+        plugin.convert_module(module)
 
 
 def wrong_in_bf16(model: nn.Module, x_NCHW: Tensor) -> str | None:

@@ -130,6 +130,8 @@ class Keeper(Callback):
     def _settle(self, trainer: Trainer) -> None:
         """What a checkpoint's past has logged must be on disk before it: nobody repeats those steps."""
         module: Any = trainer.lightning_module
+        if module.sentry is not None:
+            module.sentry.before_save()
         if self._place == "batch":
             module.dynamics.write(trainer.loggers)
         for logger in trainer.loggers:

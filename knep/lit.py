@@ -22,7 +22,7 @@ from knep.gradients import gradients
 from knep.groups import decayed
 from knep.guard.policy import Guard
 from knep.guard.sentry import BadStep, Sentry
-from knep.hardware import reseed
+from knep.hardware import at_precision, reseed
 from knep.recipes import clip
 from knep.regularizer import Regularizer
 from knep.seeds import mix
@@ -117,9 +117,12 @@ class Classifier(L.LightningModule):
         self._decayed = decayed(model)
         self._clip = _plain(recipe.clip)
         self._clips = getattr(self._clip, "func", self._clip) is not clip.none
-        self._edits = type(recipe.regularization).after_step is not Regularizer.after_step
+        self.edits = type(recipe.regularization).after_step is not Regularizer.after_step
         self._owners: list[Tensor] = list(model.parameters())
         self._resumed: dict[str, Any] = {}
+
+    def setup(self, stage: str) -> None:
+        at_precision(self.trainer, self)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.model(self.scaling(x_NCHW).to(memory_format=self.layout))
@@ -292,7 +295,7 @@ class Classifier(L.LightningModule):
 
     def after_optimizer(self, optimizer: Any) -> None:
         """What the recipe's regularization does to the weights after the optimizer's step."""
-        if self._edits:
+        if self.edits:
             with torch.no_grad():
                 self.recipe.regularization.after_step(self._decayed, _rate(optimizer))
 

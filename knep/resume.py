@@ -9,7 +9,7 @@ from typing import Any
 
 from knep.errors import InputError
 from knep.files import config_hash, read_summary
-from knep.safe import check_stored
+from knep.safe import check_stored, only_read
 from knep.strangers import check_folder, read_lines
 
 _ENDED = ("finished", "stopped_early")
@@ -83,7 +83,7 @@ def expand_ckpt(arguments: list[str]) -> list[str]:
     earlier = [line for line in read_lines(listed) if line and not line.startswith("ckpt=")]
     check_stored(earlier, str(listed))
     place = [] if any(a.startswith("hydra.run.dir=") for a in arguments) else [f"hydra.run.dir='{folder}'"]
-    return [*earlier, *arguments, *place]
+    return [*only_read(earlier, arguments), *arguments, *place]
 
 
 def resumes(config: Mapping[str, Any], sweep: bool) -> bool:

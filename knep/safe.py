@@ -128,9 +128,21 @@ def check_stored(lines: Sequence[str], place: str) -> None:
 
 
 def _reaches_out(override: Any) -> bool:
-    """Whether an override says where Hydra or a data set writes."""
-    key = override.key_or_group
-    return key.startswith("hydra") or (key == "data.cache" and isinstance(override.value(), str))
+    """Whether an override says where Hydra writes."""
+    return override.key_or_group.startswith("hydra")
+
+
+def only_read(lines: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """The override lines of a run folder, which let a cache of images be read where they say, and none be written.
+
+    lines: checked by `check_stored`; typed: what the user writes beside them, who may name a folder to write to.
+    """
+    from knep.compose import parse
+
+    if any(line.lstrip("+").startswith("data.cache=") for line in typed):
+        return [line for line in lines if not line.lstrip("+").startswith("data.write_cache=")]
+    named = any(o.key_or_group == "data.cache" and isinstance(o.value(), str) for o in parse(lines))
+    return [*lines, "data.write_cache=false"] if named else list(lines)
 
 
 def check_targets(node: Any, path: str = "") -> None:

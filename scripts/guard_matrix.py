@@ -1,6 +1,7 @@
 """Injects NaN and Inf into training runs at random steps, and sees what the guard makes of it.
 
-Faults: a pixel of an image, the loss of one batch's labels, the output of a layer, a gradient, the optimizer's state.
+Faults: a pixel of an image, the loss of one batch's labels, the output of a layer, a gradient, the optimizer's first
+moment and its second one, whose infinity makes updates of zero and leaves the weights finite.
 Each with NaN and Inf, under each action of the guard, in float32 and bfloat16, with an average of the weights and a
 checkpoint after every step. Wanted: caught at the very step, no checkpoint with a number that is not finite, and, where
 the run stops, a black box under twice the checkpoint's size whose replay is the same step, to the bit, and as bad.
@@ -38,7 +39,8 @@ from knep.models.cnn import cnn
 from knep.safe import allow, instantiate
 from knep.train import hush
 
-FAULTS = ("inputs", "loss", "layer", "gradient", "optimizer")
+FAULTS = ("inputs", "loss", "layer", "gradient", "optimizer", "second")
+MOMENTS = {"optimizer": 0, "second": -1}  # of a parameter's state; SAM over SGD has one
 VALUES = ("nan", "inf")
 ACTIONS = ("stop", "skip", "rollback")
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -151,7 +153,7 @@ class _Functional:
 
 
 class Poison(Callback):
-    """Spoils the first moment of a layer before the batch of a case; and notes when the guard acted."""
+    """Spoils a moment of a layer before the batch of a case; and notes when the guard acted."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -159,11 +161,12 @@ class Poison(Callback):
         self.clean = True
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self._case.fault == "optimizer" and trainer.current_epoch * BATCHES + batch_idx == self._case.batch:
+        if self._case.fault in MOMENTS and trainer.current_epoch * BATCHES + batch_idx == self._case.batch:
             optimizer = trainer.optimizers[0]
             states = getattr(optimizer, "base_optimizer", optimizer).state
             state = states[list(pl_module.model.parameters())[2]]
-            next(t for t in state.values() if torch.is_tensor(t) and t.ndim)[0] = self._case.number
+            kept = [t for t in state.values() if torch.is_tensor(t) and t.ndim]
+            kept[MOMENTS[self._case.fault]][0] = self._case.number
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if pl_module.guard.interventions > len(self.acted):
@@ -226,7 +229,7 @@ def _went_on(case: Case, place: Path, poison: Poison) -> str:
 
 def last_of_window(case: Case) -> int:
     """The batch at which the fault shows: of micro-batches the very one, but for the optimizer's state."""
-    return _step_of(case) if case.fault == "optimizer" else case.batch
+    return _step_of(case) if case.fault in MOMENTS else case.batch
 
 
 def _step_of(case: Case) -> int:

@@ -27,6 +27,9 @@ CASES = [
     ("gradient", "nan", "rollback", "bf16-mixed", "sam", 9),
     ("optimizer", "nan", "stop", "32-true", "sam", 8),
     ("optimizer", "inf", "skip", "32-true", "plain", 8),
+    ("gradient", "nan", "stop", "bf16-mixed", "plain", 10),
+    ("second", "inf", "stop", "32-true", "plain", 8),
+    ("second", "inf", "rollback", "32-true", "window", 12),
 ]
 
 

@@ -24,6 +24,8 @@ RUNS = {
     "one_step_an_epoch": (["optimizer=gd"], (10,)),
     "schedule_free": (["optimizer=schedule_free", "norm=batch"], (7, 11)),
     "sam": (["optimizer=sam", "averaging=swa", "norm=batch"], (12, 21)),
+    "float64": (["trainer.precision=64-true", "averaging=swa"], (9, 16)),
+    "float64_ema": (["trainer.precision=64-true", "averaging=ema"], (9,)),
     "a_limit_on_steps": (["trainer.max_steps=12", "scheduler=plateau"], (5, 10)),
 }
 

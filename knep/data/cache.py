@@ -84,8 +84,9 @@ def cache_path(root: Path, folder: Path | None, channels: int, size: int) -> Pat
 class Cache:
     """All images of a source as a private memory map; `take` reads and checks. Open one with `open_cache`."""
 
-    def __init__(self, path: Path, source: Source, sums_N: np.ndarray, max_pixels: int) -> None:
+    def __init__(self, path: Path, source: Source, sums_N: np.ndarray, max_pixels: int, writable: bool = True) -> None:
         self.path, self._source, self._sums, self._max_pixels = path, source, sums_N, max_pixels
+        self._writable = writable
         shape = (len(source.files), source.channels, source.size, source.size)
         mapped = torch.from_file(str(path), shared=False, size=source.pixels, dtype=torch.uint8)
         self._x_NCHW = mapped.view(shape)
@@ -102,13 +103,16 @@ class Cache:
         return self._x_NCHW.index_select(0, rows)
 
     def _mend(self, row: int) -> None:
-        """Puts right this process's view of an image, and removes the file, so that the next run writes it anew."""
+        """Puts right this process's view of an image; a writable file is removed: the next run makes another."""
         file, source = self._source.files[row], self._source
         self._x_NCHW[row] = read_image(file, source.channels, source.size, self._max_pixels)
         if self._damaged:
             return
         self._damaged = True
         said = f"knep: {shown(self.path)} is damaged at {shown(file)}: damaged images are decoded again"
+        if not self._writable:
+            print(said, file=sys.stderr)
+            return
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
@@ -130,20 +134,25 @@ class CachedImages:
         return self._cache.take(self._rows[torch.from_numpy(batch[0])]), labels(self.y_N, batch)
 
 
-def open_cache(path: Path, source: Source, max_pixels: int) -> Cache | None:
-    """The cache at `path` if it is whole and holds this source as it is now, else None."""
+def open_cache(path: Path, source: Source, max_pixels: int, writable: bool = True) -> Cache | None:
+    """The cache at `path` if it is whole and holds this source as it is now, else None.
+
+    writable: whether it may be removed where it is found damaged.
+    """
+    if not path.is_file():  # a named pipe would be waited for
+        return None
     try:
         with path.open("rb") as f:
             if os.fstat(f.fileno()).st_size != source.length:
                 return None
             f.seek(source.pixels)
             tail = f.read()
-    except OSError:  # absent or unreadable: to be built, and building says what is in the way
+    except OSError:  # unreadable: to be built, and building says what is in the way
         return None
     body, checksum = tail[:-4], tail[-4:]
     if struct.pack("<I", zlib.crc32(body)) != checksum or body[-_HEAD.size :] != source.head:
         return None
-    return Cache(path, source, np.frombuffer(body[: -_HEAD.size], dtype="<u4"), max_pixels)
+    return Cache(path, source, np.frombuffer(body[: -_HEAD.size], dtype="<u4"), max_pixels, writable)
 
 
 def build_cache(path: Path, source: Source, images: Iterable[tuple[Tensor, Tensor]], max_pixels: int) -> Cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class ImageFolder(ImageData):
 
     size: pixels of a side of the centre square after resizing; channels: 1 (grey) or 3; workers: processes that decode;
     cache: True keeps all images at this size in the user's cache folder, a folder's name keeps them there;
+    write_cache: False uses a cache that is there, and decodes where there is none;
     max_pixels: a file with more is refused before it takes memory; follow_links: whether links may leave root.
     Raises InputError for a missing folder, an empty class, an unreadable or too large image, a link that leaves root.
     """
@@ -41,6 +43,7 @@ class ImageFolder(ImageData):
         channels: int = 3,
         workers: int = 2,
         cache: bool | str | Path | None = None,
+        write_cache: bool = True,
         max_pixels: int = MAX_PIXELS,
         follow_links: bool = False,
         **common: Any,
@@ -56,11 +59,12 @@ class ImageFolder(ImageData):
             raise InputError(f"data.cache={cache!r} must be true, false or a folder")
         if not isinstance(max_pixels, int) or max_pixels < 1:
             raise InputError(f"data.max_pixels={max_pixels} must be a whole number of pixels, at least 1")
-        if not isinstance(follow_links, bool):
-            raise InputError(f"data.follow_links={follow_links} must be true or false")
+        for name, value in (("write_cache", write_cache), ("follow_links", follow_links)):
+            if not isinstance(value, bool):
+                raise InputError(f"data.{name}={value} must be true or false")
         self.image_size, self.channels, self._workers = size, channels, workers
         self._max_pixels, self._follow_links = max_pixels, follow_links
-        self._use_cache = bool(cache)
+        self._use_cache, self._write_cache = bool(cache), write_cache
         self._cache_folder = None if isinstance(cache, bool) or cache is None else Path(cache)
 
     def _read(self) -> None:
@@ -112,14 +116,19 @@ class ImageFolder(ImageData):
         return {name: self._images(*part) for name, part in parts.items()}
 
     def _cached(self, parts: dict[str, Part]) -> dict[str, Any]:
-        """Every split out of one cache of all files, which is built where there is none of them as they are now."""
+        """Every split out of one cache of all files as they are now; where there is none, it is built, if it may be."""
         from knep.data.cache import CachedImages, build_cache, cache_path, open_cache, source_of
 
         files = sorted(path for part_files, _ in parts.values() for path in part_files)
         root = Path(str(self.root))
         source = source_of(root, files, self.channels, self.image_size)
         path = cache_path(root, self._cache_folder, self.channels, self.image_size)
-        cache = open_cache(path, source, self._max_pixels)
+        cache = open_cache(path, source, self._max_pixels, self._write_cache)
+        if cache is None and not self._write_cache:
+            where = shown(path.parent)
+            print(f"knep: {where} has no cache of these images: type data.cache={where} to write one", file=sys.stderr)
+            self._use_cache = False
+            return self._decoded(parts)
         if cache is None:
             check_headers(files, self._max_pixels)
             images = self._images(files, torch.zeros(len(files), dtype=torch.long))

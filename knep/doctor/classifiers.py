@@ -17,20 +17,25 @@ _DRAWN = 2000  # patches that the whitening is made from
 _BATCH = 64  # images whose patches are in memory at once
 
 
-def neighbours(x: Tensor, y: Tensor, queries: Tensor, count: int, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(class, share of the votes) of each query by its nearest images, in Euclidean distance (Cover and Hart 1967).
+def nearest(x: Tensor, queries: Tensor, count: int, own: Tensor | None = None) -> Tensor:
+    """Indices (m, count) of each query's nearest rows of x, the nearest first, in Euclidean distance.
 
-    x (n, D), y int64 (n,), queries (m, D); own (m,): a query's own index in x, which does not vote.
+    x (n, D), queries (m, D); own (m,): a query's own row of x, which does not count. Fewer where x has fewer rows.
     """
     far = x.square().sum(1)[None] - 2 * queries @ x.T
     if own is not None:
         far[torch.arange(len(own)), own] = math.inf
-    count = min(count, len(x) - (own is not None))
-    nearest = far.topk(count, dim=1, largest=False).indices
-    votes = torch.zeros(len(queries), int(y.max()) + 1)
-    # The nearest has a little more weight: a tie is its.
-    weight = 1 + 1e-3 * torch.arange(count, 0, -1).expand(len(queries), count) / count
-    share, guess = votes.scatter_add_(1, y[nearest], weight).max(1)
+    return far.topk(min(count, len(x) - (own is not None)), dim=1, largest=False).indices
+
+
+def voted(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """(class, share of the votes), both (m,), by the classes y int64 (n,) of neighbours (m, count); a tie goes to the
+    nearer ones (Cover and Hart 1967).
+    """
+    count = near.shape[1]
+    votes = torch.zeros(len(near), int(y.max()) + 1)
+    weight = (1 + 1e-3 * torch.arange(count, 0, -1) / count).expand(len(near), count)
+    share, guess = votes.scatter_add_(1, y[near], weight).max(1)
     return guess, share / count
 
 
@@ -70,7 +75,7 @@ class Patches:
     """ReLU responses of both signs to whitened random patches, averaged over a 3 x 3 grid (Coates, Lee and Ng 2011)."""
 
     def __init__(self, x: Tensor, filters: int = 48, size: int = 5) -> None:
-        x = _small(x)
+        x = small(x)
         self.size = min(size, *x.shape[2:])
         draw = generator(3, 12)
         which = torch.randint(len(x), (_DRAWN,), generator=draw)
@@ -88,7 +93,7 @@ class Patches:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, 18 * filters), or less for images with fewer than 3 places a side."""
-        return torch.cat([self._pooled(part) for part in _small(x).split(_BATCH)])
+        return torch.cat([self._pooled(part) for part in small(x).split(_BATCH)])
 
     def _pooled(self, x: Tensor) -> Tensor:
         high, wide = (s - self.size + 1 for s in x.shape[2:])
@@ -97,7 +102,8 @@ class Patches:
         return F.avg_pool2d(both, (math.ceil(high / 3), math.ceil(wide / 3)), ceil_mode=True).flatten(1)
 
 
-def _small(x: Tensor) -> Tensor:
+def small(x: Tensor) -> Tensor:
+    """Images (n, C, h, w) averaged down to at most 16 pixels a side."""
     high, wide = x.shape[2:]
     if max(high, wide) <= _SIDE or high == 1:
         return x

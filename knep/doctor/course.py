@@ -114,7 +114,7 @@ def _spikes(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     spikes = spiking_steps(trial)
     usual = statistics.median(norms)
     broken = broken_images(patient)
-    if spikes or broken:
+    if 0 < len(spikes) <= 0.1 * len(trial.norms) or broken:
         shown = ", ".join(map(str, spikes[:5]))
         evidence = f"{len(spikes)} of {len(trial.norms)} steps jump" + (f" (steps {shown})" if spikes else "")
         if spikes:
@@ -122,7 +122,7 @@ def _spikes(patient: Patient, trial: Trial) -> Iterator[Suspect]:
             evidence += f": gradient norm up to {top:.3g} where {usual:.3g} is usual"
         if broken:
             evidence += f"; {broken}"
-        gravity = 0.9 if broken else 0.7
+        gravity = 0.9 if broken else 0.3
         ways: list[tuple[tuple[str, ...], Remedy]] = [
             (("clip=norm", f"clip.theta={usual:.2g}"), remedies.clipped(usual))
         ]

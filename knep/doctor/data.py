@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from knep.doctor.drift import Drift, drift, drift_findings, drift_seen
 from knep.doctor.entrance import Entrance, entrance
 from knep.doctor.findings import Finding, ordered
 from knep.doctor.inputs import input_findings, inputs_seen
 from knep.doctor.labels import label_findings, labels_seen
 from knep.doctor.patient import Patient
+from knep.doctor.reference import Reference, compared
+from knep.doctor.relation import relation_findings, relation_seen
 from knep.doctor.split import Split, split
 from knep.doctor.twins import twin_findings, twins_seen
 from knep.errors import InputError
@@ -37,6 +40,14 @@ class Data:
     def door(self) -> Entrance:
         return entrance(self.patient)
 
+    @cached_property
+    def reference(self) -> Reference | None:
+        return None if self.val is None else compared(self.train, self.val, self.patient.num_classes)
+
+    @cached_property
+    def drift(self) -> Drift | None:
+        return None if self.val is None or not len(self.train) or not len(self.val) else drift(self.train, self.val)
+
     @property
     def whole(self) -> bool:
         """Whether the batches kept are about an epoch (one in ten may be held back for validation)."""
@@ -45,13 +56,27 @@ class Data:
     def findings(self) -> list[Finding]:
         found = input_findings(self.train, self.val, self.door)
         found += label_findings(self.train, self.val, self.patient.num_classes, self.whole)
-        if self.val is not None and not any(f.disease == "constant_inputs" and f.certain for f in found):
-            found += twin_findings(self.train, self.val)
+        if self.val is not None and not _has(found, "constant_inputs"):
+            moved = drift_findings(self.drift, len(self.val))
+            found += twin_findings(self.train, self.val) + moved
+            if not _has(found, "constant_labels", "labels_off_by_one", "labels_out_of_range"):
+                found += self._between(foreign=_has(moved, "validation_scaled_differently"))
         return list(ordered(found))
+
+    def _between(self, foreign: bool) -> list[Finding]:
+        """What only both splits together show."""
+        r = self.reference
+        return [] if r is None else relation_findings(r, len(self.train.y.unique()), foreign)
 
     def seen(self) -> dict[str, Any]:
         seen: dict[str, Any] = {"inputs": inputs_seen(self.train, self.door), "labels": labels_seen(self.train)}
-        return seen if self.val is None else seen | {"twins": twins_seen(self.train, self.val)}
+        if self.val is not None:
+            seen |= {"twins": twins_seen(self.train, self.val), "drift": drift_seen(self.drift)}
+        return seen if self.reference is None else seen | {"reference": relation_seen(self.reference)}
+
+
+def _has(found: list[Finding], *diseases: str) -> bool:
+    return any(f.certain and f.disease in diseases for f in found)
 
 
 def data_findings(patient: Patient) -> list[Finding]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from knep.doctor import remedies
 from knep.doctor.course import Suspect, group_values, suspects, trial_steps
 from knep.doctor.data import data_findings, data_seen
@@ -24,23 +26,24 @@ from knep.doctor.reference import reference
 from knep.doctor.remedies import Remedy, applied, rate
 from knep.doctor.signals import signals
 from knep.doctor.structure import model_findings
-from knep.doctor.trial import Trial, run, steps_of
+from knep.doctor.trial import Trial, recalls, run, steps_of
 
 # What leaves nothing to examine behind it.
 _FATAL = {"non_finite_inputs", "constant_inputs", "constant_labels", "labels_out_of_range"}
 # What some networks bear: reported only where the training suffers.
 _BEARABLE = {
     "unscaled_inputs", "vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse",
-    "tiny_norm_batches", "stale_statistics", "class_imbalance", "precision_underflow", "too_little_capacity",
+    "tiny_norm_batches", "stale_statistics", "precision_underflow", "too_little_capacity",
 }  # fmt: skip
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
+_LEARNED = 0.97  # accuracy on training images from which on no other rate or schedule is needed
 _GAIN = 0.025  # of accuracy that a remedy must bring
 _SHARE = 0.6  # of the best remedy's gain that makes another one as good an explanation
 
 
 @dataclass
 class Examination:
-    """What is known so far."""
+    """What is known so far. treated: findings that a remedy bore out, with its gain; tried: every remedy's."""
 
     patient: Patient
     steps: int
@@ -49,15 +52,18 @@ class Examination:
     expected: float
     findings: list[Finding] = field(default_factory=list)
     treated: list[tuple[Finding, float]] = field(default_factory=list)
+    tried: list[tuple[str, str, float]] = field(default_factory=list)
 
     @property
     def least(self) -> float:
         """The gain that counts: a share of what is missing, since near chance accuracy is mostly noise."""
         return max(_GAIN, 0.15 * (self.expected - self.reached))
 
-    def gain(self, patient: Patient, steps: int | None = None) -> float:
-        """What a trial of the treated patient reaches more than the first one."""
-        return reached(run(patient, steps or self.steps), patient) - self.reached
+    def gain(self, patient: Patient, disease: str, what: str) -> float:
+        """What a trial of the treated patient reaches more than the first one; it is noted as tried."""
+        gain = reached(run(patient, self.steps), patient) - self.reached
+        self.tried.append((disease, what, round(gain, 4)))
+        return gain
 
 
 def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> Report:
@@ -70,7 +76,7 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     tell("data")
     found = data_findings(patient)
     measured: dict[str, Any] = {"data": data_seen(patient)}
-    if any(f.certain and f.disease in _FATAL for f in found):
+    if any(f.certain and f.disease in _FATAL for f in found) or _strange_labels(patient):
         return _report(found, measured, began)
     tell("signals")
     seen = signals(patient)
@@ -79,12 +85,19 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     tell("trial")
     steps = steps_of(patient)
     base = run(patient, steps, looks=min(8, steps))
-    expected = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate).acc
+    simple = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate)
+    expected = simple.acc if simple is not None else 0.0
     exam = Examination(patient, steps, base, reached(base, patient), expected, found)
     measured["trial"] = _course(base) | {"reached": exam.reached, "expected": expected}
     tell("remedies")
     exam.findings = _judged(exam, measured)
     return _report(exam.findings, measured, began)
+
+
+def _strange_labels(patient: Patient) -> bool:
+    """Whether the loss cannot be computed at all."""
+    y = torch.cat([y for _, y in patient.train])
+    return bool((y < 0).any() or (y >= patient.num_classes).any())
 
 
 def reached(trial: Trial, patient: Patient) -> float:
@@ -113,12 +126,14 @@ def _judged(exam: Examination, measured: dict[str, Any]) -> list[Finding]:
     suspected = _suspected(exam)
     if exam.reached < _GOOD:
         _treat(exam, suspected)
-        _treat_rate(exam, measured)
+        if exam.base.train.acc < _LEARNED:
+            _treat_rate(exam, measured)
         _treat_length(exam)
-    borne_out = _ranked(exam)
-    if not (certain or borne_out) and _suffers(exam):
-        borne_out = _unexplained(exam, suspected)
-    return certain + borne_out + _overfitting(exam)
+    measured["remedies"] = [list(row) for row in exam.tried]
+    borne_out = _ranked(exam) + _neglected(exam) + _overfitting(exam)
+    if not certain and _suffers(exam):
+        borne_out += _unexplained(exam, suspected)
+    return certain + borne_out
 
 
 def _suspected(exam: Examination) -> list[Suspect]:
@@ -153,7 +168,7 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
             treated = applied(remedy, exam.patient)
             if treated is None:
                 continue
-            gain = exam.gain(treated)
+            gain = exam.gain(treated, suspect.finding.disease, " ".join(way))
             if gain > best:
                 best, lines = gain, way
             if gain >= max(exam.least, 0.5 * (exam.expected - exam.reached)):
@@ -170,13 +185,13 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
     curve = measured["range"] = rate_range(patient)
     stretch = max(1.0, patient.total_steps / exam.steps)
     for disease, factors in (("lr_too_high", _lower(exam)), ("lr_too_low", _higher(curve))):
-        gain, factor = max((exam.gain(rate(f)(patient)), f) for f in factors)
+        gain, factor = max((exam.gain(rate(f)(patient), disease, f"rate x {f:g}"), f) for f in factors)
         if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
             continue  # the run itself is as much longer than the trial
         if gain >= exam.least:
             exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
     if base.rates and min(base.rates[-3:]) > 0.5 * max(base.rates) and not base.diverged:
-        gain = exam.gain(remedies.decay(patient))
+        gain = exam.gain(remedies.decay(patient), "no_decay", "scheduler=cosine")
         if gain >= _GAIN:
             evidence = (
                 f"the rate is {base.rates[-1]:.3g} to the end; falling to 0 it reaches {100 * gain:.1f} points more"
@@ -190,10 +205,11 @@ def _lower(exam: Examination) -> list[float]:
 
 
 def _higher(curve: Mapping[str, Any]) -> list[float]:
-    """Ten times, and up to where the range test's loss is lowest."""
+    """Ten times, and the two powers of ten up to where the range test's loss is lowest."""
     losses = [loss if math.isfinite(loss) else math.inf for loss in curve["losses"]]
     lowest = curve["factors"][losses.index(min(losses))] if losses else 1.0
-    return [10.0, *(f for f in (100.0, 1000.0) if lowest > f / 10), *([1e4] if lowest > 500 else [])]
+    power = math.floor(math.log10(max(lowest, 1.0)) + 0.2)
+    return [10.0, *(10.0**k for k in (power - 1, power) if k > 1)]
 
 
 def _rate_finding(
@@ -224,7 +240,10 @@ def _treat_length(exam: Examination) -> None:
     if patient.total_steps > exam.steps or exam.base.diverged:
         return
     steps = min(4 * exam.steps, 900)
-    gain = exam.gain(remedies.longer(4)(patient), steps)
+    longer = run(remedies.longer(4)(patient), steps)
+    # Training images are memorised in time whatever the trouble is: validation alone counts.
+    gain = longer.val.acc - exam.base.val.acc
+    exam.tried.append(("stopping_too_early", f"{steps} steps", round(gain, 4)))
     if gain >= exam.least:
         evidence = (
             f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
@@ -247,23 +266,48 @@ def _ranked(exam: Examination) -> list[Finding]:
     return ranked
 
 
+def _neglected(exam: Examination) -> list[Finding]:
+    """A suspected imbalance, where the trained model misses the rare classes more than the others."""
+    suspected = [f for f in exam.findings if f.disease == "class_imbalance" and not f.certain]
+    if not suspected or exam.base.model is None or not exam.patient.val:
+        return []
+    seen = torch.bincount(torch.cat([y for _, y in exam.patient.train]), minlength=exam.patient.num_classes)
+    recall, there = recalls(exam.patient, exam.base.model)
+    rare = (seen * 4 < seen.max()) & (there > 0)
+    common = ~rare & (there > 0)
+    if not bool(rare.any()) or not bool(common.any()):
+        return []
+    low, high = float(recall[rare].mean()), float(recall[common].mean())
+    if high - low < 0.15:
+        return []
+    evidence = (
+        f"{suspected[0].evidence}; the trial knows {low:.0%} of the images of rare classes and {high:.0%} of others"
+    )
+    return [replace(suspected[0], evidence=evidence, gravity=0.9, certain=True)]
+
+
 def _suffers(exam: Examination) -> bool:
-    return exam.reached < exam.expected - 0.1
+    """Whether the training stays far behind a simple classifier, and no remedy explains most of it."""
+    missing = exam.expected - exam.reached
+    return missing > 0.1 and max((gain for _, gain in exam.treated), default=0.0) < 0.5 * missing
 
 
 def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
-    """The training suffers and no remedy alone mends it: capacity, or the gravest suspicions."""
+    """Capacity, where not even a batch is memorised; otherwise what is suspected, though no trial proved it."""
     share = memorised(exam.patient)
     if share < 0.9:
         evidence = f"taught one batch of 64 images alone, the model learns {share:.0%} of it"
-        return [
-            Finding("too_little_capacity", evidence, 0.7),
-            *(replace(s.finding, gravity=0.5) for s in suspected[:3]),
-        ]
-    if suspected:
+        found = [Finding("too_little_capacity", evidence, 0.88)]
+        return found + [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
+    if suspected or exam.treated:
         return [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
-    evidence = f"the trial reaches {exam.reached:.2f} where a simple classifier reaches {exam.expected:.2f}"
-    return [Finding("too_little_capacity", evidence, 0.3)]
+    losses = exam.base.losses
+    still = len(losses) > 5 and losses[-1] > 0.9 * losses[0]
+    evidence = (
+        f"the trial reaches {exam.reached:.2f} where a simple classifier reaches {exam.expected:.2f}, though the model "
+        f"can memorise a batch; its loss went from {losses[0]:.3g} to {losses[-1]:.3g}"
+    )
+    return [Finding("lr_too_low" if still else "lr_too_high", evidence, 0.3)]
 
 
 def _overfitting(exam: Examination) -> list[Finding]:
@@ -273,7 +317,8 @@ def _overfitting(exam: Examination) -> list[Finding]:
         return []
     best = min(s.loss for _, s in base.curve)
     rise, gap = base.val.loss / max(best, 1e-6), base.train.acc - base.val.acc
-    if rise < 1.25 or gap < 0.05:
+    behind = base.train.acc > _LEARNED and base.val.acc < exam.expected - 0.03
+    if (rise < 1.25 and not behind) or gap < 0.05:
         return []
     parameters = sum(p.numel() for p in patient.model.parameters())
     images = patient.images or 1

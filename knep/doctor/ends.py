@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from knep.doctor.findings import Finding
 from knep.doctor.naming import finding
 from knep.doctor.patient import Patient
-from knep.doctor.rows import Layer, Signals
+from knep.doctor.rows import Signals
 from knep.doctor.signals import chosen, isolated, like, widened
 
 _SHIFT = 3.0
@@ -43,34 +43,24 @@ def applies_softmax(patient: Patient) -> bool:
 
 
 def narrow(patient: Patient, seen: Signals) -> list[Finding]:
-    """too_little_capacity where everything passes through fewer numbers or channels than the classes ask for."""
+    """too_little_capacity where everything passes through fewer numbers than half the classes."""
     rows = seen.linear
     if len(rows) < 2 or patient.num_classes < 4:
         return []
     tight = min(rows[:-1], key=lambda layer: layer.features)
-    thin = min((r for r in rows[:-1] if r.function.startswith("conv")), key=lambda r: r.units, default=tight)
-    found = [_tight(patient, row, count) for row, count in ((tight, tight.features), (thin, thin.units))]
-    head = _head(patient, rows)
-    return sorted((f for f in (*found, head) if f is not None), key=lambda f: -f.gravity)[:1]
+    last = rows[-1]
+    if last.width < tight.features:
+        return _graded(last.path, "reads", last.width, patient.num_classes)
+    found = _graded(tight.path, "hands on", tight.features, patient.num_classes)
+    return found if found and carries_all(patient, tight.path) else []
 
 
-def _head(patient: Patient, rows: list[Layer]) -> Finding | None:
-    return _graded(rows[-1], rows[-1].width, patient.num_classes)
-
-
-def _tight(patient: Patient, row: Layer, count: int) -> Finding | None:
-    suspected = _graded(row, count, patient.num_classes)
-    return suspected if suspected is not None and carries_all(patient, row.path) else None
-
-
-def _graded(row: Layer, count: int, classes: int) -> Finding | None:
+def _graded(path: str, does: str, count: int, classes: int) -> list[Finding]:
     if count == 0 or count >= classes / 2:
-        return None
-    unit = "channel" if count == row.units != row.features else "number"
-    text = f"all that {row.path} hands on of an image is {count} {unit}{'s'[: count > 1]}, for {classes} classes"
-    certain = count == 1 and unit == "number"
-    gravity = 0.9 if certain else 0.75 if count <= 2 else 0.55
-    return finding("too_little_capacity", text, gravity, certain=certain, layers=[row.path])
+        return []
+    text = f"all that {path} {does} of an image is {count} number{'s'[: count > 1]}, for {classes} classes"
+    gravity = 0.9 if count == 1 else 0.75 if count == 2 else 0.55
+    return [finding("too_little_capacity", text, gravity, certain=count == 1, layers=[path])]
 
 
 def carries_all(patient: Patient, path: str) -> bool:

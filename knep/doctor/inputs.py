@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from knep.doctor.entrance import Entrance
@@ -16,7 +15,7 @@ from knep.doctor.split import Split
 # Root of the mean square of what the first layer sees. Sound scalings of sound images: 0.28 (Fashion-MNIST / 255: 0.45,
 # digits / 16: 0.49, MNIST / 255: 0.33) to 1.1 (standardised); raw bytes: 85 to 150.
 _SUSPECT, _CERTAIN = (0.1, 3.0), (0.01, 20.0)
-_SHIFT = 2.5  # |mean| over deviation; sound images in [0, 1] stay under 2.2
+_SHIFT = 4.0  # |mean| over deviation; sound images in [0, 1] stay below 3.5
 _OUTLIER = 20.0  # times the median image
 
 

@@ -51,7 +51,7 @@ def _step(patient: Patient, dtype: torch.dtype) -> tuple[list[torch.Tensor], lis
     optimizer: Any = patient.make_optimizer(twin)
     weights = [p for p in twin.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in weights]
-    x, y = chosen(patient)
+    x, y = chosen(patient, 32)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()

@@ -47,7 +47,7 @@ def _memorise(patient: Patient, lr: float, steps: int) -> float:
             optimizer.zero_grad()
             scores = model(x)
             loss = patient.loss(scores, y) if patient.loss is not None else F.cross_entropy(scores, y)
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(float(loss.detach())):
                 break
             loss.backward()
             optimizer.step()
@@ -57,12 +57,20 @@ def _memorise(patient: Patient, lr: float, steps: int) -> float:
     return best
 
 
-def rate_range(patient: Patient, steps: int = 60, low: float = 1e-3, high: float = 1e3) -> dict[str, list[float]]:
-    """Training loss while the learning rate grows from `low` to `high` times the patient's own, step by step.
+def rate_range(patient: Patient) -> dict[str, list[float]]:
+    """Training loss while the learning rate grows, step by step, to a thousand times the patient's own.
 
     The range test of Smith 2017, sec. 3.3: where the loss falls fastest is a good rate, where it takes off is too high.
-    Ends when the loss is not finite or four times that of the start.
+    Ends when the loss is not finite or four times that of the start; where it never takes off, it goes on to 1e7 times.
     """
+    curve = _range(patient, 1e-3, 1e3, 60)
+    if len(curve["losses"]) == 60:
+        higher = _range(patient, 1.0, 1e7, 70)
+        curve = {key: curve[key][:30] + higher[key] for key in curve}
+    return curve
+
+
+def _range(patient: Patient, low: float, high: float, steps: int) -> dict[str, list[float]]:
     curve: dict[str, list[float]] = {"factors": [], "rates": [], "losses": []}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(patient.seed)

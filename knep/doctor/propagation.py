@@ -18,6 +18,7 @@ from knep.doctor.naming import finding, named, share
 from knep.doctor.rows import Layer, Signals
 
 _DEAD, _SATURATED = 0.95, 0.6  # share of a layer's units, of its numbers, that leaves it nothing to do
+_DEEP, _FADED = 20, 0.4  # layers with weights over which the images of a plain network come to look alike by degrees
 _PLAIN = 0.4  # root mean square of a last hidden signal that has not shrunk
 
 
@@ -34,7 +35,10 @@ def _dying(seen: Signals) -> list[Finding]:
         return []  # weights of zero are the cause
     relus = [layer for layer in hidden_bends(seen) if layer.dead is not None and layer.units > 1]
     worst = max(relus, key=lambda layer: layer.dead or 0.0, default=None)
-    if worst is None or worst.dead is None or worst.dead <= _outside("dead", 0.5):
+    if worst is None or worst.dead is None:
+        return []
+    # Where all images are the same, a unit is dead with probability 1/2, which is not why.
+    if worst.dead <= _outside("dead", 0.75 if worst.spread < 0.2 else 0.6):
         return []
     dead = [layer for layer in relus if layer.dead and layer.dead > 0.5 * worst.dead]
     certain = worst.dead >= _DEAD and (len(dead) >= 0.5 * len(relus) or _same(seen))
@@ -106,12 +110,16 @@ def _shrinking(seen: Signals, found: dict[str, float], blocked: float) -> list[F
     collapsed = _collapses(seen, found)
     first = _vanishes(seen, found)
     whole = between(seen)
-    sigmoids = any(layer.function in ("sigmoid", "hardsigmoid") for layer in hidden_bends(seen))
     hidden = whole[-2] if len(whole) > 1 else None
-    large = hidden is not None and hidden.size >= _PLAIN and not sigmoids
+    large = hidden is not None and hidden.size >= _PLAIN and not _sigmoids(seen)
     ranked = [f for f in ((collapsed, first) if large else (first, collapsed)) if f is not None]
     blame = 0.6 if blocked else 1.0
     return [replace(f, gravity=f.gravity * blame * factor) for f, factor in zip(ranked, (1.0, 0.7), strict=False)]
+
+
+def _sigmoids(seen: Signals) -> bool:
+    """Whose outputs share a mean of 1/2, so that images look alike in every sound network of them."""
+    return any(layer.function in ("sigmoid", "hardsigmoid") for layer in hidden_bends(seen))
 
 
 def _vanishes(seen: Signals, found: dict[str, float]) -> Finding | None:
@@ -127,7 +135,8 @@ def _vanishes(seen: Signals, found: dict[str, float]) -> Finding | None:
         f"{10 ** found['backward_layer']:.2g} for each of {len(rows) - 1} layers; the signal changes by "
         f"{10 ** found.get('forward_layer', 0.0):.2g} per layer on its way forward{_drawn(seen)}"
     )
-    certain = under("backward", found) > 2 or (under("backward", found) > 0.5 and under("backward_layer", found) > 0.5)
+    small = under("backward", found, 0.05) > 0 and under("backward_layer", found) > 0.4
+    certain = small or under("backward", found) > 2
     gravity = 0.9 if certain else min(0.85, 0.5 + 0.2 * (far + weak))
     return finding("vanishing_gradient", text, gravity, certain=certain, layers=[r.path for r in rows[:-1]])
 
@@ -142,9 +151,11 @@ def _drawn(seen: Signals) -> str:
 def _collapses(seen: Signals, found: dict[str, float]) -> Finding | None:
     far = under("spread", found, 0.05)
     rows = between(seen)
-    if far <= 0 or len(rows) < 2:
+    deep = len(rows) >= _DEEP and rows[-1].spread < _FADED * rows[0].spread and rows[-1].cosine > 0.9
+    if (far <= 0 and not deep) or len(rows) < 2:
         return None
     last = rows[-1]
+    sure = under("spread", found) > (1.5 if _sigmoids(seen) else 0.5)
     text = (
         f"between images the scores of {last.path} deviate by {last.spread:.2g} of their size, those of {rows[0].path} "
         f"by {rows[0].spread:.2g}; two images' outputs have cosine {_cosine(last)}"
@@ -152,8 +163,8 @@ def _collapses(seen: Signals, found: dict[str, float]) -> Finding | None:
     return finding(
         "signal_collapse",
         text,
-        0.92 if under("spread", found) > 1.0 else min(0.85, 0.5 + 0.2 * far),
-        certain=under("spread", found) > 1.0,
+        0.92 if sure else min(0.85, 0.55 + 0.2 * far),
+        certain=sure,
         layers=[row.path for row in rows if row.spread < 0.1 * rows[0].spread],
     )
 

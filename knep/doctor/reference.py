@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from knep.doctor.classifiers import Patches, neighbours, random_relu, ridge
+from knep.doctor.classifiers import Patches, nearest, random_relu, ridge, small, voted
+from knep.doctor.layouts import undone
 from knep.doctor.patient import Patient
 from knep.doctor.split import Split, split
 
 _NEAREST, _MANY = 5, 15  # neighbours, to be right and to be sure
+_TURNED = 500  # images of validation that are tried in other layouts
 _QUERIES = 2000  # images of a split that are guessed
 
 
@@ -33,15 +35,28 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Guesses:
+    """Of n images by their 15 nearest in training without themselves: the guessed class and the label, both int64
+    (n,), and the share of votes for the guess, (n,).
+    """
+
+    guess: Tensor
+    label: Tensor
+    sure: Tensor
+
+
+@dataclass(frozen=True)
 class Reference:
     """Accuracies in [0, 1].
 
     knn, ridge, patches: of 5 nearest neighbours, ridge regression on random ReLU features, and on pooled responses to
     random patches, learned from training and measured on validation; on_val: the best of them; in_train, in_val: of one
-    split's images guessed from the others of the same split, the surest; held: the best such accuracy in training; shifted: on validation with its labels taken one less (-1)
-    and one more (1), modulo the classes; renamed: after the best one-to-one renaming of classes, found on one half of
-    validation and measured on the other, 0 for more than 1,000 classes; images: that were learned from; guess, label, sure: of training images by 15
-    neighbours without themselves, the guessed class, the label (both int64) and the share of votes.
+    split's images guessed from the others of the same split, the surest; held: the best such accuracy in training;
+    shifted: on validation with its labels taken one less (-1) and one more (1), modulo the classes; renamed: after the
+    best one-to-one renaming of classes, found on one half of validation and measured on the other, 0 for more than
+    1,000 classes; layouts: where validation is far worse than training, knn on it with its own mean and deviation, as
+    it is ("") and taken back from each wrong layout; images: that were learned from; train, val: guesses with their
+    certainty, for both splits.
     """
 
     knn: float
@@ -53,10 +68,10 @@ class Reference:
     held: float
     shifted: dict[int, float]
     renamed: float
+    layouts: dict[str, float]
     images: int
-    guess: Tensor
-    label: Tensor
-    sure: Tensor
+    train: Guesses
+    val: Guesses
 
     @property
     def acc(self) -> float:
@@ -89,29 +104,29 @@ def compared(train: Split, val: Split, classes: int, images: int = _QUERIES) -> 
         return None
     labels = val.labels[theirs]
     x, v = _scaled(train.small[once], val.small[theirs])
-    flat, flat_v, patches = x.flatten(1), v.flatten(1), Patches(x)
-    guesses = [neighbours(flat, y, flat_v, _NEAREST)[0]]
-    own = [_guessed(neighbours(flat, y, flat, _NEAREST, torch.arange(len(x)))[0], y)]
+    flat, flat_v, patches = small(x).flatten(1), small(v).flatten(1), Patches(x)
+    ours, theirs = nearest(flat, flat, _MANY, torch.arange(len(x))), nearest(flat, flat_v, _MANY)
+    guesses = [voted(y, theirs[:, :_NEAREST])[0]]
+    own = [_guessed(voted(y, ours[:, :_NEAREST])[0], y)]
     for a, b in ((random_relu(x), random_relu(v)), (patches(x), patches(v))):
         guess, inside, held = ridge(a, y, b)
         guesses.append(guess)
         own.append(_guessed(inside, y[held]))
     guesses = [names[guess] for guess in guesses]
     accs = [float((guess == labels).double().mean()) for guess in guesses]
-    guess, sure = neighbours(flat, y, flat, _MANY, torch.arange(len(x)))
-    classes = int(max(names.max(), labels.max())) + 1
+    classes, held = int(max(names.max(), labels.max())) + 1, max(a.acc for a in own)
     return Reference(
         *accs,
         on_val=max((_guessed(g, labels) for g in guesses), key=lambda a: a.acc),
         in_train=max(own, key=lambda a: a.lift),
-        held=max(a.acc for a in own),
+        held=held,
         in_val=_inside(flat_v, labels),
         shifted={s: max(float((g == (labels + s) % classes).double().mean()) for g in guesses) for s in (-1, 1)},
         renamed=max(_renamed(g, labels, classes) for g in guesses),
+        layouts=_layouts(x, y, v, names, labels) if max(accs) < held - 0.05 else {},
         images=len(x),
-        guess=names[guess],
-        label=names[y],
-        sure=sure,
+        train=_sure(voted(y, ours), names, names[y]),
+        val=_sure(voted(y, theirs), names, labels),
     )
 
 
@@ -139,12 +154,16 @@ def _guessed(guess: Tensor, label: Tensor) -> Agreement:
     return Agreement(float((guess == label).double().mean()), chance, spread)
 
 
+def _sure(vote: tuple[Tensor, Tensor], names: Tensor, label: Tensor) -> Guesses:
+    return Guesses(names[vote[0]], label, vote[1])
+
+
 def _inside(x: Tensor, label: Tensor) -> Agreement:
-    names, y = label.unique(return_inverse=True)
+    _, y = label.unique(return_inverse=True)
     if len(x) < 3:
         return Agreement(0.0, 0.0, 1.0)
-    guess, _ = neighbours(x, y, x, _NEAREST, torch.arange(len(x)))
-    return _guessed(guess, y)
+    near = nearest(x, x, _NEAREST, torch.arange(len(x)))
+    return _guessed(voted(y, near)[0], y)
 
 
 def _renamed(guess: Tensor, label: Tensor, classes: int) -> float:
@@ -156,3 +175,16 @@ def _renamed(guess: Tensor, label: Tensor, classes: int) -> float:
     seen = torch.bincount(guess[::2] * classes + label[::2], minlength=classes**2).reshape(classes, -1)
     _, name = linear_sum_assignment(seen.numpy(), maximize=True)
     return float((torch.from_numpy(name)[guess[1::2]] == label[1::2]).double().mean())
+
+
+def _layouts(x: Tensor, y: Tensor, v: Tensor, names: Tensor, label: Tensor) -> dict[str, float]:
+    few = _spread(len(v), _TURNED)
+    x, v, label = small(x), small(v[few]), label[few]
+    v = (v - v.mean()) / v.std(correction=0).clamp_min(1e-12)
+    x = (x - x.mean()) / x.std(correction=0).clamp_min(1e-12)
+
+    def right(taken: Tensor) -> float:
+        guess, _ = voted(y, nearest(x.flatten(1), taken.flatten(1), _NEAREST))
+        return float((names[guess] == label).double().mean())
+
+    return {"": right(v)} | {name: right(taken) for name, taken in undone(v).items()}

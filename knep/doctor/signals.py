@@ -16,8 +16,8 @@ from knep.doctor.tape import Tape, taped
 from knep.errors import InputError
 from knep.probe import probe
 
-IMAGES = 128
-_NUMBERS = 2**21  # in a batch: 128 RGB images of 74 x 74 pixels, 14 of 224 x 224
+_FEWEST, _MOST = 16, 128  # images
+_MACS = 4e9  # multiply-adds of a forward pass: about a second of one core with its backward pass
 _NOISE = ("drop", "stochasticdepth", "noise")
 
 
@@ -26,13 +26,14 @@ def signals(
 ) -> Signals:
     """What a forward and a backward pass of the loss show, on a copy of the model, in training mode without dropout.
 
-    model: another state of the patient's model; batch: raw (x, y), by default up to 128 training images spread over
-    all that the patient has; standardized: brings the scaled images to mean 0 and deviation 1 first. Weights of half
-    precision are widened to float32. Raises InputError for a model that fails, or whose output is not (N, K).
+    model: another state of the patient's model; batch: raw (x, y), by default 16 to 128 training images, by the cost of
+    the model, spread over all that the patient has; standardized: brings the scaled images to mean 0 and deviation 1
+    first. Weights of half precision are widened to float32.
+    Raises InputError for a model that fails, or whose output is not (N, K).
     """
     twin = widened(copy.deepcopy(patient.model if model is None else model)).train()
     still(twin)
-    x, y = chosen(patient) if batch is None else batch
+    x, y = chosen(patient, affordable(patient, twin)) if batch is None else batch
     device = patient.device
     with isolated(patient):
         images = like(twin, patient.inputs(x))
@@ -92,7 +93,16 @@ def isolated(patient: Patient) -> Iterator[None]:
         yield
 
 
-def chosen(patient: Patient, most: int = IMAGES) -> Batch:
+def affordable(patient: Patient, model: nn.Module) -> int:
+    """Images of a pass, by the multiply-adds that the model needs for one. Raises InputError as `probe` does."""
+    images = like(model, patient.inputs(chosen(patient, 2)[0]))
+    with torch.no_grad(), isolated(patient), taped(model, len(images)) as tape:
+        probe(model, images)
+    macs = sum(layer.features * layer.fan_in for layer in tape.layers)
+    return int(min(_MOST, max(_FEWEST, _MACS / max(1, macs))))
+
+
+def chosen(patient: Patient, most: int) -> Batch:
     """Up to `most` raw training images (N, C, H, W) spread over all, finite, with labels that scores exist for."""
     x, y = patient.stacked("train")
     known = (y >= 0) & (y < patient.num_classes)
@@ -101,7 +111,6 @@ def chosen(patient: Patient, most: int = IMAGES) -> Batch:
     if not bool(use.any()):
         raise InputError(f"none of {len(x)} training images has only finite numbers: signals cannot be examined")
     x, y = x[use], y[use]
-    most = max(2, min(most, _NUMBERS // max(1, x[0].numel())))
     index = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
     return x[index], y[index].clamp(min=0) % patient.num_classes
 
@@ -113,7 +122,6 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
     except InputError:
         raise
     except Exception as error:  # another's forward may raise anything
-        probe(model, images)  # names the layer, if it fails in eval mode too
         text = " ".join(str(error).split())
         raise InputError(
             f"the model fails in training mode on {tuple(images.shape)}: {type(error).__name__}: {text}"
@@ -125,12 +133,17 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _weight(name: str, p: nn.Parameter) -> Weight:
-    value = p.detach().double()
-    if p.grad is None:
-        return Weight(name, p.ndim, p.numel(), float(value.norm()), None, 1.0, p.requires_grad)
-    g = p.grad.to_dense() if p.grad.is_sparse else p.grad
-    zeros = float((g == 0).float().mean())
-    return Weight(name, p.ndim, p.numel(), float(value.norm()), float(g.double().norm()), zeros, p.requires_grad)
+    row = Weight(name, p.ndim, p.numel(), length(p.detach()), None, 1.0, p.requires_grad)
+    if p.grad is not None:
+        g = p.grad.to_dense() if p.grad.is_sparse else p.grad
+        row.gradient, row.zeros = length(g), 1 - float(g.count_nonzero()) / max(1, g.numel())
+    return row
+
+
+def length(t: Tensor) -> float:
+    """Euclidean norm; squares below what float32 holds are summed in float64."""
+    norm = float(t.norm())
+    return norm if 1e-15 < norm < 1e15 else float(t.double().norm())
 
 
 def _scores(output: Tensor, loss: float, tape: Tape) -> Scores:

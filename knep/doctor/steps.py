@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import nn
 
 from knep.doctor.patient import Patient
-from knep.doctor.signals import chosen, forward, isolated, like, widened
+from knep.doctor.signals import affordable, chosen, forward, isolated, length, like, widened
 
 
 def stepped(patient: Patient, steps: int = 4, rate: float = 0.03) -> nn.Module:
@@ -18,7 +19,7 @@ def stepped(patient: Patient, steps: int = 4, rate: float = 0.03) -> nn.Module:
     gradient is tiny move like all others; a parameter whose gradient is zero stays.
     """
     twin = widened(copy.deepcopy(patient.model)).train()
-    x, y = chosen(patient)
+    x, y = chosen(patient, affordable(patient, twin))
     with isolated(patient):
         images, y = like(twin, patient.inputs(x)), y.to(patient.device)
         for _ in range(steps):
@@ -38,7 +39,7 @@ def _descend(model: nn.Module, rate: float) -> None:
             if p.grad is None or not p.requires_grad:
                 continue
             gradient = p.grad.to_dense() if p.grad.is_sparse else p.grad
-            size = float(gradient.double().square().mean().sqrt())
-            if size > 0 and bool(gradient.isfinite().all()):
-                moved = rate * (float(p.double().square().mean().sqrt()) or 1.0)
-                p -= (gradient.double() * (moved / size)).to(p.dtype)
+            size = length(gradient)
+            if 0 < size < math.inf:
+                moved = rate * (length(p) or math.sqrt(p.numel()))
+                p -= gradient * (moved / size) if size > 1e-15 else (gradient.double() * (moved / size)).to(p.dtype)

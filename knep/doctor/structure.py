@@ -36,9 +36,11 @@ def model_findings(patient: Patient, seen: Signals) -> list[Finding]:
 
 
 def _passing(patient: Patient, seen: Signals, later: Signals, after: object) -> list[Finding]:
-    """Propagation where the layers are to blame; what only inputs of an odd size cause is a faint suspicion."""
+    """Propagation where the layers are to blame, which a few steps do not mend, as they do blocks that start at zero;
+    what only inputs of an odd size cause is a faint suspicion."""
     state = later if _asleep(seen) else seen
-    raw = propagation(state)
+    lasting = {f.disease for f in propagation(later)}
+    raw = [f for f in propagation(state) if f.disease in lasting]
     if _SCALED[0] < seen.input_std < _SCALED[1] and abs(seen.input_mean) < _SCALED[1]:
         return raw
     own = propagation(signals(patient, after if state is later else None, standardized=True))  # pyright: ignore

@@ -27,6 +27,7 @@ _FLAT: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda y: y * (1 - y) < 0.0125,
     "tanh": lambda y: 1 - y * y < 0.05,
     "hardtanh": lambda y: (y == y.amax()) | (y == y.amin()),
+    "relu6": lambda y: y == 6,
     "hardsigmoid": lambda y: (y == 0) | (y == 1),
 }
 _SEEN = {*_MULTIPLY, *_NORMS, *_RELUS, *_BENDS, *_ENDS, *_FLAT}
@@ -52,8 +53,9 @@ class Tape(TorchFunctionMode):
         if not self._inside or not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         weight = _weight(name, args, kwargs)
-        if (name in _SEEN or weight is not None) and output.numel() and output.numel() % self.images == 0:
-            self._note(name.rstrip("_"), args, weight, output)
+        seen = name in _SEEN or weight is not None or _clamps(name, args, kwargs)
+        if seen and output.numel() and output.numel() % self.images == 0:
+            self._note(_known_as(name.rstrip("_"), args, kwargs), args, weight, output)
         return output
 
     def _note(self, function: str, args: tuple[Any, ...], weight: Tensor | None, output: Tensor) -> None:
@@ -73,6 +75,22 @@ class Tape(TorchFunctionMode):
         self.last = (function, output)
         if output.requires_grad:
             output.register_hook(lambda gradient: _returned(row, gradient, self.images))
+
+
+def _known_as(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """A hard tanh that ends at 0 and 6 is a ReLU6, and what clamps at 0 a ReLU."""
+    low = args[1] if len(args) > 1 else kwargs.get("min_val", kwargs.get("min", -1.0))
+    if name == "hardtanh" and low == 0:
+        return "relu6"
+    return "relu" if name in ("clamp", "clamp_min") else name
+
+
+def _clamps(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a clamp is a user's ReLU: from 0 upwards, without an end."""
+    if name not in ("clamp", "clamp_min", "clamp_", "clamp_min_"):
+        return False
+    given = [*args[1:], *kwargs.values()]
+    return [limit for limit in given if limit is not None] == [0]
 
 
 def _weight(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

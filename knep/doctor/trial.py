@@ -260,6 +260,17 @@ def score(patient: Patient, model: nn.Module, batches: Sequence[Batch], batch_st
     return Score(loss / max(seen, 1), correct / max(seen, 1))
 
 
+def recalls(patient: Patient, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """By class (K,): the share of its validation images that the model knows, and how many there are."""
+    right, there = torch.zeros(2, patient.num_classes).unbind()
+    with torch.no_grad():
+        for x, y in patient.val:
+            guess = model.eval()(patient.inputs(x)).argmax(1).cpu()
+            there += torch.bincount(y.cpu(), minlength=patient.num_classes)[: patient.num_classes]
+            right += torch.bincount(y.cpu()[guess == y.cpu()], minlength=patient.num_classes)[: patient.num_classes]
+    return right / there.clamp_min(1), there
+
+
 def _norm(weights: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(w.detach().double().square().sum()) for w in weights))
 

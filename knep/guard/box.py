@@ -15,7 +15,8 @@ from knep.data.loader import order_of, training_slice
 from knep.errors import InputError
 from knep.guard.finite import digest, first_bad, size
 from knep.guard.moment import Moment, grads, repeat
-from knep.guard.policy import KINDS
+from knep.guard.policy import KINDS, OF_OPTIMIZER
+from knep.guard.state import named_state
 
 # Beside its weights a box may hold this share of the checkpoint's tensors before the optimizer's state is left out.
 _ROOM = 0.8
@@ -35,9 +36,10 @@ def write_box(module: Any, kind: str, moment: Moment, loss: float, batch_idx: in
     given = first_bad(zip(("images", "labels"), moment.batch, strict=False))
     place = f"the batch's {given}" if given else found.table.place()
     place = place or (found.bad and f"the gradient of {found.bad}")
-    if kind == "weights":
+    if kind in OF_OPTIMIZER:
         loss, met = found.loss, found.gradients  # the step's first pass, where its optimizer made two
-        place = _bad_state(module, optimizer)
+        bad = first_bad(named_state(module.model, optimizer))
+        place = bad and f"the optimizer's {bad}"
     if path is None:
         return place
     kept = _optimizer_state(kind, optimizer, moment, state)
@@ -69,20 +71,11 @@ def write_box(module: Any, kind: str, moment: Moment, loss: float, batch_idx: in
     return place
 
 
-def _bad_state(module: Any, optimizer: Any) -> str | None:
-    """The first tensor of the optimizer's state that is not finite, in words."""
-    states = getattr(optimizer, "base_optimizer", optimizer).state
-    names = ((name, states.get(p) or {}) for name, p in module.model.named_parameters())
-    tensors = ((f"{k} of {name}", v) for name, state in names for k, v in state.items() if isinstance(v, Tensor))
-    bad = first_bad(tensors)
-    return bad and f"the optimizer's {bad}"
-
-
 def _optimizer_state(kind: str, optimizer: Any, moment: Moment, state: Mapping[str, Tensor]) -> Any:
     """The optimizer's state: always where its step went wrong, otherwise where the box stays small."""
     found = optimizer.state_dict()
     room = _ROOM * (size(state) + size(found))
-    return found if kind == "weights" or size(moment.batch) + size(moment.gradients) <= room else None
+    return found if kind in OF_OPTIMIZER or size(moment.batch) + size(moment.gradients) <= room else None
 
 
 def _indices(module: Any, batch_idx: int) -> Tensor | None:

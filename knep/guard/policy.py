@@ -14,9 +14,12 @@ KINDS = {
     "loss": "the loss is not finite",
     "gradient": "the gradient is not finite",
     "weights": "the optimizer's step made weights that are not finite",
+    "state": "the optimizer's state is not finite",
     "spike": "the loss is a spike",
     "elsewhere": "another process met a bad step",
 }
+# Kinds of which the whole step is repeated, with the optimizer's state.
+OF_OPTIMIZER = ("weights", "state")
 
 
 class Guard:

@@ -17,7 +17,8 @@ from knep.guard.box import Box, read_box
 from knep.guard.finite import first_bad
 from knep.guard.layers import show
 from knep.guard.moment import Pass, repeat
-from knep.guard.policy import KINDS
+from knep.guard.policy import KINDS, OF_OPTIMIZER
+from knep.guard.state import named_state
 
 
 @dataclass
@@ -57,7 +58,7 @@ def replay(path: Path) -> Replay:
         load_weights(module, box.values["state_dict"], path)
         try:
             found = repeat(module, box.moment, context)
-            weights = _step(box, module, context) if box.values["kind"] == "weights" else None
+            weights = _step(box, module, context) if box.values["kind"] in OF_OPTIMIZER else None
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
             text = " ".join(str(error).split())[:200]
             raise InputError(f"replay={path}: its batch or its state does not fit its model ({text})") from error
@@ -81,7 +82,7 @@ def _precision(box: Box, module: Any) -> Any:
 
 
 def _step(box: Box, module: Any, context: Any) -> str | None:
-    """The first weight that is not finite after the optimizer's step."""
+    """The first weight that is not finite after the optimizer's step, or else what is not in its state."""
     optimizer = module.recipe.optimizer(module.model)
     optimizer.load_state_dict(box.values["optimizer"])
     getattr(optimizer, "train", lambda: None)()
@@ -89,7 +90,8 @@ def _step(box: Box, module: Any, context: Any) -> str | None:
     module.load_state_dict(weights)
     optimizer.step(lambda: torch.tensor(repeat(module, box.moment, context).loss))
     module.after_optimizer(optimizer)
-    return first_bad(module.model.named_parameters()) or first_bad(module.model.named_buffers())
+    bad = first_bad(module.model.named_parameters()) or first_bad(module.model.named_buffers())
+    return bad or first_bad(named_state(module.model, optimizer))
 
 
 def _same(box: Box, found: Pass) -> bool:
@@ -100,7 +102,7 @@ def _same(box: Box, found: Pass) -> bool:
 
 def _wrong(box: Box, found: Pass, weights: str | None) -> bool:
     kind = box.values["kind"]
-    if kind == "weights":
+    if kind in OF_OPTIMIZER:
         return weights is not None
     if kind in ("loss", "gradient"):
         return not math.isfinite(found.loss) or found.bad is not None
@@ -117,7 +119,7 @@ def _print(result: Replay) -> None:
     wide = Console(width=max(console.width, console.measure(table, options=console.options.update(width=500)).maximum))
     wide.print(table, crop=False)
     place = found.table.place() or (found.bad and f"the gradient of {found.bad}")
-    if box["kind"] == "weights":
+    if box["kind"] in OF_OPTIMIZER:
         place = result.weights and f"{result.weights}, after the optimizer's step"
     console.print(f"first bad: {place or 'nothing, all outputs and gradients are finite'}")
     if result.same:

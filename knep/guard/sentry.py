@@ -22,11 +22,12 @@ from torch import Tensor
 
 from knep.errors import RunFailed
 from knep.guard.box import write_box
-from knep.guard.finite import Copies, finite, first_bad
+from knep.guard.finite import Copies, finite
 from knep.guard.moment import Moment, grads
-from knep.guard.policy import KINDS, Guard
+from knep.guard.policy import KINDS, OF_OPTIMIZER, Guard
 from knep.guard.rollback import Snapshot
 from knep.guard.spike import Spikes
+from knep.guard.state import LOOK_EVERY, carries, forget_bad_state, state_is_finite
 from knep.hardware import reseed, rng_state, set_rng_state
 
 
@@ -62,6 +63,12 @@ class Sentry:
         scaled = getattr(self._trainer.precision_plugin, "scaler", None) is not None
         self._looks_at_gradients = not scaled  # a loss scale overflows by design, and drops the step itself
         self._loss_so_far, self._spoiled = state.get("loss_so_far", 0.0), state.get("spoiled")
+        # Looking at the weights after the step is enough where nothing has to be undone in the optimizer.
+        plain = guard.action == "stop" and whole and self._alone and self._window == 1 and not module.edits
+        self._weights_tell = plain and carries(self._optimizer)
+        self._looks_at_state, self._looked = whole, -1
+        every = (module.about.get("config") or {}).get("checkpoint", {}).get("every")
+        self._every = every if isinstance(every, int) else LOOK_EVERY
         self._batch: Any = None
         self._batch_idx, self._passes = -1, 0
         self._rng: dict[str, Tensor] | None = None
@@ -127,10 +134,24 @@ class Sentry:
         self._raise(self._spoiled or kind)
 
     def after_step(self) -> None:
-        """Looks at what the optimizer made of the weights. Raises BadStep."""
-        self._raise(None if finite(self._checked) else "weights")
+        """Looks at what the optimizer made of the weights, and now and then of its state. Raises BadStep."""
+        kind = None
+        if not finite(self._checked):
+            kind = "weights" if not self._weights_tell or finite(self._found_gradients()) else "gradient"
+        else:
+            done = self._trainer.global_step + 1
+            if done % LOOK_EVERY == 0 or done % self._every == 0 or self._trainer.is_last_batch:
+                kind = self._wrong_state(done)
+        self._raise(kind)
         self.spikes.accept(self._step_loss)
         self._loss_so_far = 0.0
+
+    def before_save(self) -> None:
+        """Before a checkpoint that no step knew of: looks at the optimizer's state, and answers for it where it is bad."""
+        try:
+            self._raise(self._wrong_state(self._trainer.global_step))
+        except BadStep as bad:
+            self.answer(bad)
 
     @contextmanager
     def step(self, optimizer: Any) -> Iterator[None]:
@@ -154,8 +175,8 @@ class Sentry:
             raise RunFailed(self._stop(kind, step)) from bad
         self._undo()
         what = "dropped"
-        if kind == "weights":
-            self._forget_bad_state()
+        if kind in OF_OPTIMIZER:
+            forget_bad_state(self._optimizer)
         if self.guard.action == "rollback" and self._snapshot is not None:
             self._snapshot.restore(self._module)
             what = f"back to the last checkpoint, learning rate x {self.guard.factor:g}"
@@ -185,7 +206,21 @@ class Sentry:
             return None
         if norm is not None:
             return None if math.isfinite(norm.item()) else "gradient"
-        return None if finite([p.grad for p in self._owners if p.grad is not None]) else "gradient"
+        return None if self._weights_tell or finite(self._found_gradients()) else "gradient"
+
+    def _wrong_state(self, done: int) -> str | None:
+        """Looks once at the state that the optimizer has after so many steps."""
+        if not self._looks_at_state or self._looked == done:
+            return None
+        self._looked = done
+        return None if state_is_finite(self._module.model, self._optimizer) else "state"
+
+    def _found_gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._owners if p.grad is not None]
+
+    @property
+    def _optimizer(self) -> Any:
+        return self._trainer.optimizers[0]
 
     def _raise(self, kind: str | None) -> None:
         """All processes decide alike."""
@@ -199,24 +234,15 @@ class Sentry:
             self._weights.restore()
         self._buffers.restore()
 
-    def _forget_bad_state(self) -> None:
-        """Optimizer state that is not finite would make every step bad: it starts anew."""
-        for optimizer in self._trainer.optimizers:
-            states = getattr(optimizer, "base_optimizer", optimizer).state
-            for p, state in list(states.items()):
-                if first_bad((k, v) for k, v in state.items() if isinstance(v, Tensor)):
-                    del states[p]
-
     def _stop(self, kind: str, step: int) -> str:
         """Leaves a black box and says why the run ends."""
         module, trainer = self._module, self._trainer
         rank = f".rank{trainer.global_rank}" if trainer.global_rank else ""
         path = Path(trainer.default_root_dir) / f"blackbox{rank}.pt"
-        if kind == "weights":
-            self._undo()  # the optimizer's step is what is repeated, not a pass alone
-        else:
-            self._buffers.restore()
-        moment = self.moment(first=kind == "weights")
+        if kind in OF_OPTIMIZER or self._weights_tell:
+            self._weights.restore()  # what is repeated starts before the optimizer's step
+        self._buffers.restore()
+        moment = self.moment(first=kind in OF_OPTIMIZER)
         loss = (self._loss / self._window if self._window > 1 else self._loss).item()
         place = write_box(module, kind, moment, loss, self._batch_idx, path if module.about else None)
         self._undo()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from knep.checkpoint import write
+from knep.hardware import at_precision
 
 __all__ = ["Ema", "Ensemble", "Soup", "Swa", "none"]
 
@@ -37,7 +38,8 @@ def _reestimate(trainer: Trainer, module: Any, batches: int) -> None:
         return
     read = getattr(getattr(trainer, "datamodule", None), "train_images", None)
     images = read() if read else (x for x, *_ in trainer.train_dataloader)  # type: ignore
-    scaled = (module.scaling(_sane(x).to(module.device)) for i, x in enumerate(images) if not batches or i < batches)
+    used = (_sane(x).to(module.device) for i, x in enumerate(images) if not batches or i < batches)
+    scaled = (module.scaling(x).to(next(module.model.parameters()).dtype) for x in used)
     mode = module.model.training
     with torch.no_grad():
         update_bn(scaled, module.model)
@@ -59,6 +61,10 @@ class _Average(WeightAveraging):
             raise ValueError(f"bn_batches must be 0 (all) or positive, got {bn_batches}")
         super().__init__(use_buffers=False, **kwargs)
         self._bn_batches = bn_batches
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        at_precision(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
 
     @property
     def started(self) -> bool:

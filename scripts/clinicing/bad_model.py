@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from knep.doctor.patient import Patient, of
-from knep.seeds import generator
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -72,18 +71,6 @@ def equal_units(patient: Patient) -> Patient:
                 layer.bias.copy_(layer.bias[:1].expand_as(layer.bias).clone())
         last = layers(model)[-1]
         last.weight.copy_(last.weight.mean(1, keepdim=True).expand_as(last.weight).clone())
-
-    return edited(patient, edit)
-
-
-def faint_input(patient: Patient, factor: float = 1e-4, bias: float = 1.0) -> Patient:
-    """The first layer is all bias: what tells images apart is lost behind it."""
-
-    def edit(model: nn.Module) -> None:
-        first = layers(model)[0]
-        first.weight.mul_(factor)
-        if first.bias is not None:
-            first.bias.uniform_(0.5 * bias, bias, generator=generator(3))
 
     return edited(patient, edit)
 

@@ -27,7 +27,8 @@ _SGD = ("optimizer=sgd",)
 _HARD = ("data=synthetic", "data.images=600", "data.image_size=12", "data.noise=320", "scaling=standardize",
          "data.val_share=0.4", "trainer.max_epochs=20")  # fmt: skip
 _JUMPY = ("optimizer=momentum", "optimizer.lr=0.1", "data.batch_size=8", "scheduler=cosine", "trainer.max_epochs=4")
-_SLOW = ("optimizer=adam", "optimizer.lr=0.0002", "trainer.max_epochs=30", "data.batch_size=32")
+_SLOW = ("optimizer=momentum", "optimizer.lr=0.004", "trainer.max_epochs=12", "data.batch_size=32")
+_SWING = ("optimizer=momentum", "optimizer.lr=0.05", "trainer.max_epochs=12")
 _TWO = (
     "data.batch_size=2",
     "norm=group",
@@ -38,7 +39,7 @@ _TWO = (
 )
 _SCARCE = ("data.limit=100", "data.batch_size=20", "trainer.max_epochs=40")
 _LONG = ("data.limit=200", "data.batch_size=20", "trainer.max_epochs=8")
-_NOISY = ("data.noise=200",)
+_NOISY = ("data.noise=150",)
 _SMALL = ("model=mlp", "model.widths=[24]")
 
 _PARTS = {
@@ -78,6 +79,10 @@ _PARTS = {
     "vgg": (_DIGITS, _import("vgg"), _MOMENTUM),
     "vgg_plain": (_DIGITS, _import("vgg_plain"), _ADAM, ("init=he_normal",)),
     "vgg_few": (_FEW, _import("vgg"), _ADAM),
+    "pooled": (_DIGITS, _import("pooled"), _ADAM),
+    "pooled_few": (_FEW, _import("pooled"), _MOMENTUM),
+    "waist": (_DIGITS, _import("waist"), _ADAM),
+    "waist_synthetic": (_SYNTHETIC, _import("waist"), _MOMENTUM),
     "lenet": (_DIGITS, _import("lenet"), _ADAM),
     "lenet_few": (_FEW, _import("lenet"), _ADAM),
     "lenet_momentum": (_DIGITS, _import("lenet"), _MOMENTUM, ("optimizer.lr=0.2",)),
@@ -96,33 +101,41 @@ _PARTS = {
                   ("optimizer.lr=0.001",)),
     "hard_mlp": (_HARD, _MLP, _ADAM),
     "hard_sequential": (_HARD, _import("mlp"), _MOMENTUM),
-    "two_cnn": (_DIGITS, _CNN, _TWO),
-    "three_cnn": (_DIGITS, _CNN, _TWO, ("data.batch_size=3", "optimizer=momentum", "optimizer.lr=0.01")),
-    "two_resnet": (_DIGITS, ("model=resnet", "model.depth=20", "model.width=0.25"), _TWO),
     "two_mlp": (_DIGITS, _MLP, _TWO),
-    "two_vgg": (_DIGITS, _import("vgg"), _TWO),
-    "four_fashion": (_FASHION, _CNN, _TWO, ("data.batch_size=4", "data.limit=1000")),
+    "two_deep": (_DIGITS, ("model=mlp", "model.widths=[64,64,64,64]"), _TWO),
+    "two_momentum": (_DIGITS, _MLP, _TWO, ("optimizer=momentum", "optimizer.lr=0.005")),
+    "three_mlp": (_DIGITS, _MLP, _TWO, ("data.batch_size=3", "data.limit=600")),
+    "two_fashion": (_FASHION, _MLP, _TWO, ("data.limit=800", "trainer.max_epochs=1")),
+    "two_few": (_FEW, _MLP, _TWO),
+    "two_sequential": (_DIGITS, _import("mlp_norm"), _TWO),
+    "two_resnet": (_DIGITS, ("model=resnet", "model.depth=20", "model.width=0.25"), _TWO),
+    "swing_mlp": (_DIGITS, _MLP, _SWING),
+    "swing_cnn": (_DIGITS, _CNN, _SWING, ("norm=batch",)),
+    "swing_sequential": (_FASHION, _import("mlp"), _SWING),
+    "swing_few": (_FEW, _MLP, _SWING),
+    "swing_vgg": (_DIGITS, _import("vgg"), _SWING),
+    "swing_nesterov": (_SYNTHETIC, _MLP, _SWING, ("optimizer=nesterov",)),
     "scarce_mlp": (_SYNTHETIC, _NOISY, _SMALL, _ADAM, _SCARCE),
     "scarce_fashion": (_FASHION, _SMALL, _ADAM, _SCARCE),
     "scarce_digits": (_DIGITS, _SMALL, _ADAM, _SCARCE),
     "scarce_few": (_FEW, _SMALL, _ADAM, _SCARCE),
     "scarce_sequential": (_FASHION, _import("mlp_small"), _ADAM, _SCARCE),
-    "jumpy_mlp": (_DIGITS, _MLP, _JUMPY),
+    "jumpy_mlp": (_DIGITS, _MLP, _JUMPY, ("optimizer.lr=0.03",)),
     "jumpy_cnn": (_DIGITS, _CNN, ("norm=batch",), _JUMPY, ("trainer.max_epochs=3",)),
-    "jumpy_fashion": (_FASHION, _MLP, _JUMPY, ("trainer.max_epochs=3",)),
-    "jumpy_sequential": (_FASHION, _import("mlp"), _JUMPY, ("trainer.max_epochs=3", "data.batch_size=4")),
-    "jumpy_few": (_FEW, _MLP, _JUMPY),
-    "jumpy_sgd": (_SYNTHETIC, _MLP, _JUMPY, ("optimizer=sgd", "optimizer.lr=0.5")),
+    "jumpy_fashion": (_FASHION, _MLP, _JUMPY, ("optimizer.lr=0.02", "trainer.max_epochs=3")),
+    "jumpy_sequential": (_FASHION, _import("mlp"), _JUMPY, ("trainer.max_epochs=3", "optimizer.lr=0.015")),
+    "jumpy_few": (_FEW, _MLP, _JUMPY, ("optimizer.lr=0.045",)),
+    "jumpy_sgd": (_SYNTHETIC, _MLP, _JUMPY, ("optimizer=sgd", "optimizer.lr=0.25")),
     "slow_mlp": (_DIGITS, _MLP, _SLOW),
     "slow_sequential": (_DIGITS, _import("mlp"), _SLOW),
-    "slow_fashion": (_FASHION, _MLP, _SLOW, ("trainer.max_epochs=10",)),
-    "slow_cnn": (_DIGITS, _CNN, _SLOW, ("optimizer.lr=0.0005", "trainer.max_epochs=15")),
-    "slow_functional": (_DIGITS, _import("Functional"), _SLOW, ("optimizer.lr=0.0004", "trainer.max_epochs=15")),
-    "long_mlp": (_SYNTHETIC, _NOISY, _MLP, _ADAM, _LONG),
+    "slow_fashion": (_FASHION, _MLP, _SLOW),
+    "slow_cnn": (_DIGITS, _CNN, _SLOW, ("optimizer.lr=0.006",)),
+    "slow_functional": (_DIGITS, _import("Functional"), _SLOW, ("optimizer.lr=0.006",)),
+    "long_deep": (_FASHION, ("model=mlp", "model.widths=[256,256,256]"), _ADAM, _LONG),
     "long_fashion": (_FASHION, _MLP, _ADAM, _LONG),
     "long_cnn": (_SYNTHETIC, _NOISY, _CNN, _ADAM, _LONG),
     "long_sequential": (_FASHION, _import("mlp"), _ADAM, _LONG),
-    "long_few": (_FEW, ("data.noise=200",), _MLP, _ADAM, _LONG),
+    "long_few": (_HARD, _CNN, _ADAM, _LONG, ("data.noise=200",)),
     "long_functional": (_HARD, _import("Functional"), _ADAM, _LONG, ("data.noise=220",)),
 }  # fmt: skip
 

@@ -93,7 +93,7 @@ def _options() -> Iterator[Row]:
     from knep.listing import options
 
     for slot in SLOTS:
-        for option in options(slot):
+        for number, option in enumerate(options(slot)):
             chosen = f"{slot}={option}"
             if chosen in UNSOUND:
                 continue
@@ -101,9 +101,9 @@ def _options() -> Iterator[Row]:
             if chosen in _RESIDUAL:
                 yield f"option/{chosen}/resnet", (*BASES["resnet"], *more), None
                 continue
-            yield f"option/{chosen}/cnn", (*BASES["cnn_adamw" if slot in ("norm", "dropout") else "cnn"], *more), None
-            if chosen not in _MAPS:
-                yield f"option/{chosen}/sequential", (*BASES["sequential"], *more), None
+            maps = chosen in _MAPS or number % 2
+            base = ("cnn_adamw" if slot in ("norm", "dropout") else "cnn") if maps else "sequential"
+            yield f"option/{chosen}/{base}", (*BASES[base], *more), None
 
 
 def _nets() -> Iterator[Row]:

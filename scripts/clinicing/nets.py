@@ -71,6 +71,26 @@ def lenet(num_classes: int, in_channels: int, image_size: int, *, act: Callable[
     )  # fmt: skip
 
 
+def pooled(num_classes: int, in_channels: int, *, lost: bool = False) -> nn.Module:
+    """Convolutions and the mean of the maps; lost: of normalised maps, whose mean is the same for every image."""
+    end: nn.Module = nn.InstanceNorm2d(24) if lost else nn.BatchNorm2d(24)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), end,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes),
+    )  # fmt: skip
+
+
+def waist(
+    num_classes: int, in_channels: int, image_size: int, *, width: int = 16, gate: Callable[[], nn.Module] | None = None
+) -> nn.Module:
+    """A normalised waist between two layers; of one unit, or with a softmax along one, it says nothing."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(in_channels * image_size**2, 64), nn.ReLU(), nn.Linear(64, width),
+        gate() if gate else nn.LayerNorm(width), nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, num_classes),
+    )  # fmt: skip
+
+
 class Functional(nn.Module):
     """Activations as functions in forward; cut: where the graph is cut, none, detach or no_grad."""
 
@@ -171,6 +191,9 @@ vgg_tiny = _named("vgg_tiny", vgg, widths=(1, 2))
 vgg_sigmoid = _named("vgg_sigmoid", vgg, widths=(12, 24), norm=None, act=nn.Sigmoid)
 vgg_slow_norm = _named("vgg_slow_norm", vgg, norm=partial(nn.BatchNorm2d, momentum=1e-4))
 vgg_eval_norm = _named("vgg_eval_norm", vgg, norm=EvalNorm)
+pooled_lost = _named("pooled_lost", pooled, lost=True)
+waist_lost = _named("waist_lost", waist, width=1)
+waist_gated = _named("waist_gated", waist, width=1, gate=_SOFTMAX)
 lenet_sigmoid = _named("lenet_sigmoid", lenet, act=nn.Sigmoid)
 lenet_relu = _named("lenet_relu", lenet, act=nn.ReLU)
 functional_softmax = _named("functional_softmax", Functional, end="softmax")

@@ -192,7 +192,7 @@ def _train(patient: Patient, model: nn.Module, optimizer: Any, watcher: Any) -> 
             optimizer.zero_grad()
             loss = patient.criterion(watcher.forward(patient.scaling(x)), y)
             watcher.backward(loss + patient.regularization.penalty(decayed(model)))
-            facts["loss"] = float(loss)
+            facts["loss"] = float(loss.detach())
             facts["grad_norm"] = float(patient.clip([p for p in model.parameters() if p.grad is not None]))
             return loss
 

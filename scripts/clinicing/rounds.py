@@ -29,7 +29,7 @@ def checked(chosen: Sequence[Case], folder: Path, processes: int) -> list[Case]:
         if "failure" in row:
             print(f"fails:  {case.name}: {row['failure']}")
         elif not row["counts"]:
-            print(f"is not sick: {case.name}: {_against(row)}")
+            print(f"is not {'sick' if case.disease else 'healthy'}: {case.name}: {_against(row)}")
     print(f"{len(counted)} of {len(chosen)} cases count")
     return counted
 

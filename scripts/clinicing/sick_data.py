@@ -69,11 +69,11 @@ def _labels() -> list[Case]:
 
 def _order_and_splits() -> list[Case]:
     return [
-        *spread("sorted_batches", ("mlp_sgd", "cnn_bn", "sequential_momentum", "vgg_plain", "functional", "mlp",
-                "synthetic_cnn", "lenet"), [turn("all", sorted_by_class)]),
-        *spread("sorted_batches", ("mlp_momentum", "cnn_sgd", "sequential"),
+        *spread("sorted_batches", ("mlp_sgd", "cnn_bn", "sequential_momentum", "vgg", "functional_sgd", "fashion_sgd",
+                "synthetic_cnn", "few_cnn"), [turn("all", sorted_by_class)]),
+        *spread("sorted_batches", ("mlp_momentum", "cnn_sgd", "sequential_sgd"),
                 [turn("blocks", sorted_by_class, blocks=2)]),
-        *spread("leaked_validation", ("fashion_mlp", "sequential_momentum", "functional_few", "fashion_plain",
+        *spread("leaked_validation", ("fashion_mlp", "sequential_momentum", "scarce_digits", "long_fashion",
                 "hard_mlp", "hard_sequential"), [turn("all", leaked), turn("half", leaked, share=0.5)], mark="leak"),
         *spread("leaked_validation", ("fashion_mlp", "hard_mlp"), [turn("copied", copied, share=0.5)], mark="leak"),
         *spread("validation_scaled_differently", _FIVE,

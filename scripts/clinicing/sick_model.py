@@ -5,7 +5,6 @@ from __future__ import annotations
 from clinicing.bad_model import (
     equal_units,
     equal_weights,
-    faint_input,
     frozen,
     hidden_biases,
     partly_optimized,
@@ -43,16 +42,17 @@ def _signals() -> list[Case]:
         *spread("exploding_gradient", ("deep_sgd", "deep_wide"),
                 [say("uniform", "init=uniform", "init.limit=0.6"), say("unit_normal", "init=unit_normal")],
                 curable=True),
-        *spread("signal_collapse", ("mlp", "sequential_momentum", "functional_few", "lenet", "mlp_sgd",
-                "functional_sgd"), [turn("faint", faint_input), turn("fainter", faint_input, factor=1e-6)]),
-        *spread("signal_collapse", ("deep_sgd", "deep_sequential"), [turn("biases", hidden_biases, value=4.0)]),
+        *spread("signal_collapse", ("deep_sgd", "deep_sequential", "deep_wide", "deep_mlp"),
+                [turn("biases", hidden_biases, value=8.0), turn("large_biases", hidden_biases, value=40.0)]),
+        *spread("signal_collapse", ("pooled", "pooled_few"), [_net("pooled_lost")]),
+        *spread("signal_collapse", ("waist", "waist_synthetic"), [_net("waist_lost"), _net("waist_gated")]),
     ]  # fmt: skip
 
 
 def _units() -> list[Case]:
     return [
-        *spread("dying_relu", ("mlp", "fashion_mlp", "vgg_plain", "cnn_sgd", "sequential_sgd", "functional_sgd",
-                "functional_few", "deep_sequential"),
+        *spread("dying_relu", ("mlp", "fashion_mlp", "vgg_plain", "sequential_sgd", "functional_sgd",
+                "deep_sequential"),
                 [turn("dying", hidden_biases, value=-3.0), turn("dead", hidden_biases, value=-30.0)]),
         *spread("dying_relu", ("sequential", "sequential_sgd"), [_net("mlp_dead"), _net("mlp_dying")], curable=True),
         *spread("saturation", ("tanh_mlp", "deep_tanh", "sequential_tanh", "lenet", "lenet_momentum"),
@@ -77,7 +77,8 @@ def _heads_and_parts() -> list[Case]:
                 _net("functional_no_grad"), _net("functional_late")]),
         *spread("cut_off", ("mlp_sgd", "deep_sequential", "vgg", "cnn_sgd", "sequential_momentum"),
                 [turn("head_only", partly_optimized), turn("biases_only", partly_optimized, keep="biases")]),
-        *spread("frozen_parameters", ("mlp_sgd", "deep_sequential", "vgg", "cnn_bn", "functional_sgd",
+        *spread("frozen_parameters", ("shufflenet",), [turn("features", frozen)]),
+        *spread("frozen_parameters", ("mlp_sgd", "deep_sequential", "vgg", "cnn_sgd", "functional_sgd",
                 "sequential_momentum", "few_cnn"),
                 [turn("features", frozen), turn("all_but_first", frozen, first=1, last=None)]),
     ]  # fmt: skip
@@ -85,12 +86,12 @@ def _heads_and_parts() -> list[Case]:
 
 def _norms() -> list[Case]:
     return [
-        *spread("tiny_norm_batches", ("two_cnn", "three_cnn", "two_resnet", "two_vgg", "two_mlp", "four_fashion"),
-                [say("batch", "norm=batch"), say("after", "norm=batch", "norm.position=after_activation")],
-                curable=True),
-        *spread("tiny_norm_batches", ("cnn_bn", "fashion_cnn"),
-                [say("ghost", "norm=ghost_batch", "norm.ghost_size=2")], curable=True),
-        *spread("stale_statistics", ("cnn_bn", "fashion_cnn", "mlp_bn", "synthetic_cnn", "few_cnn"),
+        *spread("tiny_norm_batches", ("two_mlp", "two_deep", "two_momentum", "three_mlp", "two_fashion", "two_few",
+                "two_sequential", "two_resnet"), [say("batch", "norm=batch")], curable=True),
+        *spread("tiny_norm_batches", ("mlp_bn", "deep_mlp_bn", "deep_norm"),
+                [say("ghost", "norm=ghost_batch", "norm.ghost_size=2"),
+                 say("ghost_of_3", "norm=ghost_batch", "norm.ghost_size=3")], curable=True),
+        *spread("stale_statistics", ("cnn_bn", "mlp_bn", "synthetic_cnn", "few_cnn"),
                 [say("slow", "norm.momentum=0.0003"), say("still", "norm.momentum=0.00001")], curable=True),
         *spread("stale_statistics", ("vgg",), [_net("vgg_slow_norm"), _net("vgg_eval_norm")]),
         *spread("stale_statistics", ("resnet", "deep_norm"), [turn("slow", slow_statistics, momentum=1e-3)]),
@@ -101,7 +102,7 @@ def _capacity() -> list[Case]:
     return [
         *spread("too_little_capacity", ("mlp", "fashion_mlp", "synthetic_mlp"),
                 [say("two", "model.widths=[2]"), say("one", "model.widths=[64,1]")]),
-        *spread("too_little_capacity", ("cnn", "fashion_cnn"), [say("one", "model.widths=[1,1]")]),
+        *spread("too_little_capacity", ("cnn", "few_cnn"), [say("one", "model.widths=[1,1]")]),
         *spread("too_little_capacity", ("sequential", "sequential_momentum"), [_net("mlp_tiny"), _net("mlp_waist")]),
         *spread("too_little_capacity", ("vgg",), [_net("vgg_tiny")]),
         *spread("too_much_capacity", ("scarce_mlp", "scarce_fashion", "scarce_digits", "scarce_few"),

@@ -19,7 +19,7 @@ _NORMS = ("none", "batch", "layer", "group", "instance", "rms", "weight", "spect
 _TORCHVISION = ("resnet18", "mobilenet_v2", "densenet121", "squeezenet1_1", "vgg11", "vgg11_bn", "shufflenet_v2_x0_5",
                 "mnasnet0_5", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf")  # fmt: skip
 _DIGITS = ["data=digits", "recipe=none", "optimizer=adam", "scaling=standardize", "trainer.max_epochs=8"]
-_RGB = ["data=synthetic", "data.image_size=64", "data.channels=3", "data.images=640", "data.batch_size=32",
+_RGB = ["data=synthetic", "data.image_size=32", "data.channels=3", "data.images=640", "data.batch_size=32",
         "recipe=none", "optimizer=adam", "scaling=standardize", "trainer.max_epochs=2"]  # fmt: skip
 
 
@@ -73,9 +73,9 @@ def _convolutional() -> Iterator[list[str]]:
         yield ["model=cnn", f"norm={norm}", f"init={init}"]
     for activation in _ACTIVATIONS:
         yield ["model=cnn", f"activation={activation}"]
-    for depth, norm in itertools.product((8, 20), ("none", "batch", "group")):
-        yield ["model=resnet", f"model.depth={depth}", f"norm={norm}", "init=he_normal", "model.width=0.5"]
-    yield ["model=resnet", "model.depth=8", "norm=batch", "model.zero_init_residual=true", "model.width=0.5"]
+    for depth, norm in ((20, "none"), (20, "batch"), (20, "group"), (56, "batch")):
+        yield ["model=resnet", f"model.depth={depth}", f"norm={norm}", "init=he_normal", "model.width=0.25"]
+    yield ["model=resnet", "norm=batch", "model.zero_init_residual=true", "model.width=0.25"]
     yield ["model=inception", "norm=batch"]
     yield ["model=inception"]
 

@@ -16,6 +16,7 @@ from PIL import Image
 from knep.data import batches, cache
 from knep.data.folder import ImageFolder
 from knep.errors import InputError
+from knep.files import config_hash
 
 FORK = multiprocessing.get_context("fork")
 
@@ -289,3 +290,43 @@ def test_a_cached_loader_goes_on_where_it_stopped(root):
     resumed = folder(root).train_dataloader()
     resumed.load_state_dict(first.state_dict())
     assert begun + [y.tolist() for _, y in resumed] == whole
+
+
+def resumed(root, run, *lines):
+    """The override lines of a run with a cache in `run`'s folder, gone on with; and what it said."""
+    from knep.train import main
+
+    if not run.exists():
+        data = ["data=image_folder", f"data.root={root}", f"data.cache={run.parent}/mine", "data.size=8"]
+        quick = ["recipe=none", "trainer=cpu", "data.batch_size=4", "data.workers=0", "progress=false", "threads=1"]
+        main([*data, *quick, "trainer.max_epochs=1", f"hydra.run.dir={run}"])
+        return
+    main([f"ckpt={run}", f"trainer.max_epochs={len(list(run.glob('tensorboard/events*'))) + 1}", *lines])
+
+
+def test_a_resumed_run_reads_its_cache_and_writes_none_that_nobody_typed(root, tmp_path, capfd):
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    resumed(root, run)
+    (path,) = mine.glob("*.images")
+    before = path.stat().st_mtime_ns
+    resumed(root, run)
+    assert path.stat().st_mtime_ns == before
+    assert "has no cache" not in capfd.readouterr().err
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(content)
+    resumed(root, run)
+    assert path.read_bytes() == content
+    assert "decoded again" in capfd.readouterr().err
+    path.unlink()
+    resumed(root, run)
+    assert not path.exists()
+    assert f"knep: {mine} has no cache of these images: type data.cache={mine} to write one" in capfd.readouterr().err
+    resumed(root, run, f"data.cache={mine}")
+    assert path.is_file()
+
+
+def test_what_a_run_computes_has_one_hash_whether_its_cache_may_be_written_or_not():
+    hashes = {config_hash({"seed": 0, "data": {"size": 8, "write_cache": w}}) for w in (True, False)}
+    assert len(hashes) == 1
+    assert config_hash({"seed": 0, "data": {"size": 9, "write_cache": True}}) not in hashes

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from arena import Outcome
 
 from .attack import Attack, Place
-from .runs import a_run, spoilt
+from .runs import SMALL, a_run, spoilt
 
 EVIL = "import os\nfrom pathlib import Path\nPath('../outside/canary').touch()\ndef build(*a, **k): os.system('ls')\n"
 
@@ -72,15 +76,21 @@ def laughs() -> str:
     return SGD + "\n".join(lines) + "\n"
 
 
-def cached(place: Place) -> list[str]:
-    """A checkpoint whose config would write a cache of images to a folder of its choice."""
-    images = place.work / "images"
+def _images(place: Place) -> Path:
+    """Forty pictures of 8 x 8 pixels in ten classes."""
     from PIL import Image
 
+    images = place.work / "images"
     for name in "0123456789":
         (images / name).mkdir(parents=True)
         for i in range(4):
             Image.new("L", (8, 8), i).save(images / name / f"{i}.png")
+    return images
+
+
+def cached(place: Place) -> list[str]:
+    """A checkpoint whose config would write a cache of images to a folder of its choice."""
+    images = _images(place)
 
     def change(state: dict[str, Any]) -> None:
         state["knep"]["config"]["data"] = {
@@ -93,6 +103,28 @@ def cached(place: Place) -> list[str]:
         }
 
     return ["evaluate", *spoilt(place, change)]
+
+
+def cache_of_a_run(lines: str, pipe: bool = False) -> Attack:
+    """A run on images whose list of overrides would write a cache elsewhere, or reads one from a pipe without end."""
+
+    def build(place: Place) -> list[str]:
+        from knep.data.cache import cache_path
+        from knep.train import main
+
+        run, images = place.work / "run", _images(place)
+        data = ["data=image_folder", f"data.root={images}", "data.size=8", "data.channels=1", "data.workers=0"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            main([*SMALL, "data.limit=20", "data.batch_size=10", *data, "progress=false", f"hydra.run.dir={run}"])
+        with (run / "overrides.txt").open("a") as f:
+            f.write(lines)
+        if pipe:
+            path = cache_path(images, place.work / "cache", 1, 8)
+            path.parent.mkdir()
+            os.mkfifo(path)
+        return [str(run), "trainer.max_epochs=2"]
+
+    return Attack("resume", build, tamed=_untouched)
 
 
 def fetched(place: Place) -> list[str]:
@@ -167,7 +199,11 @@ ATTACKS = {
     "overrides: an option of the command": listed("--config-dir=/", "--config-dir"),
     "overrides: run folder elsewhere": listed("hydra.run.dir=../outside/run", "hydra"),
     "overrides: name with a path": listed("name=../../outside/x", "name"),
-    "overrides: cache elsewhere": listed("data=image_folder\ndata.cache=../outside/new", "overrides.txt"),
+    "overrides: cache of other data elsewhere": listed("data=image_folder\ndata.cache=../outside/new", "data.root"),
+    "overrides: cache elsewhere": cache_of_a_run("data.cache=../outside/new\n"),
+    "overrides: cache elsewhere, allowed by itself": cache_of_a_run("data.cache=../outside\ndata.write_cache=true\n"),
+    "overrides: cache elsewhere, added": cache_of_a_run("++data.cache=../outside\n++data.write_cache=true\n"),
+    "overrides: cache is a pipe": cache_of_a_run("data.cache=cache\n", pipe=True),
     "overrides: a class of Lightning": listed("+trainer.profiler._target_=lightning.pytorch.profilers.PyTorchProfiler"),
     "overrides: no text": listed(b"\xff\xfe\x00seed=1\n", "no text"),
     "overrides: terminal codes": listed("\x1b]0;owned\x07\x1b[2J=1"),

@@ -23,7 +23,7 @@ class Net(L.LightningModule):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
         self.scaling = nn.Identity()
-        self.trained, self.validated, self.losses = [], [], []
+        self.trained, self.validated = [], []
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -56,7 +56,7 @@ def data():
     return torch.utils.data.DataLoader(list(zip(x, y, strict=True)), batch_size=16)
 
 
-def fit(callback, folder):
+def fit(callback, folder, **more):
     module = Net()
     best = ModelCheckpoint(folder, filename="best", monitor="val/loss")
     trainer = L.Trainer(
@@ -68,6 +68,7 @@ def fit(callback, folder):
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
+        **more,
     )
     trainer.fit(module, data(), data())
     return module, trainer, best
@@ -179,3 +180,19 @@ def test_any_datamodule_will_do_and_validating_later_exchanges_nothing(make, tmp
     trainer.validate(module, datamodule=Images(), verbose=False)
     assert torch.equal(module.validated[-1], chosen)
     assert torch.equal(weights(module.model), chosen)
+
+
+@pytest.mark.parametrize("make", [Ema, lambda: Swa(start=0.25), lambda: Soup(k=2)])
+def test_averages_of_float64_weights_are_float64(make, tmp_path):
+    callback = make()
+    module, _, _ = fit(callback, tmp_path, precision="64-true")
+    assert {p.dtype for p in module.parameters()} == {torch.float64}
+    average = module.trained[0]
+    for n, current in enumerate(module.trained[1:], 1):
+        average = average + (1 - min(0.999, (1 + n) / (10 + n))) * (current - average)
+    if isinstance(callback, Swa):
+        average = torch.stack(module.trained[2 * BATCHES - 1 :: BATCHES]).mean(0)
+    if isinstance(callback, Soup):
+        steps = [int(Path(p).stem.removeprefix("soup_")) for _, p in callback.state_dict()["kept"]]
+        average = torch.stack([module.trained[step - 1] for step in steps]).mean(0)
+    torch.testing.assert_close(weights(module.model), average, rtol=1e-13, atol=1e-14)

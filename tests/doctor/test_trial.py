@@ -1,0 +1,159 @@
+"""A trial is the run in small: on a copy, by the recipe's own steps, the same each time."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from knep.compose import compose_config
+from knep.doctor import patient as patients
+from knep.doctor import remedies, trial
+from knep.errors import InputError
+
+_LINES = ["recipe=baseline", "data=synthetic", "data.images=400", "data.image_size=8", "model=mlp", "model.widths=[16]"]
+
+
+def _patient(*more: str) -> patients.Patient:
+    lines = [*_LINES, "trainer.precision=32-true", *more]
+    return patients.from_config(compose_config(lines).config, lines)
+
+
+def test_a_trial_leaves_the_patient_alone_and_repeats_itself():
+    patient = _patient()
+    before = copy.deepcopy(patient.model.state_dict())
+    first, second = trial.run(patient, 20), trial.run(patient, 20)
+    assert all(torch.equal(before[k], v) for k, v in patient.model.state_dict().items())
+    assert first.losses == second.losses
+    assert first.val == second.val
+    assert first.losses[-1] < first.losses[0]
+
+
+def test_a_trial_takes_the_steps_that_training_takes():
+    """The losses of the first epoch are those of a hand-written loop over the same batches."""
+    patient = _patient("optimizer=sgd", "optimizer.lr=0.1")
+    model = copy.deepcopy(patient.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for x, y in patient.train[:5]:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(patient.scaling(x)), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert trial.run(patient, 5).losses == pytest.approx(losses, rel=1e-5)
+
+
+def test_the_schedule_runs_through_in_the_steps_of_the_trial():
+    rates = trial.run(_patient("scheduler=cosine", "scheduler.warmup=0"), 20).rates
+    assert rates[0] > 10 * rates[-1]
+
+
+def test_steps_depend_on_the_model_and_not_on_the_clock():
+    small, large = _patient("trainer.max_epochs=500"), _patient("trainer.max_epochs=500", "model.widths=[4096,4096]")
+    assert trial.steps_of(small) == 600
+    assert 60 <= trial.steps_of(large) < 600
+    assert trial.steps_of(_patient("trainer.max_epochs=1")) == 5
+
+
+def test_an_exploding_trial_says_so():
+    assert trial.run(_patient("optimizer=sgd", "optimizer.lr=1e30"), 20).diverged
+
+
+def test_what_clipping_left_is_measured():
+    shares = trial.run(_patient("clip=norm", "clip.theta=0.001"), 5).shares
+    assert all(0 < s < 0.1 for s in shares)
+
+
+def test_frozen_weights_in_half_precision_are_counted():
+    patient = _patient("optimizer=sgd", "optimizer.lr=1e-4")
+    half = replace(patient, model=copy.deepcopy(patient.model).bfloat16(), scaling=_Half(patient.scaling))
+    assert trial.run(half, 8).frozen_share > 0.9
+    assert trial.run(patient, 8).frozen_share < 0.5
+
+
+class _Half(nn.Module):
+    def __init__(self, before: nn.Module) -> None:
+        super().__init__()
+        self._before = before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._before(x).bfloat16()
+
+
+def test_the_rate_of_a_remedy_is_the_configs_own():
+    patient = _patient("optimizer=muon", "optimizer.lr=0.02")
+    rates = trial.run(remedies.rate(10)(patient), 2).rates
+    assert max(rates) == pytest.approx(0.2)
+
+
+def _loaders() -> tuple[list[patients.Batch], list[patients.Batch]]:
+    draw = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(8, 1, 4, 4, generator=draw), torch.randint(0, 3, (8,), generator=draw)) for _ in range(6)]
+    return batches[:4], batches[4:]
+
+
+def _net() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_somebody_elses_model_and_optimizer_are_examined_as_they_are():
+    model, (train, val) = _net(), _loaders()
+    optimizer = torch.optim.SGD(
+        [{"params": model[1].parameters(), "lr": 0.5}, {"params": model[3].parameters()}], lr=0.1
+    )
+    patient = patients.of(model, train, val, optimizer=optimizer)
+    made = patient.make_optimizer(copy.deepcopy(model))
+    assert [g["lr"] for g in made.param_groups] == [0.5, 0.1]
+    assert patient.num_classes == 3
+    assert not patient.shuffled
+    assert len(trial.run(patient, 5).losses) == 5
+
+
+@pytest.mark.parametrize(
+    ("batch", "what"),
+    [
+        (torch.zeros(2, 3), "not (images, labels)"),
+        ((torch.zeros(2, 3, dtype=torch.complex64), torch.zeros(2, dtype=torch.long)), "dense real"),
+        ((torch.eye(2).to_sparse(), torch.zeros(2, dtype=torch.long)), "dense real"),
+        ((torch.zeros(2, 3), torch.rand(2)), "classifiers"),
+        ((torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)), "3 labels"),
+    ],
+)
+def test_batches_that_are_no_images_with_classes_are_one_line(batch, what):
+    with pytest.raises(InputError) as caught:
+        patients.gathered([batch], most=3)
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loader_that_never_ends_ends_here():
+    def endless():
+        while True:
+            yield torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)
+
+    assert len(patients.gathered(endless(), most=10)) == 10
+
+
+def test_an_empty_or_failing_loader_is_one_line():
+    def failing():
+        raise OSError("disk on fire")
+        yield
+
+    with pytest.raises(InputError, match="no batch"):
+        patients.of(_net(), [], optimizer=torch.optim.SGD(_net().parameters(), lr=1))
+    with pytest.raises(InputError, match="disk on fire"):
+        patients.gathered(failing(), most=3)
+
+
+def test_scores_of_another_shape_are_one_line():
+    class Wrong(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    train, val = _loaders()
+    with pytest.raises(InputError, match="not scores"):
+        patients.of(Wrong(), train, val, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=1))
