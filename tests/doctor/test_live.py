@@ -406,7 +406,7 @@ def test_stop_ends_the_run_and_names_the_finding(tmp_path, capsys):
 
 
 def test_cure_raises_a_rate_that_is_too_low(tmp_path, capsys):
-    lines = ["optimizer=sgd", "optimizer.lr=1e-4", "callbacks=doctor", "doctor.every=10", "trainer.max_epochs=9"]
+    lines = ["optimizer=sgd", "optimizer.lr=1e-4", "callbacks=doctor", "doctor.every=10", "trainer.max_epochs=15"]
     sick, _ = knep_run(tmp_path / "sick", *lines)
     cured, _ = knep_run(tmp_path / "cured", *lines, "doctor.on_finding=cure")
     assert cured["val/acc"] > sick["val/acc"] + 0.1
