@@ -25,8 +25,8 @@ LOOK_EVERY = 50
 
 
 def carries(optimizer: Any) -> bool:
-    """Whether a gradient that is not finite makes its weight so in the very step."""
-    return type(optimizer) in _CARRY
+    """Whether a gradient that is not finite makes its weight so in the very step, and is itself left as it is."""
+    return type(optimizer) in _CARRY and not any(group.get("nesterov") for group in optimizer.param_groups)
 
 
 def named_state(module: nn.Module, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
