@@ -147,7 +147,7 @@ class Sentry:
         self._loss_so_far = 0.0
 
     def before_save(self) -> None:
-        """Before a checkpoint that no step knew of: looks at the optimizer's state, and answers for it where it is bad."""
+        """Before a checkpoint that no step knew of: looks at the optimizer's state, and answers for a bad one."""
         try:
             self._raise(self._wrong_state(self._trainer.global_step))
         except BadStep as bad:

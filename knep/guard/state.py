@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from knep.guard.finite import finite, first_bad
 
 # Their equations carry a gradient that is not finite into its weight in the same step, at any learning rate: the
-# gradient alone makes g, g / |g| or m / sqrt(v) infinite or NaN. Sign-based rules and those that scale by a norm do not.
+# gradient alone makes g, g / |g| or m / sqrt(v) infinite or NaN. Rules of signs and of norms do not.
 _CARRY = (
     torch.optim.SGD,
     torch.optim.Adam,
