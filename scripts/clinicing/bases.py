@@ -61,7 +61,7 @@ _PARTS = {
     "resnet": (_DIGITS, _RESNET, _MOMENTUM, ("trainer.max_epochs=8",)),
     "inception": (_DIGITS, _INCEPTION, _ADAM, ("trainer.max_epochs=8",)),
     "fashion_mlp": (_FASHION, _MLP, _ADAM),
-    "fashion_sgd": (_FASHION, _MLP, _SGD),
+    "fashion_sgd": (_FASHION, _MLP, _SGD, ("optimizer.lr=0.05",)),
     "fashion_cnn": (_FASHION, _CNN, ("norm=batch", "model.widths=[8,16]"), _MOMENTUM),
     "fashion_plain": (_FASHION, _CNN, _ADAM, ("model.widths=[8,16]",)),
     "synthetic_mlp": (_SYNTHETIC, _MLP, _ADAM),
