@@ -282,7 +282,18 @@ def _ranked(exam: Examination) -> list[Finding]:
         share = gain / top
         weight = 0.5 + 0.4 * finding.gravity if share >= _SHARE else 0.4 * share
         ranked.append(replace(finding, gravity=weight))
-    return ranked
+    return _causes_first(ranked)
+
+
+def _causes_first(findings: list[Finding]) -> list[Finding]:
+    """Images that have become one vector explain large scores; large scores do not explain that."""
+    collapse = max((f.gravity for f in findings if f.disease == "signal_collapse"), default=0.0)
+    if collapse < 0.6:
+        return findings
+    return [
+        replace(f, gravity=min(f.gravity, collapse - 0.01)) if f.disease == "exploding_gradient" else f
+        for f in findings
+    ]
 
 
 def _neglected(exam: Examination) -> list[Finding]:
@@ -306,9 +317,9 @@ def _neglected(exam: Examination) -> list[Finding]:
 
 
 def _suffers(exam: Examination) -> bool:
-    """Whether the training stays far behind a simple classifier, and no remedy explains most of it."""
-    missing = exam.expected - exam.reached
-    return missing > 0.1 and max((gain for _, gain in exam.treated), default=0.0) < 0.5 * missing
+    """Whether the training stays far behind a simple classifier, with any remedy."""
+    left = exam.expected - exam.reached - max((gain for _, gain in exam.treated), default=0.0)
+    return left > 0.15 or (left > 0.1 and not exam.treated)
 
 
 def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:

@@ -1,0 +1,146 @@
+"""`knep doctor` as it is typed: its exit code, its files, one's own model and loaders, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+import yaml
+
+from knep import cli
+
+_SMALL = ["data=synthetic", "data.images=600", "data.image_size=8", "model=mlp", "model.widths=[32]", "threads=1"]
+_SOUND = ["recipe=baseline", *_SMALL, "optimizer.lr=0.01", "trainer.max_epochs=15"]
+
+
+def _doctor(*words: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["doctor", *words])
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A project of somebody else's, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+
+    return write
+
+
+_NETS = """
+    import torch
+    from torch import nn
+
+    def build(num_classes, in_channels, image_size):
+        features = in_channels * image_size**2
+        return nn.Sequential(nn.Flatten(), nn.Linear(features, 32), nn.ReLU(), nn.Linear(32, num_classes))
+
+    def squashed(num_classes, in_channels, image_size):
+        return nn.Sequential(build(num_classes, in_channels, image_size), nn.Softmax(1))
+
+    class Crashing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(x)
+"""
+
+
+def test_a_sound_run_is_healthy(capsys):
+    assert _doctor(*_SOUND) == 0
+    assert capsys.readouterr().out.startswith("healthy")
+
+
+def test_a_sick_run_is_told_and_written(tmp_path, capsys):
+    json_file, html_file = tmp_path / "r.json", tmp_path / "deep" / "r.html"
+    lines = [*_SOUND, "optimizer.weight_decay=0", "optimizer=sgd", "optimizer.lr=1e-5"]
+    lines.remove("optimizer.lr=0.01")
+    assert _doctor(*lines, "--json", str(json_file), "--html", str(html_file)) == 1
+    out = capsys.readouterr().out
+    assert "the learning rate is too low" in out.splitlines()[0]
+    assert "optimizer.lr=" in out
+    data = json.loads(json_file.read_text())
+    assert data["findings"][0]["disease"] == "lr_too_low"
+    assert "<html" in html_file.read_text()
+
+
+def test_a_cure_prints_the_line_and_writes_the_recipe(tmp_path, capsys):
+    recipe = tmp_path / "recipe" / "mine.yaml"
+    lines = [w for w in _SOUND if not w.startswith("optimizer.lr")]
+    assert _doctor(*lines, "optimizer=sgd", "optimizer.lr=1e-5", "--cure", "--recipe", str(recipe)) == 1
+    out = capsys.readouterr().out
+    assert "before: validation accuracy" in out
+    assert "train it with: python train.py" in out
+    assert yaml.safe_load(recipe.read_text())["optimizer"]["lr"] > 1e-4
+
+
+def test_somebody_elses_model_is_examined(own, capsys):
+    own("doctored_nets", _NETS)
+    lines = [w for w in _SOUND if not w.startswith("model")]
+    assert _doctor("--model", "doctored_nets:squashed", *lines) == 1
+    assert "softmax is applied twice" in capsys.readouterr().out.splitlines()[0]
+    assert _doctor("--model", "doctored_nets:build", *lines) == 0
+
+
+def test_somebody_elses_loaders_are_examined(own, capsys):
+    own("more_nets", _NETS)
+    own(
+        "doctored_data",
+        """
+        import torch
+        from torch.utils.data import DataLoader, TensorDataset
+
+        def split(n, seed):
+            draw = torch.Generator().manual_seed(seed)
+            y = torch.arange(n) % 4
+            x = torch.eye(4)[y].reshape(n, 1, 2, 2).repeat(1, 1, 4, 4) + 0.3 * torch.randn(n, 1, 8, 8, generator=draw)
+            return TensorDataset(x, y)
+
+        def loaders():
+            return DataLoader(split(600, 0), 32, shuffle=True), DataLoader(split(200, 1), 100)
+
+        def sorted_loaders():
+            data = split(600, 0)
+            order = data.tensors[1].argsort(stable=True)
+            return DataLoader(TensorDataset(*(t[order] for t in data.tensors)), 32), DataLoader(split(200, 1), 100)
+
+        def empty():
+            return [], []
+
+        def strange():
+            return 5
+        """,
+    )
+    lines = ["recipe=none", "optimizer=adam", "optimizer.lr=0.003", "trainer.max_epochs=10", "threads=1"]
+    model = ["--model", "more_nets:build"]
+    assert _doctor(*model, "--data", "doctored_data:loaders", *lines) == 0
+    assert _doctor(*model, "--data", "doctored_data:sorted_loaders", *lines) == 1
+    assert "batches are sorted by class" in capsys.readouterr().out
+    assert _doctor(*model, "--data", "doctored_data:empty", *lines) == 2
+    assert _doctor(*model, "--data", "doctored_data:strange", *lines) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 2
+    assert "gives no batch" in errors[0]
+
+
+def test_what_cannot_be_examined_is_one_line(own, capsys):
+    own("third_nets", _NETS)
+    lines = [w for w in _SOUND if not w.startswith("model")]
+    for words, what in (
+        (["--model", "third_nets:Crashing", *lines], "fails on a sample"),
+        (["--model", "third_nets:nothing", *lines], "nothing"),
+        (["modell=mlp"], "did you mean model"),
+        ([*_SOUND, "--html", "/proc/nowhere/r.html"], "cannot be written"),
+    ):
+        assert _doctor(*words) == 2
+        error = capsys.readouterr().err.strip()
+        assert what in error
+        assert "\n" not in error
