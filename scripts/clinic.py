@@ -10,6 +10,7 @@ Whatever was measured is kept under outputs/clinic and not measured again; `--af
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from clinicing.case import Case
 from clinicing.catalogue import cases
 from clinicing.peers import PEERS
 from clinicing.rounds import checked, cured, examined
-from clinicing.table import rows, shown, totals
+from clinicing.table import page, rows, shown, totals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,18 +33,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--afresh", action="store_true", help="forget the diagnoses of these cases")
     parser.add_argument("--folder", type=Path, default=Path("outputs/clinic"))
+    parser.add_argument("--page", type=Path, help="write the tables as Markdown too")
     asked = parser.parse_args(argv)
     chosen = select(list(cases().values()), asked.half, asked.only, asked.limit)
     asked.folder.mkdir(parents=True, exist_ok=True)
     counted = checked(chosen, asked.folder, asked.processes)
     if asked.check:
         return 0
+    sections = []
     for doctor in asked.doctors:
         if doctor != "knep" and find_spec(doctor.replace("-", "_")) is None:
             raise SystemExit(f"{doctor} is not installed: pip install 'knep[bench]'")
         found = examined(doctor, counted, asked.folder, asked.processes, asked.afresh)
         mended = cured(counted, asked.folder, asked.processes, asked.afresh) if asked.cure and doctor == "knep" else {}
-        print(shown(f"{doctor}, half {asked.half}", rows(counted, found, mended), totals(counted, found, mended)))
+        section = f"{doctor}, half {asked.half}", rows(counted, found, mended), totals(counted, found, mended)
+        print(shown(*section))
+        sections.append(section)
+    if asked.page:
+        command = "python scripts/clinic.py " + " ".join(sys.argv[1:] if argv is None else argv)
+        asked.page.write_text(page(sections, command), encoding="utf-8")
     return 0
 
 

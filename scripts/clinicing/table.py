@@ -94,3 +94,43 @@ def shown(title: str, table: Sequence[Mapping[str, Any]], total: Mapping[str, fl
     lines += [f"  {miss}" for row in table for miss in row["misses"]]
     lines.append("  ".join(f"{name} {value:g}" for name, value in total.items()))
     return "\n".join(lines)
+
+
+_BARS = (
+    ("recall", "sick found", ">=", 99.0),
+    ("false_alarms", "healthy called sick", "<=", 1.0),
+    ("top", "right cause on top", ">=", 92.0),
+    ("among", "right cause among the findings", ">=", 98.0),
+    ("cured", "cured, of what overrides can mend", ">=", 98.5),
+)
+
+
+def page(sections: Sequence[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, float]]], command: str) -> str:
+    """docs/clinic.md: for each doctor the shares of all against the bars, then a row for each disease and the misses.
+
+    sections: (title, rows, totals) of each doctor.
+    """
+    lines = [
+        "# The clinic",
+        "",
+        f"Written by `{command}`; do not edit. Thresholds were set on half A; what follows is on the halves named.",
+        "A sick case counts only where training measurably suffers against its healthy twin, a healthy one only where",
+        "it learns. Shares in percent of all cases; `top` counts a cause that is as right (capacity and overfitting of",
+        "the same few images), `top_strict` in the last line does not. Seconds are those of one core of a shared machine.",
+    ]
+    for title, table, total in sections:
+        lines += ["", f"## {title}", "", "| what | bar | measured | |", "|---|---|---|---|"]
+        for key, what, sign, bar in _BARS:
+            value = total[key]
+            passed = value >= bar if sign == ">=" else value <= bar
+            verdict = "not measured" if value != value else "pass" if passed else "short"
+            lines.append(f"| {what} | {sign} {bar:g} | {value:g} | {verdict} |")
+        lines += ["", "| disease | cases | found | top | among | cured | seconds |", "|---|---|---|---|---|---|---|"]
+        for row in table:
+            cured = f"{row['cured']} of {row['curable']}" if row["curable"] else ""
+            told = (row["disease"], row["cases"], row["found"], row["top"], row["among"], cured, row["seconds"])
+            lines.append(f"| {' | '.join(map(str, told))} |")
+        lines += ["", ", ".join(f"{name} {value:g}" for name, value in total.items()) + "."]
+        misses = [f"- {miss}" for row in table for miss in row["misses"]]
+        lines += ["", "Not as they should be, with the first three findings:", "", *misses] if misses else []
+    return "\n".join(lines) + "\n"
