@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from knep.doctor import remedies
-from knep.doctor.course import Suspect, group_values, suspects, trial_steps
+from knep.doctor.course import Suspect, broken_images, group_values, suspects, trial_steps, without_outliers
 from knep.doctor.data import data_findings, data_seen
 from knep.doctor.findings import Finding, Report, ordered
 from knep.doctor.patient import Patient
@@ -29,7 +29,8 @@ from knep.doctor.reference import reference
 from knep.doctor.remedies import Remedy, applied, rate
 from knep.doctor.signals import signals
 from knep.doctor.structure import model_findings
-from knep.doctor.trial import Trial, recalls, run, steps_of
+from knep.doctor.trial import Trial, recalls, run, steps_of, stopped
+from knep.errors import InputError
 
 # What leaves nothing to examine behind it.
 _FATAL = {"non_finite_inputs", "constant_inputs", "constant_labels", "labels_out_of_range"}
@@ -41,6 +42,7 @@ _BEARABLE = {
 _SIGNAL = {"vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse"}
 _GAINS = Path(__file__).with_name("gains.json")
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
+_FEW = 60  # steps that hardly any run can do with
 _LEARNED = 0.97  # accuracy on training images from which on no other rate or schedule is needed
 _GAIN = 0.025  # of accuracy that a remedy must bring
 _SHARE = 0.6  # of the best remedy's gain that makes another one as good an explanation
@@ -77,7 +79,10 @@ class Examination:
 
     def gain(self, patient: Patient, disease: str, what: str) -> float:
         """What a trial of the treated patient reaches more than the first one; it is noted as tried."""
-        gain = reached(run(patient, self.steps), patient) - self.reached
+        try:
+            gain = reached(run(patient, self.steps), patient) - self.reached
+        except (InputError, RuntimeError):  # the remedy does not fit this model
+            gain = -self.reached
         self.tried.append((disease, what, round(gain, 4)))
         return gain
 
@@ -90,7 +95,8 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     began = time.perf_counter()
     tell = told or (lambda _: None)
     tell("data")
-    found = data_findings(patient)
+    # A few broken images would make the statistics of the whole split strange: they are a disease of their own.
+    found = data_findings(without_outliers(patient) if broken_images(patient) else patient)
     measured: dict[str, Any] = {"data": data_seen(patient)}
     if any(f.certain and f.disease in _FATAL for f in found) or _strange_labels(patient):
         return _report(found, measured, began)
@@ -100,7 +106,7 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     found += model_findings(patient, seen)
     tell("trial")
     steps = steps_of(patient)
-    base = run(patient, steps, looks=min(8, steps))
+    base = run(patient, steps, looks=_looks(patient, steps))
     simple = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate)
     expected = simple.acc if simple is not None else 0.0
     exam = Examination(patient, steps, base, reached(base, patient), expected, found)
@@ -108,6 +114,12 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     tell("remedies")
     exam.findings = _judged(exam, measured)
     return _report(exam.findings, measured, began)
+
+
+def _looks(patient: Patient, steps: int) -> int:
+    """How often a trial is looked at: every epoch, where it is the whole run and early stopping looks as often."""
+    whole = patient.stopping is not None and steps == patient.total_steps
+    return min(patient.epochs, 60, steps) if whole else min(8, steps)
 
 
 def _strange_labels(patient: Patient) -> bool:
@@ -119,7 +131,7 @@ def _strange_labels(patient: Patient) -> bool:
 def reached(trial: Trial, patient: Patient) -> float:
     """Accuracy that a trial ends with, over validation and training images alike; 0 where it diverged.
 
-    Early stopping goes back to the best epoch: its best look counts.
+    Early stopping goes back to the best epoch: its best look counts, where the trial is not looked at every epoch.
     """
     if trial.diverged:
         return 0.0
@@ -146,7 +158,7 @@ def _judged(exam: Examination, measured: dict[str, Any]) -> list[Finding]:
             _treat_rate(exam, measured)
         _treat_length(exam)
     measured["remedies"] = [list(row) for row in exam.tried]
-    borne_out = _ranked(exam) + _neglected(exam) + _overfitting(exam)
+    borne_out = _ranked(exam) + _neglected(exam) + _impatient(exam) + _overfitting(exam)
     if not certain and _suffers(exam):
         borne_out += _unexplained(exam, suspected)
     return certain + borne_out
@@ -253,6 +265,21 @@ def _takeoff(curve: Mapping[str, Any]) -> str:
     return f"; in the range test the loss is lowest near rate {curve['rates'][least]:.2g}"
 
 
+def _impatient(exam: Examination) -> list[Finding]:
+    """Early stopping that would end the trial long before its best."""
+    step, best = stopped(exam.patient, exam.base)
+    gain = exam.base.best.acc - best.acc
+    if exam.patient.total_steps > exam.steps or gain < _GAIN or step >= exam.steps:
+        return []
+    evidence = (
+        f"early stopping (patience {exam.patient.stopping}, min_delta {exam.patient.min_delta:g}) ends the run at step "
+        f"{step} of {exam.steps} with accuracy {best.acc:.2f}; left alone it reaches {exam.base.best.acc:.2f}"
+    )
+    finding = Finding("stopping_too_early", evidence, 0.9, gain=100 * gain)
+    ways = ("stopping=early", "stopping.patience=10", "stopping.min_delta=0"), ("stopping=none",)
+    return [finding.prescribed(*ways)]
+
+
 def _treat_length(exam: Examination) -> None:
     """Whether the run is simply too short: only where the trial is the whole of it."""
     patient = exam.patient
@@ -263,12 +290,13 @@ def _treat_length(exam: Examination) -> None:
     # Training images are memorised in time whatever the trouble is: validation alone counts.
     gain = longer.val.acc - exam.base.val.acc
     exam.tried.append(("stopping_too_early", f"{steps} steps", round(gain, 4)))
-    if gain >= exam.least("stopping_too_early"):
+    short = exam.steps < _FEW or patient.epochs <= 2
+    if gain >= (_GAIN if short else exam.least("stopping_too_early")):
         evidence = (
             f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
             f"{steps} steps reach {100 * gain:.1f} points more"
         )
-        finding = Finding("stopping_too_early", evidence, 0.5, certain=False, gain=100 * gain)
+        finding = Finding("stopping_too_early", evidence, 0.6 if short else 0.45, certain=False, gain=100 * gain)
         exam.treated.append((finding.prescribed((f"trainer.max_epochs={4 * patient.epochs}",)), gain))
 
 

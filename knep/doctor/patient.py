@@ -39,9 +39,9 @@ class Patient:
     the run sees them; shuffled: whether its order changes from epoch to epoch; images: of the whole training split;
     batches: steps of an epoch of the run; epochs: of the run; make_optimizer: from a copy of the model;
     make_scheduler: f(optimizer, total_steps=, steps_per_epoch=) or None; interval: "step" or "epoch", when it is
-    stepped; loss: f(scores, y), None where it is cross-entropy; precision: as Lightning names it; stopping: patience
-    in epochs, None without; overrides: the lines that made it, config: what they say; both empty for a patient that
-    was not made by a config.
+    stepped; loss: f(scores, y), None where it is cross-entropy; precision: as Lightning names it; stopping, min_delta,
+    monitor: of early stopping, its patience in epochs, None without; overrides: the lines that made it, config: what
+    they say; both empty for a patient that was not made by a config.
     """
 
     model: nn.Module
@@ -63,6 +63,8 @@ class Patient:
     epochs: int = 1
     shuffled: bool = True
     stopping: int | None = None
+    min_delta: float = 0.0
+    monitor: str = "val/loss"
     seed: int = 0
     overrides: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -136,6 +138,8 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
         shuffled=getattr(data, "shuffled", True),
         epochs=config["trainer"]["max_epochs"] or 1,
         stopping=config["stopping"].get("patience"),
+        min_delta=config["stopping"].get("min_delta") or 0.0,
+        monitor=config["stopping"].get("monitor", "val/loss"),
         seed=config["seed"],
         overrides=tuple(overrides),
         config=config,

@@ -12,6 +12,7 @@ from torch import nn
 
 from knep.doctor import remedies
 from knep.doctor.patient import Patient
+from knep.doctor.signals import widened
 from knep.doctor.trial import cast
 
 _IMAGES = 64
@@ -35,7 +36,7 @@ def _memorise(patient: Patient, lr: float, steps: int) -> float:
     best = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(patient.seed)
-        model = copy.deepcopy(patient.model).float().train()
+        model = widened(copy.deepcopy(patient.model)).train()
         for m in remedies.droppers(model):
             m.p = 0.0
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from knep.doctor.patient import Batch, Patient, Plain
+from knep.doctor.signals import widened
 from knep.errors import InputError
 from knep.recipe import Recipe
 from knep.recipes import activation, clip, init, norm, scheduler
@@ -153,7 +154,7 @@ class _Affine(nn.Module):
 
 def full_precision(patient: Patient) -> Patient:
     return replace(
-        patient, precision="32-true", model=copy.deepcopy(patient.model).float(), scaling=_Float(patient.scaling)
+        patient, precision="32-true", model=widened(copy.deepcopy(patient.model)), scaling=_Float(patient.scaling)
     )
 
 

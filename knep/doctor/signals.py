@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +61,24 @@ def signals(
 
 
 def widened(model: nn.Module) -> nn.Module:
-    """Half precision turned into float32, in place."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
+    """Half precision turned into float32, in place; what the model itself casts is cast back before each layer."""
+    for module in model.modules():
+        narrow = [t for t in [*module.parameters(False), *module.buffers(False)] if _narrow(t)]
+        for tensor in narrow:
             tensor.data = tensor.data.float()
+        if narrow:
+            module.register_forward_pre_hook(_as_own)
     return model
+
+
+def _narrow(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize < 4
+
+
+def _as_own(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs in the dtype of the layer's own weights."""
+    own = next(t.dtype for t in [*module.parameters(False), *module.buffers(False)] if t.is_floating_point())
+    return tuple(x.to(own) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
 def still(model: nn.Module) -> None:

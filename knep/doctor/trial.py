@@ -69,6 +69,24 @@ class Trial:
         return max((s for _, s in self.curve), key=lambda s: s.acc, default=Score(math.inf, 0.0))
 
 
+def stopped(patient: Patient, trial: Trial) -> tuple[int, Score]:
+    """Where early stopping would have ended the trial, if each look were an epoch: the step, and its best until then.
+
+    Without early stopping the end of the trial and its last look.
+    """
+    if patient.stopping is None or not trial.curve:
+        return len(trial.losses), trial.val
+    sign = -1.0 if patient.monitor == "val/acc" else 1.0
+    best, since = trial.curve[0][1], 0
+    for step, score in trial.curve[1:]:
+        now, least = (sign * (s.acc if sign < 0 else s.loss) for s in (score, best))
+        since = 0 if now < least - patient.min_delta else since + 1
+        best = score if since == 0 else best
+        if since >= patient.stopping:
+            return step, best
+    return len(trial.losses), best
+
+
 def cost(patient: Patient) -> float:
     """Multiply-adds of a training step: of convolutions and linear layers, three times the forward's."""
     x = patient.inputs(patient.train[0][0][:2])

@@ -116,7 +116,7 @@ def page(sections: Sequence[tuple[str, Sequence[Mapping[str, Any]], Mapping[str,
         f"Written by `{command}`; do not edit. Thresholds were set on half A; what follows is on the halves named.",
         "A sick case counts only where training measurably suffers against its healthy twin, a healthy one only where",
         "it learns. Shares in percent of all cases; `top` counts a cause that is as right (capacity and overfitting of",
-        "the same few images), `top_strict` in the last line does not. Seconds are those of one core of a shared machine.",
+        "the same few images), `top_strict` in the last line does not. Seconds are of one core of a shared machine.",
     ]
     for title, table, total in sections:
         lines += ["", f"## {title}", "", "| what | bar | measured | |", "|---|---|---|---|"]
