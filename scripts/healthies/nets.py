@@ -16,8 +16,8 @@ _ACTIVATIONS = ("relu", "leaky_relu", "gelu", "selu", "silu", "mish", "tanh", "s
 _INITS = ("default", "he_normal", "he_uniform", "glorot_normal", "glorot_uniform", "lecun_normal", "orthogonal",
           "uniform", "lsuv")  # fmt: skip
 _NORMS = ("none", "batch", "layer", "group", "instance", "rms", "weight", "spectral")
-_TORCHVISION = ("resnet18", "mobilenet_v2", "densenet121", "squeezenet1_1", "vgg11", "vgg11_bn", "shufflenet_v2_x0_5",
-                "mnasnet0_5", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf")  # fmt: skip
+_TORCHVISION = ("resnet18", "mobilenet_v2", "squeezenet1_1", "vgg11", "shufflenet_v2_x0_5", "mnasnet0_5",
+                "mobilenet_v3_small")  # fmt: skip
 _DIGITS = ["data=digits", "recipe=none", "optimizer=adam", "scaling=standardize", "trainer.max_epochs=8"]
 _RGB = ["data=synthetic", "data.image_size=32", "data.channels=3", "data.images=640", "data.batch_size=32",
         "recipe=none", "optimizer=adam", "scaling=standardize", "trainer.max_epochs=2"]  # fmt: skip

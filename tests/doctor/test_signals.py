@@ -59,7 +59,7 @@ def test_statistics_are_those_of_the_output():
     assert row.signal == pytest.approx(float(out.var(0, correction=0).mean().sqrt()), rel=1e-5)
     pairs = F.cosine_similarity(out[:, None], out[None], dim=2)
     assert row.cosine == pytest.approx(float((pairs.sum() - 64) / (64 * 63)), abs=1e-6)
-    assert row.scale == pytest.approx(6 * float(model[1].weight.square().mean().sqrt()), rel=1e-5)
+    assert row.scale == pytest.approx(6 * float(model[1].weight.detach().square().mean().sqrt()), rel=1e-5)
 
 
 def test_gradient_of_the_scores_is_softmax_minus_target():

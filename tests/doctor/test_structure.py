@@ -93,10 +93,11 @@ def zero_head() -> nn.Sequential:
 class Residual(nn.Module):
     """Blocks that start as the identity, behind a projection."""
 
-    def __init__(self):
+    def __init__(self, norm=True):
         super().__init__()
         self.stem = nn.Conv2d(1, 16, 3, stride=2)
-        self.branches = nn.ModuleList(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)) for _ in "123")
+        last = (lambda: nn.BatchNorm2d(16)) if norm else (lambda: nn.Conv2d(16, 16, 1, bias=False))
+        self.branches = nn.ModuleList(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), last()) for _ in "123")
         for branch in self.branches:
             nn.init.zeros_(branch[1].weight)
         self.head = nn.Linear(16, 10)
@@ -177,6 +178,7 @@ HEALTHY = {
     ),
     "zero head": lambda: patient_of(zero_head()),
     "residual blocks at rest": lambda: patient_of(Residual()),
+    "filters that start at zero": lambda: patient_of(Residual(norm=False)),
     "dropout": lambda: patient_of(nn.Sequential(mlp(2, act=lambda: nn.Sequential(nn.ReLU(), nn.Dropout(0.5))))),
 }
 
