@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from knep import doctor as doctor  # which imports nothing itself
+
 if TYPE_CHECKING:
     from knep.recipe import Recipe
 
