@@ -104,6 +104,7 @@ def hush() -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # so it does where a run goes on
     warnings.filterwarnings("ignore", message="The dirpath has changed.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # the sums of all processes are added before
 
 
 def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict[str, Any]:

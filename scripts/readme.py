@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from knep.evidence import headline
 from knep.listing import CONF, GROUPS, options
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def filled(text: str) -> str:
         head, rest = text.split(f"<!-- {name} -->")
         _, tail = rest.split(f"<!-- /{name} -->")
         text = f"{head}<!-- {name} -->\n{content}\n<!-- /{name} -->{tail}"
-    return text
+    return headline.filled(text)
 
 
 def _minutes(measured: dict[str, Any]) -> str:

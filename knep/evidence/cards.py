@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.errors import InputError
+from knep.evidence import headline
 from knep.evidence.verify import RUNS, expected
 from knep.files import write_atomic
 from knep.listing import CONF, SLOTS, cells, options, reason
@@ -24,16 +25,29 @@ _HEAD = (
 
 
 def cards(words: Sequence[str]) -> int:
-    """`knep cards [FOLDER]`: writes the pages that are out of date, by default in docs/cards. Returns 0."""
+    """`knep cards [FOLDER]`: writes the pages that are out of date, by default in docs/cards. Returns 0.
+
+    Without FOLDER, the table between the marks of README.md in the current folder too.
+    """
     if len(words) > 1:
         raise InputError(f"{words[1]}: cards takes one folder, for example knep cards docs/cards")
     folder = Path(words[0]) if words else Path("docs") / "cards"
     stale = outdated(folder)
+    if not words and Path("README.md").is_file():
+        _fill(Path("README.md"))
     for path, text in stale.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
     print(f"{len(stale)} of {len(pages())} pages written in {folder}")
     return 0
+
+
+def _fill(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    wanted = headline.filled(text)
+    if wanted != text:
+        write_atomic(page, wanted)
+        print(f"the table of effects written in {page}")
 
 
 def outdated(folder: Path) -> dict[Path, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from knep import cli, listing
-from knep.evidence import cards, ledger, verify
+from knep.evidence import cards, headline, ledger, verify
 from knep.listing import options
 
 ROOT = Path(__file__).parent.parent.parent
@@ -153,3 +153,21 @@ def test_every_arm_of_the_ledger_composes_or_is_refused_with_a_reason():
         made, refused = ledger.arms(slot, "digits/mlp", spec)
         assert sorted([*(arm.option for arm in made), *refused]) == options(slot)
         assert set(refused) == ({"dropblock", "spatial", "stochastic_depth"} if slot == "dropout" else set())
+
+
+def test_readmes_table_is_the_ledgers_and_is_filled_by_the_cards_command(measured, monkeypatch):
+    monkeypatch.chdir(measured)
+    page = measured / "README.md"
+    page.write_text(f"before {headline.START}\nold\n{headline.END} after\n")
+    cli.main(["cards"])
+    best = "[`norm`](docs/cards/clip/norm.md) on digits/mlp: +2.00 [+2.00, +2.00], n = 6, helps"
+    lines = page.read_text().splitlines()
+    assert lines[0] == f"before {headline.START}"
+    assert lines[-1] == f"{headline.END} after"
+    assert len(lines) == 5
+    assert lines[3].startswith(f"| `clip` | {len(options('clip')) - 1} | {best} | [`")
+    assert headline.filled(page.read_text()) == page.read_text()
+    results = measured / "results" / "clip.json"
+    results.write_text(results.read_text().replace('"verdict": "helps"', '"verdict": "hurts"'))
+    assert headline.filled(page.read_text()) != page.read_text()
+    assert headline.filled("no marks") == "no marks"
