@@ -98,6 +98,12 @@ def project(tmp_path_factory):
         "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),\n"
         "                         nn.Flatten(), nn.Linear(4, num_classes))\n"
     )
+    (home / "mypkg" / "data.py").write_text(
+        "import torch\n\n\ndef loaders():\n"
+        "    x, y = torch.randn(80, 3, 16, 16), torch.arange(80) % 4\n"
+        "    batches = list(zip(x.split(16), y.split(16)))\n"
+        "    return batches[:4], batches[4:]\n"
+    )
     return home
 
 
@@ -109,6 +115,11 @@ def execute(line, monkeypatch):
         if any(word.startswith("ckpt=") for word in words):
             return main([*words[2:], "trainer.max_epochs=2"])
         return _check_all([w for w in words[2:] if w != "-m"], "-m" in words, None)
+    if words[:2] == ["knep", "doctor"]:
+        with pytest.raises(SystemExit) as left:
+            cli.main([*words[1:], "trainer.max_epochs=1", "threads=1"])
+        assert left.value.code in (0, 1)
+        return None
     if words[0] == "knep":
         small = ["data.size=16", "data.batch_size=4", "data.workers=0", *QUICK] if words[1] == "train" else []
         return cli.main([*words[1:], *small])

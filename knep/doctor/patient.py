@@ -122,7 +122,7 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
     return Patient(
         model=module.model,
         train=gathered(loader, most=_MOST_BATCHES),
-        val=gathered(data.val_dataloader(), most=8),
+        val=gathered(data.val_dataloader(), most=8, padded=True),
         num_classes=data.num_classes,
         make_optimizer=recipe.optimizer,
         scaling=module.scaling,
@@ -194,8 +194,11 @@ def of(
     )
 
 
-def gathered(batches: Iterable[Any], most: int) -> list[Batch]:
-    """At most so many batches and 256 MiB of a loader, which may be endless, checked to be (x, y)."""
+def gathered(batches: Iterable[Any], most: int, padded: bool = False) -> list[Batch]:
+    """At most so many batches and 256 MiB of a loader, which may be endless, checked to be (x, y).
+
+    padded: labels of -1 mark what does not count, as knep's own loaders have it.
+    """
     kept: list[Batch] = []
     room = _MOST_BYTES
     iterator = iter(batches)
@@ -210,8 +213,8 @@ def gathered(batches: Iterable[Any], most: int) -> list[Batch]:
             text = " ".join(str(error).split())
             raise InputError(f"batch {len(kept)} of the loader failed: {type(error).__name__}: {text}") from error
         x, y = checked(batch, len(kept))
-        keep = y >= 0 if bool((y == -1).any()) else slice(None)  # -1 marks padding
-        x, y = x[keep], y[keep]
+        if padded and bool((y == -1).any()):
+            x, y = x[y >= 0], y[y >= 0]
         room -= x.numel() * x.element_size()
         if len(y):
             kept.append((x, y))
