@@ -161,6 +161,10 @@ def _judged(exam: Examination, measured: dict[str, Any]) -> list[Finding]:
     borne_out = _ranked(exam) + _neglected(exam) + _impatient(exam) + _overfitting(exam)
     if not certain and _suffers(exam):
         borne_out += _unexplained(exam, suspected)
+    if borne_out:  # what is beyond doubt may well be behind it, even where its remedy alone gains little
+        named = {f.disease for f in borne_out}
+        sure = [f for f in exam.findings if f.certain and f.disease in _BEARABLE and f.disease not in named]
+        borne_out += [replace(f, gravity=0.9 * f.gravity) for f in sure]
     return certain + borne_out
 
 

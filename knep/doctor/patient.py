@@ -266,11 +266,16 @@ def _maker(model: nn.Module, optimizer: Any) -> Callable[[nn.Module], Optimizer]
         for g in optimizer.param_groups
     ]
     kind: Any = type(optimizer)
-    defaults = dict(optimizer.defaults)
+    defaults, known = dict(optimizer.defaults), set(names.values())
 
     def make(copied: nn.Module) -> Optimizer:
         own = dict(copied.named_parameters())
-        made = [{k: v for k, v in g.items() if k != "names"} | {"params": [own[n] for n in g["names"]]} for g in groups]
+        made = [
+            {k: v for k, v in g.items() if k != "names"} | {"params": [own[n] for n in g["names"] if n in own]}
+            for g in groups
+        ]
+        # Surgery adds parameters and gives others new names.
+        made[0]["params"] += [p for name, p in own.items() if name not in known]
         try:
             return kind(made, lr=defaults["lr"]) if "lr" in defaults else kind(made)
         except TypeError:
