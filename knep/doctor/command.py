@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from knep.errors import InputError
 
 if TYPE_CHECKING:
+    from knep.doctor.findings import Report
     from knep.doctor.patient import Patient
 
 
@@ -32,23 +33,30 @@ def add_to(commands: Any) -> None:
 def doctor(args: argparse.Namespace) -> None:
     """Prints the report; exits with 0 for a healthy patient, 1 for a sick one, 2 for input that cannot be examined."""
     from knep.doctor.diagnose import diagnose
+    from knep.fit import threads
     from knep.train import hush
 
     hush()
     lines = [*_model(args.model), *args.overrides]
     tell = _teller()
-    report = diagnose(_patient(lines, args.data), told=tell)
-    tell("")
-    print(report)
+    patient = _patient(lines, args.data)
+    with threads(patient.config["threads"]):
+        report = diagnose(patient, told=tell)
+        tell("")
+        print(report)
+        _written(args, report)
+        if args.cure and report.sick:
+            _cure(args, lines, report, tell)
+    raise SystemExit(int(report.sick))
+
+
+def _written(args: argparse.Namespace, report: Report) -> None:
     if args.json:
         _write(args.json, json.dumps(report.as_dict(), indent=1) + "\n", "--json")
     if args.html:
         from knep.doctor.html import page
 
         _write(args.html, page(report), "--html")
-    if args.cure and report.sick:
-        _cure(args, lines, report, tell)
-    raise SystemExit(int(report.sick))
 
 
 def _model(path: str | None) -> list[str]:
@@ -62,14 +70,12 @@ def _patient(lines: Sequence[str], data: str | None) -> Patient:
     from knep.compose import compose_config
     from knep.doctor.loaders import Loaders
     from knep.doctor.patient import from_config
-    from knep.fit import threads
     from knep.safe import allow_typed, take_allowed
 
     allow_typed(lines)
     config = compose_config(lines).config
     take_allowed(config)
-    with threads(config["threads"]):
-        return from_config(config, lines, Loaders(data) if data else None)
+    return from_config(config, lines, Loaders(data) if data else None)
 
 
 def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any) -> None:

@@ -102,7 +102,7 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
         return _report(found, measured, began)
     tell("signals")
     seen = signals(patient)
-    measured["signals"] = seen.as_dict()
+    measured["signals"] = _drawn(seen.as_dict())
     found += model_findings(patient, seen)
     tell("trial")
     steps = steps_of(patient)
@@ -114,6 +114,15 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     tell("remedies")
     exam.findings = _judged(exam, measured)
     return _report(exam.findings, measured, began)
+
+
+def _drawn(seen: dict[str, Any]) -> dict[str, Any]:
+    """The signals with the names that the figures share with the doctor beside a loop."""
+    layers = [row | {"grad_std": row["gradient"], "similarity": row["cosine"]} for row in seen["layers"]]
+    weights = [
+        row | {"path": row["name"], "grad_norm": row["gradient"], "weight_norm": row["norm"]} for row in seen["weights"]
+    ]
+    return seen | {"layers": layers, "weights": weights}
 
 
 def _looks(patient: Patient, steps: int) -> int:
