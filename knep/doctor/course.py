@@ -60,7 +60,7 @@ def _momentum(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         lasting = 1 / max(1 - high, 1e-9)
         evidence = f"momentum {high:g}: a gradient acts on for about {lasting:.0f} steps of {trial_steps(trial)}"
         yield Suspect(
-            Finding("momentum_instability", evidence, min(0.9, 0.4 + 4 * (high - 0.9)), certain=False),
+            Finding("momentum_instability", evidence, min(0.9, 0.5 + 4.5 * (high - 0.9)), certain=False),
             ((_momentum_lines(patient), remedies.momentum(0.9)),),
         )
 

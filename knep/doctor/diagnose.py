@@ -45,6 +45,7 @@ _GOOD = 0.985  # accuracy from which on nothing is left to gain
 _FEW = 60  # steps that hardly any run can do with
 _LEARNED = 0.97  # accuracy on training images from which on no other rate or schedule is needed
 _GAIN = 0.025  # of accuracy that a remedy must bring
+_LITTLE = 0.015  # the same, where the evidence alone is strong
 _SHARE = 0.6  # of the best remedy's gain that makes another one as good an explanation
 
 
@@ -70,12 +71,12 @@ class Examination:
     treated: list[tuple[Finding, float]] = field(default_factory=list)
     tried: list[tuple[str, str, float]] = field(default_factory=list)
 
-    def least(self, disease: str) -> float:
+    def least(self, disease: str, gravity: float = 0.0) -> float:
         """The gain that counts: more than the same remedy brings to healthy runs, and a share of what is missing, since
-        near chance accuracy is mostly noise.
+        near chance accuracy is mostly noise. gravity: of the evidence; where it is strong, less will do.
         """
         usual = 1.25 * healthy_gains().get(disease, 0.0)
-        return max(_GAIN, usual, 0.15 * (self.expected - self.reached))
+        return max(_LITTLE if gravity >= 0.75 else _GAIN, usual, 0.15 * (self.expected - self.reached))
 
     def gain(self, patient: Patient, disease: str, what: str) -> float:
         """What a trial of the treated patient reaches more than the first one; it is noted as tried."""
@@ -179,7 +180,11 @@ def _judged(exam: Examination, measured: dict[str, Any]) -> list[Finding]:
 
 def _suspected(exam: Examination) -> list[Suspect]:
     """All suspicions, those of the model and the data with their remedies, the gravest first."""
-    mine = suspects(exam.patient, exam.base)
+    seen = {f.disease: f.gravity for f in exam.findings}
+    mine = [
+        replace(s, finding=replace(s.finding, gravity=max(s.finding.gravity, seen.get(s.finding.disease, 0.0))))
+        for s in suspects(exam.patient, exam.base)
+    ]
     named = {s.finding.disease for s in mine}
     for f in exam.findings:
         if (not f.certain or f.disease in _BEARABLE) and f.disease not in named:
@@ -212,9 +217,11 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
             gain = exam.gain(treated, suspect.finding.disease, " ".join(way))
             if gain > best:
                 best, lines = gain, way
-            if gain >= max(exam.least(suspect.finding.disease), 0.5 * (exam.expected - exam.reached)):
+            if gain >= max(
+                exam.least(suspect.finding.disease, suspect.finding.gravity), 0.5 * (exam.expected - exam.reached)
+            ):
                 break
-        if best >= exam.least(suspect.finding.disease):
+        if best >= exam.least(suspect.finding.disease, suspect.finding.gravity):
             others = [way for way, _ in suspect.ways if way != lines]
             finding = replace(suspect.finding.prescribed(lines, *others), gain=100 * best)
             exam.treated.append((finding, best))
@@ -239,7 +246,7 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
             )
             # Where the same rate does as well once it falls, it is not too high.
             lower = max((g for f, g in exam.treated if f.disease == "lr_too_high"), default=0.0)
-            gravity = 0.6 if exam.reached > 0.5 * exam.expected and gain > 0.8 * lower else 0.45
+            gravity = 0.6 if exam.reached > 0.8 * exam.expected and gain > 0.8 * lower else 0.45
             finding = Finding("no_decay", evidence, gravity, certain=False, gain=100 * gain)
             exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
 
@@ -360,7 +367,7 @@ def _neglected(exam: Examination) -> list[Finding]:
 def _suffers(exam: Examination) -> bool:
     """Whether the training stays far behind a simple classifier, with any remedy."""
     left = exam.expected - exam.reached - max((gain for _, gain in exam.treated), default=0.0)
-    return left > 0.15 or (left > 0.1 and not exam.treated)
+    return left > 0.1
 
 
 def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
@@ -375,7 +382,9 @@ def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
         found = [Finding("too_little_capacity", evidence, weight)]
         found += [replace(f, gravity=0.6 + 0.25 * f.gravity) for f in signal[:3]]
         return found + [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
-    if suspected or exam.treated:
+    if exam.treated:
+        return []
+    if suspected:
         return [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
     losses = exam.base.losses
     still = len(losses) > 5 and losses[-1] > 0.9 * losses[0]
