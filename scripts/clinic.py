@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--afresh", action="store_true", help="forget the diagnoses of these cases")
     parser.add_argument("--folder", type=Path, default=Path("outputs/clinic"))
     parser.add_argument("--page", type=Path, help="write the tables as Markdown too")
+    parser.add_argument("--note", default="", help="a sentence for the page: when and how it was measured")
     asked = parser.parse_args(argv)
     chosen = select(list(cases().values()), asked.half, asked.only, asked.limit)
     asked.folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sections.append(section)
     if asked.page:
         command = "python scripts/clinic.py " + " ".join(sys.argv[1:] if argv is None else argv)
-        asked.page.write_text(page(sections, command), encoding="utf-8")
+        asked.page.write_text(page(sections, command, asked.note), encoding="utf-8")
     return 0
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from knep.compose import Composed, compose_config
-from knep.doctor.diagnose import diagnose
+from knep.doctor.diagnose import diagnose, looks
 from knep.doctor.findings import Report
 from knep.doctor.patient import Patient, from_config
-from knep.doctor.trial import run, steps_of
+from knep.doctor.trial import run, steps_of, stopped
 from knep.errors import InputError
 from knep.listing import GROUPS
 
@@ -99,10 +99,10 @@ def _best_way(
 
 
 def measured(patient: Patient) -> float:
-    """Validation accuracy at the end of the patient's trial, mean over seeds; 0 where one diverged."""
+    """Validation accuracy where the patient's trial ends, by early stopping too; mean over seeds, 0 where one diverged."""
     steps = steps_of(patient)
-    trials = [run(patient, steps, seed=patient.seed + i) for i in range(_SEEDS)]
-    scores = [(t.best if patient.stopping else t.val).acc if not t.diverged else 0.0 for t in trials]
+    trials = [run(patient, steps, looks=looks(patient, steps), seed=patient.seed + i) for i in range(_SEEDS)]
+    scores = [stopped(patient, t)[1].acc if not t.diverged else 0.0 for t in trials]
     return sum(scores) / len(scores)
 
 

@@ -107,7 +107,7 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     found += model_findings(patient, seen)
     tell("trial")
     steps = steps_of(patient)
-    base = run(patient, steps, looks=_looks(patient, steps))
+    base = run(patient, steps, looks=looks(patient, steps))
     simple = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate)
     expected = simple.acc if simple is not None else 0.0
     exam = Examination(patient, steps, base, reached(base, patient), expected, found)
@@ -126,7 +126,7 @@ def _drawn(seen: dict[str, Any]) -> dict[str, Any]:
     return seen | {"layers": layers, "weights": weights}
 
 
-def _looks(patient: Patient, steps: int) -> int:
+def looks(patient: Patient, steps: int) -> int:
     """How often a trial is looked at: every epoch, where it is the whole run and early stopping looks as often."""
     whole = patient.stopping is not None and steps == patient.total_steps
     return min(patient.epochs, 60, steps) if whole else min(8, steps)

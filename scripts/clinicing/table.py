@@ -105,19 +105,23 @@ _BARS = (
 )
 
 
-def page(sections: Sequence[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, float]]], command: str) -> str:
+def page(
+    sections: Sequence[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, float]]], command: str, note: str
+) -> str:
     """docs/clinic.md: for each doctor the shares of all against the bars, then a row for each disease and the misses.
 
-    sections: (title, rows, totals) of each doctor.
+    sections: (title, rows, totals) of each doctor; note: when and how it was measured, "" for nothing to say.
     """
     lines = [
         "# The clinic",
         "",
-        f"Written by `{command}`; do not edit. Thresholds were set on half A; what follows is on the halves named.",
+        f"Written by `{command}`; do not edit.",
+        "Thresholds were set on half A; what follows is on the halves named.",
         "A sick case counts only where training measurably suffers against its healthy twin, a healthy one only where",
         "it learns. Shares in percent of all cases; `top` counts a cause that is as right (capacity and overfitting of",
         "the same few images), `top_strict` in the last line does not. Seconds are of one core of a shared machine.",
     ]
+    lines += ["", note] if note else []
     for title, table, total in sections:
         lines += ["", f"## {title}", "", "| what | bar | measured | |", "|---|---|---|---|"]
         for key, what, sign, bar in _BARS:
