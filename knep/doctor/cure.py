@@ -99,7 +99,7 @@ def _best_way(
 
 
 def measured(patient: Patient) -> float:
-    """Validation accuracy where the patient's trial ends, early stopping included; mean over seeds, 0 if one diverged."""
+    """Validation accuracy where the patient's trial ends, early stopping included: over seeds, 0 if one diverged."""
     steps = steps_of(patient)
     trials = [run(patient, steps, looks=looks(patient, steps), seed=patient.seed + i) for i in range(_SEEDS)]
     scores = [stopped(patient, t)[1].acc if not t.diverged else 0.0 for t in trials]
