@@ -39,8 +39,8 @@ class Member:
         self._average: Any = averaging if isinstance(averaging, (Ema, Swa)) else None
         # What the callbacks of the averaging slot read of Lightning's Trainer.
         self._stage = SimpleNamespace(
-            state=SimpleNamespace(fn="fit"), precision_plugin=None, datamodule=data, max_epochs=config["trainer"]["max_epochs"],
-            global_step=0, current_epoch=0, is_last_batch=False,
+            state=SimpleNamespace(fn="fit"), datamodule=data, max_epochs=config["trainer"]["max_epochs"],
+            precision_plugin=None, global_step=0, current_epoch=0, is_last_batch=False,
         )  # fmt: skip
 
     def begin(self) -> None:
