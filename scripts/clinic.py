@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="cases at most")
     parser.add_argument("--check", action="store_true", help="check alone that the sick are sick")
     parser.add_argument("--cure", action="store_true", help="cure as well")
+    parser.add_argument("--cure-every", type=int, default=1, metavar="N", help="cure every Nth of those that can be")
     parser.add_argument("--doctors", nargs="+", choices=("knep", *PEERS), default=["knep"])
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--afresh", action="store_true", help="forget the diagnoses of these cases")
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if doctor != "knep" and find_spec(doctor.replace("-", "_")) is None:
             raise SystemExit(f"{doctor} is not installed: pip install 'knep[bench]'")
         found = examined(doctor, counted, asked.folder, asked.processes, asked.afresh)
-        mended = cured(counted, asked.folder, asked.processes, asked.afresh) if asked.cure and doctor == "knep" else {}
+        chosen = [case for case in counted if case.curable][:: asked.cure_every]
+        mended = cured(chosen, asked.folder, asked.processes, asked.afresh) if asked.cure and doctor == "knep" else {}
         section = f"{doctor}, half {asked.half}", rows(counted, found, mended), totals(counted, found, mended)
         print(shown(*section))
         sections.append(section)

@@ -1,7 +1,7 @@
 """What remedies gain where nothing is wrong: `python scripts/healthy_gains.py` writes knep/doctor/gains.json.
 
-Examines the healthy cases of the clinic's half A; for each disease the largest gain, as accuracy, of any remedy tried
-for it. The doctor believes a remedy only where it gains more.
+Examines those healthy cases of the clinic's half A that learn; for each disease the largest gain, as accuracy, of any
+remedy tried for it. The doctor believes a remedy only where it gains more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clinicing.case import patient
 from clinicing.catalogue import cases
+from clinicing.rounds import checked
 from clinicing.workers import each
 
 OUT = Path(__file__).parents[1] / "knep" / "doctor" / "gains.json"
@@ -29,8 +30,11 @@ def tried(name: str) -> list[list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/clinic"))
     asked = parser.parse_args()
-    names = [name for name, case in cases().items() if not case.disease and case.half == "A"]
+    known = [case for case in cases().values() if not case.disease and case.half == "A"]
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    names = [case.name for case in checked(known, asked.folder, asked.processes)]
     gains: dict[str, list[float]] = defaultdict(list)
     counted = 0
     for name, rows in each(tried, names, asked.processes, LIMIT):

@@ -37,7 +37,7 @@ def doctor(args: argparse.Namespace) -> None:
     from knep.train import hush
 
     hush()
-    lines = [*_model(args.model), *args.overrides]
+    lines = [*_foreign(args), *args.overrides]
     tell = _teller()
     patient = _patient(lines, args.data)
     with threads(patient.config["threads"]):
@@ -59,11 +59,18 @@ def _written(args: argparse.Namespace, report: Report) -> None:
         _write(args.html, page(report), "--html")
 
 
-def _model(path: str | None) -> list[str]:
-    if path is None:
-        return []
-    package = path.partition(":")[0].partition(".")[0]
-    return ["model=import", f"model.path={path}", f"allow_targets=[{package}.]"]
+def _foreign(args: argparse.Namespace) -> list[str]:
+    """The lines of one's own net and loaders: no trick that was not asked for, and batches as the loaders give them."""
+    typed = {line.partition("=")[0] for line in args.overrides}
+    lines = []
+    if (args.model or args.data) and "recipe" not in typed:
+        lines.append("recipe=baseline")
+    if args.data and "scaling" not in typed:
+        lines.append("scaling=none")
+    if args.model:
+        package = args.model.partition(":")[0].partition(".")[0]
+        lines += ["model=import", f"model.path={args.model}", f"allow_targets=[{package}.]"]
+    return lines
 
 
 def _patient(lines: Sequence[str], data: str | None) -> Patient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from torch import nn
 
 from knep.doctor import remedies
 from knep.doctor.findings import Finding
-from knep.doctor.patient import Patient, Plain
+from knep.doctor.patient import Patient
 from knep.doctor.remedies import Remedy
 from knep.doctor.trial import Trial
 from knep.recipes import augment, clip
@@ -30,8 +31,6 @@ class Suspect:
 
 def group_values(patient: Patient, key: str) -> list[float]:
     """The values of a key over the optimizer's parameter groups, for a list its first."""
-    import copy
-
     groups = patient.make_optimizer(copy.deepcopy(patient.model)).param_groups
     values = [g[key] for g in groups if g.get(key) is not None and not isinstance(g[key], bool)]
     return [float(v[0] if isinstance(v, (list, tuple)) else v) for v in values]
@@ -58,15 +57,11 @@ def _momentum(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     high = max([*group_values(patient, "momentum"), *group_values(patient, "betas")], default=0.0)
     if high > 0.955:
         lasting = 1 / max(1 - high, 1e-9)
-        evidence = f"momentum {high:g}: a gradient acts on for about {lasting:.0f} steps of {trial_steps(trial)}"
+        evidence = f"momentum {high:g}: a gradient acts on for about {lasting:.0f} steps of {len(trial.losses)}"
         yield Suspect(
             Finding("momentum_instability", evidence, min(0.9, 0.5 + 4.5 * (high - 0.9)), certain=False),
             ((_momentum_lines(patient), remedies.momentum(0.9)),),
         )
-
-
-def trial_steps(trial: Trial) -> int:
-    return len(trial.losses)
 
 
 def _momentum_lines(patient: Patient) -> tuple[str, ...]:
@@ -81,7 +76,7 @@ def _weight_decay(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     if decay and (shrink > 0.7 or trial.weight < 0.6):
         evidence = (
             f"weight decay {decay:g} alone would shrink the weights to {math.exp(-min(shrink, 50)):.2g} of their "
-            f"size in {trial_steps(trial)} steps; they went to {trial.weight:.2g} of it"
+            f"size in {len(trial.losses)} steps; they went to {trial.weight:.2g} of it"
         )
         gravity = 0.85 if trial.weight < 0.3 else 0.6
         lower = decay / 10 ** math.ceil(math.log10(max(10.0, shrink / 0.1)))
@@ -221,7 +216,7 @@ def _penalty(patient: Patient, trial: Trial) -> Iterator[Suspect]:
 
 
 def _augment(patient: Patient, trial: Trial) -> Iterator[Suspect]:
-    if isinstance(patient.augment, (Plain, type(augment.none()))):
+    if isinstance(patient.augment, type(augment.none())):
         return
     evidence = (
         f"{type(patient.augment).__name__}: accuracy on training images {_mean(trial.accs[-20:]):.2f} with it, "
@@ -234,16 +229,15 @@ def _augment(patient: Patient, trial: Trial) -> Iterator[Suspect]:
 
 def _precision(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in patient.model.parameters())
-    if half or patient.precision.startswith("16") or trial.frozen_share > 0.5:
+    if half or patient.precision.startswith("16"):
         evidence = (
             f"weights of {next(patient.model.parameters()).dtype}, precision {patient.precision}: "
             f"{trial.frozen_share:.0%} of the weights that had a gradient did not move in a step"
         )
-        if half or patient.precision.startswith("16"):
-            yield Suspect(
-                Finding("precision_underflow", evidence, 0.8 if trial.frozen_share > 0.3 else 0.5, certain=False),
-                ((("trainer.precision=32-true",), remedies.full_precision),),
-            )
+        yield Suspect(
+            Finding("precision_underflow", evidence, 0.8 if trial.frozen_share > 0.3 else 0.5, certain=False),
+            ((("trainer.precision=32-true",), remedies.full_precision),),
+        )
 
 
 def _statistics(patient: Patient, trial: Trial) -> Iterator[Suspect]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from knep.compose import Composed, compose_config
-from knep.doctor.diagnose import diagnose, looks
+from knep.doctor.diagnose import diagnose
+from knep.doctor.examination import looks
 from knep.doctor.findings import Report
 from knep.doctor.patient import Patient, from_config
 from knep.doctor.trial import run, steps_of, stopped
@@ -137,6 +138,7 @@ def recipe_yaml(made: Composed, note: str) -> str:
     head += [f"  - override /{slot}: {made.choices[slot]}" for slot in SLOTS if slot in made.choices]
     values = {slot: _values(made.config[slot]) for slot in SLOTS if slot in made.choices}
     values = {slot: node for slot, node in values.items() if node}
+    values |= {key: made.config[key] for key in ("layer_decay", "accumulate")}
     values["trainer"] = {"max_epochs": made.config["trainer"]["max_epochs"]}
     text = yaml.safe_dump(values, sort_keys=False)
     return "\n".join([*head, "  - _self_"]) + "\n" + text

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from knep.doctor.findings import Finding
 from knep.doctor.layouts import LAYOUTS, undone
+from knep.doctor.naming import row
 from knep.doctor.split import Split
 
 _CELLS = 8  # of a side of the mean images that are compared
@@ -122,8 +123,8 @@ def drift_findings(d: Drift | None, images: int) -> list[Finding]:
     far = (d.shift.abs() > _FAR_SHIFT) | (d.ratio > _FAR_RATIO) | (d.ratio < 1 / _FAR_RATIO)
     off = (d.shift.abs() > _SHIFT) & (d.shift_errors > _ERRORS)
     off |= ((d.ratio > _RATIO) | (d.ratio < 1 / _RATIO)) & (d.ratio_errors > _ERRORS)
-    text = f"validation images have mean {_row(d.val_mean)} and deviation {_row(d.val_std)}, training images "
-    text += f"{_row(d.train_mean)} and {_row(d.train_std)}"
+    text = f"validation images have mean {row(d.val_mean)} and deviation {row(d.val_std)}, training images "
+    text += f"{row(d.train_mean)} and {row(d.train_std)}"
     layout = min(d.fits, key=lambda name: d.fits[name])
     before, after = d.fits[""], d.fits[layout]
     if layout and before > _MISFIT and after < before / 5:
@@ -143,10 +144,6 @@ def drift_findings(d: Drift | None, images: int) -> list[Finding]:
     certain = bool((far & off).any())
     gravity = min(0.9, 0.6 + 0.1 * worst) if certain else min(0.6, 0.35 + 0.2 * worst)
     return [Finding("validation_scaled_differently", text, gravity, certain)]
-
-
-def _row(values: Tensor) -> str:
-    return "/".join(f"{v:.3g}" for v in values[:4].tolist()) + ("/..." if len(values) > 4 else "")
 
 
 def drift_seen(d: Drift | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from knep.doctor.entrance import Entrance
 from knep.doctor.findings import Finding
+from knep.doctor.naming import row
 from knep.doctor.split import Split
 
 # Root of the mean square of what the first layer sees. Sound scalings of sound images: 0.28 (Fashion-MNIST / 255: 0.45,
@@ -92,7 +93,7 @@ def scale_findings(train: Split, door: Entrance) -> list[Finding]:
     size = (mean.square() + std.square()).sqrt()
     if float(size.max()) == 0:
         return []
-    text = f"{door.layer or 'the model'} sees mean {_row(mean)}, deviation {_row(std)}, largest {largest:.3g}"
+    text = f"{door.layer or 'the model'} sees mean {row(mean)}, deviation {row(std)}, largest {largest:.3g}"
     big, small, uneven = float(size.max()), float(size.max()), _uneven(std)
     shift = float((mean.abs() / std.clamp_min(1e-12))[std > 0].max()) if bool((std > 0).any()) else 0.0
     why = []
@@ -138,10 +139,6 @@ def outliers(train: Split) -> list[Finding]:
 def _uneven(std: Tensor) -> float:
     wide = std[std > 0]
     return float(wide.max() / wide.min()) if len(wide) > 1 else 1.0
-
-
-def _row(values: Tensor) -> str:
-    return "/".join(f"{v:.3g}" for v in values[:4].tolist()) + ("/..." if len(values) > 4 else "")
 
 
 def inputs_seen(train: Split, door: Entrance) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from knep.doctor.findings import Finding, diseases
 
 
@@ -35,3 +37,8 @@ def share(value: float) -> str:
     """A share in percent, without rounding what is not all to all."""
     text = f"{value:.1%}"
     return "over 99.9%" if text == "100.0%" and value < 1 else text.replace(".0%", "%")
+
+
+def row(values: Tensor) -> str:
+    """Numbers by channel (C,), of more than four the first ones."""
+    return "/".join(f"{v:.3g}" for v in values[:4].tolist()) + ("/..." if len(values) > 4 else "")

@@ -14,21 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from knep.errors import InputError
+from knep.recipes import augment as augments
 from knep.recipes import clip as clips
 from knep.regularizer import Regularizer
 
 Batch = tuple[Tensor, Tensor]
 _MOST_BYTES = 256 * 2**20  # of batches that an examination keeps
 _MOST_BATCHES = 600
-
-
-class Plain(nn.Module):
-    """No augmentation: the batch as it is."""
-
-    epoch = 0
-
-    def forward(self, x: Tensor, y: Tensor, num_classes: int) -> Batch:
-        return x, y
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ class Patient:
     num_classes: int
     make_optimizer: Callable[[nn.Module], Optimizer]
     scaling: nn.Module = field(default_factory=nn.Identity)
-    augment: Any = field(default_factory=Plain)
+    augment: Any = field(default_factory=augments.none)
     clip: Callable[[Iterable[Tensor]], Tensor] = clips.none
     make_scheduler: Callable[..., Any] | None = None
     interval: str = "step"

@@ -78,7 +78,8 @@ def _range(patient: Patient, low: float, high: float, steps: int) -> dict[str, l
         model = copy.deepcopy(patient.model).train()
         optimizer: Any = patient.make_optimizer(model)
         own = [float(g["lr"]) for g in optimizer.param_groups]
-        getattr(optimizer, "train", nn.Identity())() if hasattr(optimizer, "train") else None
+        if hasattr(optimizer, "train"):  # schedule-free ones train at other weights than they are read at
+            optimizer.train()
         for step in range(steps):
             factor = low * (high / low) ** (step / (steps - 1))
             for group, lr in zip(optimizer.param_groups, own, strict=True):

@@ -1,6 +1,6 @@
 """Remedies: each makes of a patient another one that lacks the cause, to see by a trial whether that was it.
 
-A remedy is `f(patient) -> Patient`; it edits copies only. What a user types for it is in `prescription.py`.
+A remedy is `f(patient) -> Patient`; it edits copies only. What a user types for it stands beside it in `course.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from knep.doctor.patient import Batch, Patient, Plain
+from knep.doctor.patient import Batch, Patient
 from knep.doctor.signals import widened
 from knep.errors import InputError
 from knep.recipe import Recipe
-from knep.recipes import activation, clip, init, norm, scheduler
+from knep.recipes import activation, augment, clip, init, norm, scheduler
 from knep.regularizer import Regularizer
 
 Remedy = Callable[[Patient], Patient]
@@ -103,7 +103,7 @@ def no_smoothing(patient: Patient) -> Patient:
 
 
 def no_augment(patient: Patient) -> Patient:
-    return replace(patient, augment=Plain())
+    return replace(patient, augment=augment.none())
 
 
 def decay(patient: Patient) -> Patient:

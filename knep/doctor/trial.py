@@ -284,8 +284,10 @@ def recalls(patient: Patient, model: nn.Module) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         for x, y in patient.val:
             guess = model.eval()(patient.inputs(x)).argmax(1).cpu()
-            there += torch.bincount(y.cpu(), minlength=patient.num_classes)[: patient.num_classes]
-            right += torch.bincount(y.cpu()[guess == y.cpu()], minlength=patient.num_classes)[: patient.num_classes]
+            known = (y.cpu() >= 0) & (y.cpu() < patient.num_classes)
+            guess, y = guess[known], y.cpu()[known]
+            there += torch.bincount(y, minlength=patient.num_classes)
+            right += torch.bincount(y[guess == y], minlength=patient.num_classes)
     return right / there.clamp_min(1), there
 
 

@@ -46,8 +46,8 @@ def examined(doctor: str, chosen: Sequence[Case], folder: Path, processes: int, 
 
 
 def cured(chosen: Sequence[Case], folder: Path, processes: int, afresh: bool = False) -> Rows:
-    """Case -> {"acc", "twin_acc", "overrides", "seconds"} after the cure, of those that overrides can mend."""
-    return _kept(folder / "cures.json", [case for case in chosen if case.curable], cure, processes, afresh)
+    """Case -> {"acc", "twin_acc", "overrides", "seconds"} after the cure, of cases that overrides can mend."""
+    return _kept(folder / "cures.json", chosen, cure, processes, afresh)
 
 
 def _measure(name: str) -> dict[str, Any]:

@@ -90,6 +90,14 @@ def test_somebody_elses_model_is_examined(own, capsys):
     assert _doctor("--model", "doctored_nets:build", *lines) == 0
 
 
+def test_somebody_elses_model_gets_no_trick_that_nobody_asked_for(own, capsys):
+    """The default recipe would put a norm into it, draw its weights anew and scale its input."""
+    own("plain_nets", _NETS)
+    small = [w for w in _SMALL if not w.startswith("model")]
+    assert _doctor("--model", "plain_nets:build", *small, "optimizer.lr=0.01", "trainer.max_epochs=15") == 0
+    assert "healthy" in capsys.readouterr().out
+
+
 def test_somebody_elses_loaders_are_examined(own, capsys):
     own("more_nets", _NETS)
     own(
@@ -112,6 +120,17 @@ def test_somebody_elses_loaders_are_examined(own, capsys):
             order = data.tensors[1].argsort(stable=True)
             return DataLoader(TensorDataset(*(t[order] for t in data.tensors)), 32), DataLoader(split(200, 1), 100)
 
+        def ignoring():
+            train, val = loaders()
+            x, y = train.dataset.tensors
+            y = torch.where(torch.arange(len(y)) % 20 == 0, -100, y)
+            return DataLoader(TensorDataset(x, y), 32, shuffle=True), val
+
+        def raw():
+            train, val = split(600, 0), split(200, 1)
+            scaled = (TensorDataset(1000 * d.tensors[0], d.tensors[1]) for d in (train, val))
+            return tuple(DataLoader(d, 32, shuffle=i == 0) for i, d in enumerate(scaled))
+
         def empty():
             return [], []
 
@@ -124,6 +143,12 @@ def test_somebody_elses_loaders_are_examined(own, capsys):
     assert _doctor(*model, "--data", "doctored_data:loaders", *lines) == 0
     assert _doctor(*model, "--data", "doctored_data:sorted_loaders", *lines) == 1
     assert "batches are sorted by class" in capsys.readouterr().out
+    lower = [*lines[:2], "optimizer=sgd", "optimizer.lr=1e-6", *lines[3:]]
+    lower.remove("optimizer=adam")
+    assert _doctor(*model, "--data", "doctored_data:ignoring", *lower) == 1  # examined, though some labels are ignored
+    assert "learning rate is too low" in capsys.readouterr().out
+    assert _doctor(*model, "--data", "doctored_data:raw", "optimizer=sgd", "optimizer.lr=0.1", "threads=1") == 1
+    assert "inputs are not scaled" in capsys.readouterr().out
     assert _doctor(*model, "--data", "doctored_data:empty", *lines) == 2
     assert _doctor(*model, "--data", "doctored_data:strange", *lines) == 2
     errors = capsys.readouterr().err.strip().splitlines()
