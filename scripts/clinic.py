@@ -10,6 +10,7 @@ Whatever was measured is kept under outputs/clinic and not measured again; `--af
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -53,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(shown(*section))
         sections.append(section)
     if asked.page:
-        command = "python scripts/clinic.py " + " ".join(sys.argv[1:] if argv is None else argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if "--note" in words:  # it stands on the page itself
+            at = words.index("--note")
+            del words[at : at + 2]
+        command = shlex.join(["python", "scripts/clinic.py", *words])
         asked.page.write_text(page(sections, command, asked.note), encoding="utf-8")
     return 0
 
