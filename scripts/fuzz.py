@@ -7,19 +7,16 @@ traceback, no hang over 30 s, nothing written outside the run folder, none left 
 from __future__ import annotations
 
 import argparse
-import gzip
-import pickle
 import random
 import re
 import shutil
-import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import formats
 from arena import Outcome, run
 from fuzzing import QUICK, damage, lines
 from PIL import Image
@@ -59,27 +56,23 @@ def write_images(root: Path) -> list[str]:
 
 
 def write_mnist(root: Path) -> list[str]:
-    root.mkdir()
-    for part, count in (("train", 60), ("t10k", 20)):
-        images = struct.pack(">IIII", 2051, count, 28, 28) + bytes(count * 784)
-        (root / f"{part}-images-idx3-ubyte").write_bytes(images)
-        labels = struct.pack(">II", 2049, count) + bytes(k % 10 for k in range(count))
-        (root / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    return ["data=mnist", "data.batch_size=25"]
+    return [formats.mnist(root, 60, ".gz"), "data.batch_size=25"]
 
 
-def write_cifar(root: Path) -> list[str]:
-    base = root / "cifar-10-batches-py"
-    base.mkdir(parents=True)
-    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{k}" for k in range(10)]}, 2))
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        batch = {"data": np.zeros((20, 3072), np.uint8), "labels": [k % 10 for k in range(20)]}
-        (base / name).write_bytes(pickle.dumps(batch, 2))
-    return ["data=cifar10", "data.batch_size=45"]
+def write_cifar10(root: Path) -> list[str]:
+    return [formats.cifar10(root, 100), "data.batch_size=45"]
+
+
+def write_cifar100(root: Path) -> list[str]:
+    return [formats.cifar100(root, 200), "data.batch_size=45", "data.val_share=0.5"]
+
+
+def write_svhn(root: Path) -> list[str]:
+    return [formats.svhn(root, 60), "data.batch_size=25"]
 
 
 def folder_cases(count: int, seed: int, finished: Path) -> Iterator[Case]:
-    kinds = (write_images, write_mnist, write_cifar, None, None)
+    kinds = (write_images, write_mnist, write_cifar10, write_svhn, write_cifar100, None, None, None)
     for i in range(count):
         draw = random.Random(f"{seed} folder {i}")
         kind = kinds[i % len(kinds)]

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from formats import FORMATS
 from lightning.pytorch import Callback
 from traces import difference, traces
 
@@ -55,6 +56,8 @@ BESIDE = {
     "data=fashion_mnist": ("trainer.limit_val_batches=1",),
     **{f"recipe={name}": _SMALL for name in options("recipe")},
 }
+# Images to write for the rows whose data sets are files: enough for 105 of them after the validation split.
+FILES = {f"data={name}": 400 if name == "cifar100" else 150 for name in FORMATS}
 BASE = (
     "recipe=none",
     "trainer=cpu",
@@ -167,6 +170,8 @@ def try_row(row: str, position: str, place: Path) -> str:
     lines = [row, *BESIDE.get(row, ()), *([f"accumulate={WINDOW}"] if position == "window" else [])]
     if row == "data=image_folder":
         lines += image_folder(place / "images")
+    elif row in FILES:
+        lines += [f"data.root={written(row, place / 'files')}"]
     whole, parts = place / ("whole_window" if position == "window" else "whole"), place / f"parts_{position}"
     try:
         outcome = "" if (whole / "metrics.csv").exists() else in_child(lines, whole)
@@ -205,9 +210,16 @@ def image_folder(root: Path, size: int = 8) -> list[str]:
     return ["data=image_folder", f"data.root={root}", f"data.size={size}", "data.workers=2"]
 
 
+def written(row: str, root: Path) -> Path:
+    """The folder with a small data set in the format of `row`, written where it is not there."""
+    if not root.exists():
+        FORMATS[row.removeprefix("data=")](root, FILES[row])
+    return root
+
+
 def rows() -> list[str]:
-    """`slot=option` for every option of every slot, the recipes and models, and each kind of data at hand."""
-    data = ["data=digits", "data=fashion_mnist", "data=image_folder", "data=synthetic"]
+    """`slot=option` for every option of every slot, the recipes and models, and each kind of data."""
+    data = ["data=digits", "data=fashion_mnist", "data=image_folder", "data=synthetic", *FILES]
     return [f"{slot}={name}" for slot in (*SLOTS, "model", "recipe") for name in options(slot)] + data + [PAIR]
 
 

@@ -2,12 +2,11 @@
 
 import gzip
 import pickle
-import struct
 
+import formats
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
 from torchvision import datasets
 from torchvision.io import write_jpeg, write_png
 
@@ -20,36 +19,22 @@ from knep.errors import InputError
 rng = np.random.default_rng(0)
 
 
-def write_idx(folder, suffix="", images=60, tests=20):
-    arrays = {}
-    for part, count in (("train", images), ("t10k", tests)):
-        x = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        y = np.arange(count, dtype=np.uint8) % 10
-        for kind, array, magic in (("images-idx3", x, 2051), ("labels-idx1", y, 2049)):
-            content = struct.pack(f">I{array.ndim}I", magic, *array.shape) + array.tobytes()
-            path = folder / f"{part}-{kind}-ubyte{suffix}"
-            path.write_bytes(gzip.compress(content) if suffix else content)
-        arrays[part] = (x, y)
-    return arrays
-
-
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize(("kind", "place"), [(Mnist, "."), (Mnist, "MNIST/raw"), (FashionMnist, "FashionMNIST/raw")])
 def test_idx(kind, place, suffix, tmp_path):
-    (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    arrays = write_idx(tmp_path / place, suffix)
+    formats.mnist(tmp_path / place, 60, suffix)
     data = kind(root=str(tmp_path), batch_size=10)
     data.prepare()
     assert (data.channels, data.image_size, data.num_classes) == (1, 28, 10)
     assert data.sizes == {"train": 50, "val": 10, "test": 20}
+    file = tmp_path / place / f"t10k-images-idx3-ubyte{suffix}"
+    content = gzip.decompress(file.read_bytes()) if suffix else file.read_bytes()
     x = torch.cat([x for x, _ in data.test_dataloader()])
-    assert torch.equal(x[:, 0], torch.from_numpy(arrays["t10k"][0]))
+    assert x.numpy().tobytes() == content[16:]
 
 
 def test_idx_is_what_torchvision_reads(tmp_path):
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    write_idx(raw)
+    formats.mnist(tmp_path / "MNIST" / "raw", 60)
     reference = datasets.MNIST(str(tmp_path), train=False)
     data = Mnist(root=str(tmp_path), batch_size=10)
     data.prepare()
@@ -73,21 +58,9 @@ def test_fashion_mnist_of_the_system():
             data.prepare()
 
 
-def write_cifar10(folder, protocol=2):
-    base = folder / "cifar-10-batches-py"
-    base.mkdir(parents=True)
-    names = [f"thing {k}".encode() for k in range(10)]
-    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, protocol=protocol))
-    for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        x = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
-        y = [(i + j) % 10 for j in range(20)]
-        (base / name).write_bytes(pickle.dumps({"data": x, "labels": y}, protocol=protocol))
-    return base
-
-
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_cifar10_is_what_torchvision_reads(protocol, tmp_path, monkeypatch):
-    write_cifar10(tmp_path, protocol)
+    formats.cifar10(tmp_path, 100, protocol)
     data = Cifar10(root=str(tmp_path), batch_size=10)
     data.prepare()
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
@@ -100,13 +73,7 @@ def test_cifar10_is_what_torchvision_reads(protocol, tmp_path, monkeypatch):
 
 
 def test_cifar100(tmp_path):
-    base = tmp_path / "cifar-100-python"
-    base.mkdir()
-    (base / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{k}" for k in range(100)]}, protocol=2))
-    for name, each in (("train", 4), ("test", 1)):
-        x = rng.integers(0, 256, (100 * each, 3072), dtype=np.uint8)
-        y = [k % 100 for k in range(100 * each)]
-        (base / name).write_bytes(pickle.dumps({"data": x, "fine_labels": y}, protocol=2))
+    formats.cifar100(tmp_path, 400)
     data = Cifar100(root=str(tmp_path), batch_size=10, val_share=0.25)
     data.prepare()
     assert (data.num_classes, data.sizes["val"]) == (100, 100)
@@ -118,17 +85,16 @@ class Canary:
 
 
 def test_a_pickle_with_code_is_refused_unrun(tmp_path):
-    base = write_cifar10(tmp_path)
-    (base / "data_batch_3").write_bytes(pickle.dumps({b"data": Canary(), b"labels": []}, protocol=2))
+    formats.cifar10(tmp_path, 100)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(
+        pickle.dumps({b"data": Canary(), b"labels": []}, protocol=2)
+    )
     with pytest.raises(InputError, match=r"data_batch_3.*open"):
         Cifar10(root=str(tmp_path), batch_size=10).prepare()
 
 
 def test_svhn_is_what_torchvision_reads(tmp_path, monkeypatch):
-    for part, count in (("train", 40), ("test", 20)):
-        x = rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
-        y = (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]  # the file says 10 for the digit 0
-        savemat(tmp_path / f"{part}_32x32.mat", {"X": x, "y": y})
+    formats.svhn(tmp_path, 40)
     data = Svhn(root=str(tmp_path), batch_size=10)
     data.prepare()
     monkeypatch.setattr(datasets.SVHN, "_check_integrity", lambda self: True)
