@@ -32,7 +32,7 @@ _FREE = frozenset(
     {"accumulate", "compile", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"}
 )
 _BRACKETS = 200
-_DEVICES = 128  # of one machine
+_DEVICES, _THREADS = 128, 128  # of one machine
 _NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
 _AT_LEAST = {
     "trainer.max_epochs": 1,
@@ -235,10 +235,12 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _check_value(override: Override, bare: DictConfig) -> None:
     key = override.key_or_group
-    if key.startswith("hydra") or override.is_add() or override.is_force_add() or override.is_delete():
+    if key.startswith("hydra") or override.is_delete():
         return
     container = OmegaConf.to_container(bare, resolve=False)
     known = list(_flat(container))
+    if key not in known and (override.is_add() or override.is_force_add()):
+        return
     if key not in known:
         last = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         words = sorted({*known, *_groups()})
@@ -290,8 +292,14 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     """Ranges of the keys that no constructor checks in time; keys that the config lacks are not asked for."""
     present = set(_flat(config))
     for key, least in _AT_LEAST.items():
-        if key in present and ((value := _at(config, key)) is None or value < least):
-            raise InputError(f"{key}={value} must be at least {least}")
+        if key in present:
+            value = _at(config, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+                raise InputError(f"{key}={_shown(value)} must be at least {least}")
+    if "trainer.limit_train_batches" in present and config["trainer"]["limit_train_batches"] == 0:
+        raise InputError(
+            "trainer.limit_train_batches=0 leaves nothing to train on: write a number of batches or a share"
+        )
     if not isinstance(config["accumulate"], int) or isinstance(config["accumulate"], bool) or config["accumulate"] < 1:
         raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
     if not 0 < config["layer_decay"] <= 1:
@@ -306,3 +314,5 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     threads = config.get("threads")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads={threads} must be a whole number, at least 1, or null for all cores")
+    if threads is not None and threads > _THREADS:
+        raise InputError(f"threads={threads} starts as many threads: write at most {_THREADS}, or null for all cores")

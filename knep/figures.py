@@ -50,7 +50,8 @@ def mistakes_figure(mistakes: Sequence[Mistake], names: Sequence[str]) -> Any:
     axes = figure.add_subplot()  # one for all images: an axes each would take most of the time of the drawing
     for i, m in enumerate(mistakes):
         x, y = i % columns, -(i // columns)
-        image = m.image_CHW.permute(1, 2, 0).squeeze(-1)
+        seen = m.image_CHW if len(m.image_CHW) in (1, 3, 4) else m.image_CHW[:1]  # no colours: the first channel
+        image = seen.permute(1, 2, 0).squeeze(-1)
         shade = {"cmap": "gray", "vmin": 0, "vmax": 255} if image.ndim == 2 and image.dtype == torch.uint8 else {}
         axes.imshow(image, extent=(x + 0.1, x + 0.9, y + 0.02, y + 0.82), interpolation="nearest", **shade)
         title = f"true: {shortened(names[m.true])}\npredicted: {shortened(names[m.predicted])} ({m.probability:.0%})"

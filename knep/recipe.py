@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from knep.plan import Plan
 
 MODEL_SLOTS = ("norm", "activation", "dropout", "init")
+# Slots whose options are functions still to be called.
+_LATER = (*MODEL_SLOTS, "scaling", "optimizer", "clip", "scheduler")
 # Keys of a slot's node that say how the training loop uses the trick; the trick itself never sees them.
 _BESIDE = ("accumulate", "interval", "monitor")
 
@@ -233,6 +235,10 @@ def _rate(node: Mapping[str, Any]) -> Any:
 
 
 def _build(slot: str, node: dict[str, Any]) -> Any:
+    later = slot in _LATER
+    if bool(node.get("_partial_")) != later:
+        why = "it is given its model, weights or data later" if later else "it is built as it is"
+        raise InputError(f"{slot}._partial_ must be {str(later).lower()}: {why}")
     with named(slot):
         return instantiate(node)
 

@@ -63,7 +63,7 @@ def _near(draw: random.Random, value: Any) -> str:
     if isinstance(value, bool):
         return draw.choice(("true", "false", "True", "yes", "1"))
     if isinstance(value, (int, float)):
-        return draw.choice((str(value), str(value * -1), str(value * 1000), str(value + 1), str(value / 7), "0"))
+        return draw.choice((str(value), str(value * -1), str(value * 50), str(value + 1), str(value / 7), "0"))
     return _value(draw)
 
 

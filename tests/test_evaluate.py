@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from knep.evaluate import evaluate
+from knep.evaluate import Mistake, evaluate
+from knep.figures import mistakes_figure
 
 
 def test_mirrored_averages_the_probabilities_of_an_image_and_its_mirror():
@@ -24,3 +25,9 @@ def test_images_that_are_their_own_mirror_have_the_same_predictions():
     half, y = torch.randn(30, 1, 3, 2), torch.randint(0, 3, (30,))
     batches = [(torch.cat([half, half.flip(3)], 3), y)]
     assert evaluate([net], batches, 3).loss == pytest.approx(evaluate([net], batches, 3, mirrored=True).loss)
+
+
+def test_a_mistake_without_colours_is_drawn_by_its_first_channel():
+    image = torch.rand(5, 4, 6)
+    drawn = mistakes_figure([Mistake(image, 0, 1, 0.9)], ["ant", "bee"]).axes[0].images[0]
+    assert torch.equal(torch.as_tensor(drawn.get_array()), image[0])

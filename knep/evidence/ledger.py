@@ -29,7 +29,8 @@ _SPEC = Path(__file__).with_name("ledger.yaml")
 
 
 def spec() -> dict[str, Any]:
-    """ledger.yaml: base (lines), workloads (name -> lines), slots (name -> control, common)."""
+    """ledger.yaml: base (lines), workloads (name -> lines), slots (name -> control, common), and the headline: workload
+    -> slot -> options."""
     found: Any = OmegaConf.to_container(OmegaConf.load(_SPEC))
     return found
 
@@ -49,7 +50,7 @@ def ledger(words: Sequence[str]) -> int:
         raise InputError(f"{given.overrides[0]}: the ledger takes seeds, slots, workloads, processes, out and results")
     store = Store(given.out or Path("outputs") / "ledger")
     for workload in workloads:
-        for slot in slots:
+        for slot in (slot for slot in slots if slot in about["headline"].get(workload, slots)):
             _write(folder, slot, workload, _cells(slot, workload, about, range(given.seeds), store, given.processes))
     return 0
 
@@ -68,7 +69,7 @@ def arms(slot: str, workload: str, about: Mapping[str, Any]) -> tuple[list[Arm],
     control, common = about["slots"][slot]["control"], about["slots"][slot]["common"]
     lines = (*about["base"], *about["workloads"][workload], *common)
     made, refused = [], {}
-    for option in options(slot):
+    for option in _taken(slot, workload, about):
         arm = Arm(option, (*lines, f"{slot}={option}"), "" if option == control else control, slot, option)
         try:
             composed(arm, QUIET)
@@ -77,6 +78,13 @@ def arms(slot: str, workload: str, about: Mapping[str, Any]) -> tuple[list[Arm],
         else:
             made.append(arm)
     return made, refused
+
+
+def _taken(slot: str, workload: str, about: Mapping[str, Any]) -> list[str]:
+    """The slot's options that a workload takes: all, or the headline's and the control."""
+    known = options(slot)
+    headline = about["headline"].get(workload)
+    return known if headline is None else [o for o in known if o in (about["slots"][slot]["control"], *headline[slot])]
 
 
 def _cells(

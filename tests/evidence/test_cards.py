@@ -155,6 +155,19 @@ def test_every_arm_of_the_ledger_composes_or_is_refused_with_a_reason():
         assert set(refused) == ({"dropblock", "spatial", "stochastic_depth"} if slot == "dropout" else set())
 
 
+def test_a_workload_of_the_headline_takes_those_options_and_the_controls(measured):
+    spec = ledger.spec()
+    for workload, slots in spec["headline"].items():
+        assert workload in spec["workloads"]
+        assert [f"{s}={o}" for s, named in slots.items() for o in named if o not in options(s)] == []
+    made, refused = ledger.arms("optimizer", "fashion_6000/cnn", spec)
+    assert [arm.option for arm in made] == ["adamw", "momentum", "muon", "schedule_free", "sgd"]
+    assert not refused
+    words = ["slots=stopping", "workloads=fashion_6000/cnn", "seeds=2", f"results={measured}/results"]
+    assert ledger.ledger([*words, f"out={measured}/out"]) == 0
+    assert not (measured / "results" / "stopping.json").exists()
+
+
 def test_readmes_table_is_the_ledgers_and_is_filled_by_the_cards_command(measured, monkeypatch):
     monkeypatch.chdir(measured)
     page = measured / "README.md"
