@@ -1,7 +1,7 @@
 """Residual nets: the small-image family of He et al. 2015, table 6, and the ImageNet family of their table 1."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -96,13 +96,21 @@ def _shortcut(style: _Style, channels_in: int, channels: int, stride: int) -> nn
     return conv if style.preact else nn.Sequential(OrderedDict(conv=conv, norm=norm_at(style.norm, channels)))
 
 
+def _gained(style: _Style, channels_in: int, channels: int) -> _Style:
+    """The style of a branch beside a shortcut that adds channels of zeros: were the branch zero as well, those would
+    stand at ReLU's corner, where it has no gradient, for good.
+    """
+    pads = not style.project and channels_in != channels
+    return replace(style, zero_init=False) if pads else style
+
+
 class Block(nn.Module):
     """activation(branch(x) + shortcut(x)), He et al. 2015, fig. 2 and 5."""
 
     def __init__(self, style: _Style, channels_in: int, width: int, stride: int, depth: float) -> None:
         super().__init__()
         channels = width * (4 if style.bottleneck else 1)
-        self.branch = _branch(style, channels_in, width, stride, depth)
+        self.branch = _branch(_gained(style, channels_in, channels), channels_in, width, stride, depth)
         self.shortcut = _shortcut(style, channels_in, channels, stride)
         self.out = nn.Sequential(OrderedDict(style.act(1, channels)))
 
@@ -195,7 +203,8 @@ def resnet(
     width: factor on all channels. stem: small is a 3x3 convolution, large a 7x7 with stride 2 and max pooling, which
     keeps 1/16 of the pixels; auto is large above 96 pixels.
     preact: norm and activation before each convolution (He et al. 2016).
-    zero_init_residual: blocks start as the identity, by a gain of 0 in the last norm of each branch.
+    zero_init_residual: blocks start as the identity, by a gain of 0 in the last norm of each branch; but for those
+    whose shortcut adds channels of zeros.
     norm: None leaves the places.
     Raises InputError for an unknown depth or stem, a width that leaves no channel, or zero_init_residual with preact.
     """

@@ -73,8 +73,19 @@ def test_zero_init_residual_makes_every_block_its_shortcut(depth, filled):
     for stage in model.stages:
         for block in stage[:-1]:
             x = torch.randn(4, block.branch.conv1.in_channels, 4, 4)
+            if isinstance(block.shortcut, PadShortcut):
+                continue
             assert not block.branch(x).any()
             assert torch.equal(block(x), block.shortcut(x).relu())
+
+
+def test_no_channel_of_zero_init_residual_is_without_gradient():
+    torch.manual_seed(0)
+    model = resnet(3, 10, 32, depth=20, width=0.25, zero_init_residual=True, norm=nn.BatchNorm2d)
+    model(torch.randn(16, 3, 8, 8)).square().mean().backward()
+    gains = [block.branch.norm2.weight for stage in model.stages for block in stage[:-1]]
+    assert sum(not gain.any() for gain in gains) == 7  # of 9; two blocks add channels
+    assert all(gain.grad.count_nonzero() == len(gain) for gain in gains)
 
 
 @pytest.mark.parametrize("fill", [norm.none, norm.weight, norm.spectral])
