@@ -78,8 +78,10 @@ def after(
     data: Any,
     members: Sequence[Member],
     began: float,
+    figures: bool,
 ) -> dict[str, Any]:
-    """Validates the final weights, reads the test split once, writes and prints what came out."""
+    """Validates the final weights, reads the test split once, writes and prints what came out, and draws it where
+    figures are asked for."""
     modules = [m.module for m in members]
     val = evaluate(modules, data.val_dataloader(), data.num_classes, mirrored=config["test_flip"])
     test = evaluate(modules, data.test_dataloader(), data.num_classes, mirrored=config["test_flip"])
@@ -118,7 +120,7 @@ def after(
         summary["members/test_acc_std"] = statistics.stdev(test.member_acc)
     write_summary(folder, summary)
     logger = members[0].logger
-    if logger is not None:
+    if figures and logger is not None:
         numbers = {k: float(summary[k]) for k in _FINAL if k in summary}
         show(logger, config, choices, test, data.class_names, numbers, members[0].steps)
     _print_table(summary, folder, test.images)

@@ -107,10 +107,13 @@ def hush() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # the sums of all processes are added before
 
 
-def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict[str, Any]:
+def run(
+    config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str], figures: bool = True
+) -> dict[str, Any]:
     """Trains and tests what `config` says in `folder`; returns the summary that is written there.
 
-    choices: group -> option. Raises InputError for input that cannot work, RunFailed for a run that could not go on.
+    choices: group -> option; figures: of the test split, for TensorBoard, half a second.
+    Raises InputError for input that cannot work, RunFailed for a run that could not go on.
     """
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -121,17 +124,19 @@ def run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ove
     from knep.signals import Interrupted, heard
 
     if getattr(rank_zero_only, "rank", 0) != 0:
-        return _fit(config, folder, choices, overrides)
+        return _fit(config, folder, choices, overrides, figures)
     began = time.perf_counter()
     with held(folder), failures_told(folder, report.identity(config)), writers_quiet():
         try:
             with heard():
-                return _fit(config, folder, choices, overrides)
+                return _fit(config, folder, choices, overrides, figures)
         except Interrupted as asked:
             return report.interrupted(folder, config, asked.number, began)
 
 
-def _fit(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str]) -> dict[str, Any]:
+def _fit(
+    config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], overrides: list[str], figures: bool
+) -> dict[str, Any]:
     """`run` in each process: only the first writes and tests."""
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
@@ -173,7 +178,7 @@ def _fit(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], ov
                 return report.interrupted(folder, config, number, began, members)
         if not leader:
             return {"status": "worker", "val/loss": 0}
-        return report.after(folder, config, choices, data, members, began)
+        return report.after(folder, config, choices, data, members, began, figures)
 
 
 def _at_once(config: Mapping[str, Any], data: Any, places: list[Path]) -> list[Any] | None:
