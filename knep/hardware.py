@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from knep.cpu import cpu_bf16
 from knep.errors import InputError
 from knep.layers import calls
 
@@ -67,12 +68,6 @@ def wrong_in_bf16(model: nn.Module, x_NCHW: Tensor) -> str | None:
 def why_not_bf16(wrong: str | None) -> str | None:
     """The line that says why `auto` is 32-true on a CPU that has bfloat16."""
     return f"precision 32-true: {_WRONG.format(wrong)}" if wrong and cpu_bf16() else None
-
-
-def cpu_bf16() -> bool:
-    """Whether the CPU has bfloat16 products (avx512_bf16 or AMX); elsewhere bf16 is slower than float32."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def reseed(seed: int, device: torch.device) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytorch_optimizer
 from torch.optim import Optimizer
 
+from knep.cpu import cpu_bf16
 from knep.errors import InputError
-from knep.optim import SAM, Idle, NormalizedSGD, Shampoo
+from knep.optim import SAM, Idle, Muon, NormalizedSGD, Shampoo
 from knep.ranges import check
 
 __all__ = ["muon", "none", "normalized_sgd", "sam", "shampoo"]
@@ -52,9 +53,10 @@ def muon(
     """Turns the momentum of each weight matrix into the nearest matrix with equal singular values; the rest is AdamW.
 
     Jordan et al. 2024 (Muon), by `pytorch_optimizer.Muon`: the momentum is made nearly orthogonal by Newton-Schulz
-    steps in bfloat16 and scaled by sqrt(max(1, rows / columns)). Matrices are all decayed weights: linear ones, and
-    convolutions as (filters, channels x taps). Norms, biases and embeddings go to AdamW, whose rate is adamw_lr times
-    the group's own share of lr, so that layer-wise decay and one schedule hold for both arms.
+    steps in bfloat16 (float32 on a CPU that lacks it) and scaled by sqrt(max(1, rows / columns)). Matrices are all
+    decayed weights: linear ones, and convolutions as (filters, channels x taps). Norms, biases and embeddings go to
+    AdamW, whose rate is adamw_lr times the group's own share of lr, so that layer-wise decay and one schedule hold for
+    both arms.
 
     lr, adamw_lr: in (0, inf); weight_decay: decoupled, in [0, inf); momentum: in [0, 1); ns_steps: in [1, inf);
     adamw_betas: two, in [0, 1). Raises InputError outside, or when there is no matrix.
@@ -70,7 +72,8 @@ def muon(
         arms += _part(group, [not m for m in matrix], "adamw", lr=share * adamw_lr, use_muon=False)
     if not any(arm["use_muon"] for arm in arms):
         raise InputError("muon needs weights of linear layers or convolutions, and the model trains none: use adamw")
-    return pytorch_optimizer.Muon(
+    slow = not cpu_bf16() and all(p.device.type == "cpu" for arm in arms for p in arm["params"])
+    return (Muon if slow else pytorch_optimizer.Muon)(
         arms,
         lr=lr,
         weight_decay=weight_decay,

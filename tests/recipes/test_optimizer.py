@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import knep
 from knep.groups import param_groups
@@ -454,6 +456,33 @@ def test_none_leaves_the_weights() -> None:
     before = copy.deepcopy(list(model.parameters()))
     train(model, make("none", model), range(2))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+class Types(TorchDispatchMode):
+    """Notes the types of the tensors that come out of each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in tree_leaves(out) if isinstance(t, Tensor)}
+        return out
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_muon_multiplies_in_what_the_processor_has(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("knep.recipes.optimizer.cpu_bf16", lambda: bf16)
+    torch.manual_seed(0)
+    layer = nn.Linear(9, 4, bias=False)
+    before, gradient = layer.weight.detach().clone(), torch.randn(4, 9)
+    layer.weight.grad = gradient.clone()
+    with Types() as types:
+        make("muon", layer, lr=1.0, weight_decay=0.0).step()
+    assert (torch.bfloat16 in types.seen) == bf16
+    wanted = newton_schulz(gradient.double().numpy())
+    np.testing.assert_allclose((before - layer.weight.detach()).numpy(), wanted, atol=0.03 if bf16 else 1e-5)
 
 
 def test_muon_splits_each_group_and_keeps_names() -> None:
