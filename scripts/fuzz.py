@@ -10,6 +10,7 @@ import argparse
 import random
 import re
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -143,6 +144,10 @@ def warm() -> None:
     rehearse(compose_config(list(QUICK)).config)
 
 
+def _told(ends: Counter[str]) -> str:
+    return ", ".join(f"{end} {count}" for end, count in sorted(ends.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=2000)
@@ -161,9 +166,11 @@ def main() -> None:
             for case in cases:
                 wrong, outcome = fight(case)
                 ends[f"{kind}: {'wrong' if wrong else 'ran' if outcome.code == 0 else 'refused'}"] += 1
+                if not ends.total() % 100:
+                    print(_told(ends), file=sys.stderr, flush=True)
                 if wrong or args.verbose:
                     print(f"{case.name}\n    {wrong or outcome.err.strip()[-300:]}", flush=True)
-    print(", ".join(f"{end} {count}" for end, count in sorted(ends.items())))
+    print(_told(ends))
     raise SystemExit(any("wrong" in end for end in ends))
 
 
