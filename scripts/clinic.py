@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--half", choices=("A", "B", "both"), default="both", help="thresholds are set on A alone")
     parser.add_argument("--only", action="append", help="a disease, healthy, or a case's name; repeatable")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth of the cases")
     parser.add_argument("--limit", type=int, help="cases at most")
     parser.add_argument("--check", action="store_true", help="check alone that the sick are sick")
     parser.add_argument("--cure", action="store_true", help="cure as well")
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="write the tables as Markdown too")
     parser.add_argument("--note", default="", help="a sentence for the page: when and how it was measured")
     asked = parser.parse_args(argv)
-    chosen = select(list(cases().values()), asked.half, asked.only, asked.limit)
+    chosen = select(list(cases().values()), asked.half, asked.only)[:: asked.every][: asked.limit]
     asked.folder.mkdir(parents=True, exist_ok=True)
     counted = checked(chosen, asked.folder, asked.processes)
     if asked.check:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def select(known: Sequence[Case], half: str, only: Sequence[str] | None, limit: int | None) -> list[Case]:
+def select(known: Sequence[Case], half: str, only: Sequence[str] | None) -> list[Case]:
     """The cases that are asked for, in the catalogue's order. Raises SystemExit where none is."""
     wanted = [
         case
@@ -73,7 +74,7 @@ def select(known: Sequence[Case], half: str, only: Sequence[str] | None, limit: 
     ]
     if not wanted:
         raise SystemExit("no case is called so: write a disease of knep/doctor/diseases.yaml, or healthy")
-    return wanted[:limit]
+    return wanted
 
 
 if __name__ == "__main__":

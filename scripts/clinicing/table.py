@@ -105,12 +105,25 @@ _BARS = (
 )
 
 
+def _side_by_side(
+    sections: Sequence[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, float]]],
+) -> list[str]:
+    """A table with a column for each doctor; only knep cures."""
+    lines = [f"| what | bar | {' | '.join(title for title, _, _ in sections)} |", "|---" * (2 + len(sections)) + "|"]
+    for key, what, sign, bar in _BARS:
+        values = (f"{total[key]:g}" if total[key] == total[key] else "" for _, _, total in sections)
+        lines.append(f"| {what} | {sign} {bar:g} | {' | '.join(values)} |")
+    seconds = (f"{total['seconds']:g}" for _, _, total in sections)
+    return [*lines, f"| median seconds of a sick case | | {' | '.join(seconds)} |"]
+
+
 def page(
     sections: Sequence[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, float]]], command: str, note: str
 ) -> str:
     """docs/clinic.md: for each doctor the shares of all against the bars, then a row for each disease and the misses.
 
-    sections: (title, rows, totals) of each doctor; note: when and how it was measured, "" for nothing to say.
+    sections: (title, rows, totals) of each doctor, of whom the first one's misses are listed; note: when and how it was
+    measured, "" for nothing to say.
     """
     lines = [
         "# The clinic",
@@ -122,7 +135,9 @@ def page(
         "the same few images), `top_strict` in the last line does not. Seconds are of one core of a shared machine.",
     ]
     lines += ["", note] if note else []
-    for title, table, total in sections:
+    if len(sections) > 1:
+        lines += ["", *_side_by_side(sections)]
+    for number, (title, table, total) in enumerate(sections):
         lines += ["", f"## {title}", "", "| what | bar | measured | |", "|---|---|---|---|"]
         for key, what, sign, bar in _BARS:
             value = total[key]
@@ -135,6 +150,6 @@ def page(
             told = (row["disease"], row["cases"], row["found"], row["top"], row["among"], cured, row["seconds"])
             lines.append(f"| {' | '.join(map(str, told))} |")
         lines += ["", ", ".join(f"{name} {value:g}" for name, value in total.items()) + "."]
-        misses = [f"- {miss}" for row in table for miss in row["misses"]]
+        misses = [f"- {miss}" for row in table for miss in row["misses"]] if not number else []
         lines += ["", "Not as they should be, with the first three findings:", "", *misses] if misses else []
     return "\n".join(lines) + "\n"

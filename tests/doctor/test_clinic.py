@@ -14,7 +14,7 @@ from clinicing.case import Case, patient, twin
 from clinicing.catalogue import cases
 from clinicing.peers import _AUDIT, _DOCTOR, _MORTEM, watched
 from clinicing.rounds import _kept, examine
-from clinicing.table import rows, shown, totals
+from clinicing.table import page, rows, shown, totals
 from clinicing.workers import each
 
 from knep.doctor.findings import diseases
@@ -251,12 +251,23 @@ def test_a_peer_watches_a_run_to_its_end_and_survives_an_error_in_training():
 
 def test_cases_are_chosen_by_half_disease_and_name():
     known = list(cases().values())
-    assert {case.disease for case in select(known, "both", ["cut_off"], None)} == {"cut_off"}
-    assert {case.half for case in select(known, "B", None, None)} == {"B"}
-    assert len(select(known, "both", ["healthy"], 5)) == 5
-    assert not any(case.disease for case in select(known, "A", ["healthy"], None))
+    assert {case.disease for case in select(known, "both", ["cut_off"])} == {"cut_off"}
+    assert {case.half for case in select(known, "B", None)} == {"B"}
+    assert not any(case.disease for case in select(known, "A", ["healthy"]))
     with pytest.raises(SystemExit, match="no case is called so"):
-        select(known, "both", ["nothing"], None)
+        select(known, "both", ["nothing"])
+
+
+def test_a_page_of_several_doctors_sets_them_side_by_side_and_lists_the_misses_of_the_first():
+    chosen = select(list(cases().values()), "both", ["cut_off"])[:2]
+    right = {case.name: {"findings": [[case.disease, 1.0, "why"]], "seconds": 1.0} for case in chosen}
+    wrong = {case.name: {"findings": [], "seconds": 1.0} for case in chosen}
+    made = [(name, rows(chosen, f, {}), totals(chosen, f, {})) for name, f in (("knep", right), ("other", wrong))]
+    text = page(made, "command", "")
+    assert "| what | bar | knep | other |" in text
+    assert "| sick found | >= 99 | 100 | 0 |" in text
+    assert "Not as they should be" not in text
+    assert chosen[0].name in page(made[1:], "command", "")
 
 
 def test_the_smoke_clinic_has_forty_cases_of_most_diseases():
