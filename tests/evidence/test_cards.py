@@ -147,8 +147,7 @@ def test_verify_says_what_is_wrong_in_one_line(measured, words, text, capsys):
 
 def test_every_arm_of_the_ledger_composes_or_is_refused_with_a_reason():
     spec = ledger.spec()
-    assert set(spec["slots"]) == {"optimizer", "norm", "init", "dropout", "clip", "scheduler", "regularization",
-                                  "augment", "averaging", "stopping"}  # fmt: skip
+    assert set(spec["slots"]) == set(cards.SLOTS)
     for slot in ("dropout", "regularization"):
         made, refused = ledger.arms(slot, "digits/mlp", spec)
         assert sorted([*(arm.option for arm in made), *refused]) == options(slot)
