@@ -48,14 +48,17 @@ class Outcome:
 
 
 def run(door: Callable[[Sequence[str]], object], arguments: Sequence[str], work: Path, seconds: float = 30) -> Outcome:
-    """Calls `door(arguments)` in a forked child whose current folder, home and only place to write is `work`."""
+    """Calls `door(arguments)` in a forked child whose current folder, home and only place to write is `work`.
+
+    seconds: before the child is stopped, of a core of its own; longer where more processes wait than there are cores.
+    """
     report = work.with_name(f"{work.name}.report")
     began = time.perf_counter()
     sys.stdout.flush()
     child = os.fork()
     if not child:
         _child(door, arguments, work, report)
-    code = _wait(child, began + seconds)
+    code = _wait(child, began + seconds * _crowd())
     took = time.perf_counter() - began
     out, err = (p.read_text(errors="replace") if p.exists() else "" for p in _outputs(report))
     facts = json.loads(report.read_text()) if report.exists() else {}
@@ -66,6 +69,11 @@ def run(door: Callable[[Sequence[str]], object], arguments: Sequence[str], work:
 
 def _outputs(report: Path) -> tuple[Path, Path]:
     return report.with_suffix(".out"), report.with_suffix(".err")
+
+
+def _crowd() -> float:
+    """Processes that wait for a core, per core; at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def _wait(child: int, deadline: float) -> int | None:
