@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knep.errors import InputError
 
 if TYPE_CHECKING:
+    from knep.compose import Composed
+    from knep.doctor.cured import Cured
     from knep.doctor.findings import Report
     from knep.doctor.patient import Patient
 
@@ -23,6 +27,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--model", metavar="PATH", help="what builds your own net: mypkg.nets:build")
     parser.add_argument("--data", metavar="PATH", help="what returns your own (train, val) loaders: mypkg.data:loaders")
     parser.add_argument("--cure", action="store_true", help="try the prescriptions, keep those that help")
+    parser.add_argument("--budget", default="90", metavar="SECONDS", help="of computing for --cure, 90 by default")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page with figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as data")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="where --cure writes the cured recipe")
@@ -37,6 +42,7 @@ def doctor(args: argparse.Namespace) -> None:
     from knep.train import hush
 
     hush()
+    _seconds(args.budget)
     lines = [*_foreign(args), *args.overrides]
     tell = _teller()
     patient = _patient(lines, args.data)
@@ -50,13 +56,15 @@ def doctor(args: argparse.Namespace) -> None:
     raise SystemExit(int(report.sick))
 
 
-def _written(args: argparse.Namespace, report: Report) -> None:
+def _written(args: argparse.Namespace, report: Report, cured: Cured | None = None, how: str = "") -> None:
+    """The report as data and as a page; with the cure and how to train it, where there is one."""
     if args.json:
-        _write(args.json, json.dumps(report.as_dict(), indent=1) + "\n", "--json")
+        data = report.as_dict() | ({"cure": cured.as_dict()} if cured else {})
+        _write(args.json, json.dumps(data, indent=1) + "\n", "--json")
     if args.html:
         from knep.doctor.html import page
 
-        _write(args.html, page(report), "--html")
+        _write(args.html, page(report, f"{cured}\n{how}" if cured else ""), "--html")
 
 
 def _foreign(args: argparse.Namespace) -> list[str]:
@@ -85,20 +93,47 @@ def _patient(lines: Sequence[str], data: str | None) -> Patient:
     return from_config(config, lines, Loaders(data) if data else None)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(f"--budget {text} is no number of seconds: write one above 0, for example 90")
+    return value
+
+
 def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any) -> None:
     from knep.compose import compose_config
-    from knep.doctor.cure import cure, recipe_yaml
+    from knep.doctor.cure import cure
+    from knep.doctor.cured import recipe_yaml
 
-    cured = cure(lines, make=lambda changed: _patient(changed, args.data), report=report, told=tell)
+    again = partial(_patient, data=args.data)
+    cured = cure(lines, make=again, report=report, told=tell, seconds=_seconds(args.budget))
     tell("")
     print(f"\ncure\n{cured}")
+    how = ""
     if cured.kept:
-        path = args.recipe or Path("conf/recipe/cured.yaml")
+        path = args.recipe or Path("outputs/doctor/recipe/cured.yaml")
+        made = compose_config(cured.overrides)
         note = f"Cured by knep doctor: validation accuracy {cured.before:.3f} to {cured.after:.3f} in short trials."
-        _write(path, recipe_yaml(compose_config(cured.overrides), note), "--recipe")
-        print(
-            f"the same as a recipe is in {path}: python train.py --config-dir {path.parent.parent} recipe={path.stem}"
-        )
+        _write(path, recipe_yaml(made, note), "--recipe")
+        how = _how_to_train(args, path, made)
+        print(how)
+    _written(args, report, cured, how)
+
+
+def _how_to_train(args: argparse.Namespace, path: Path, made: Composed) -> str:
+    """What to type for the cured run; loaders of one's own are no data of train.py."""
+    from knep.doctor.cured import by_recipe, command, load
+
+    found = path.parent.name == "recipe"  # a folder of configs keeps its recipes there
+    if args.data:
+        how = f":\n  {load(path)}" if found else ""
+        return f"the recipe is in {path}, for your own loop and loaders{how}"
+    program = "knep train" if args.model else "python train.py"
+    how = f"or by the recipe in {path}:\n  {by_recipe(path, made, program)}" if found else f"the recipe is in {path}"
+    return f"train it with:\n  {command(made.overrides, program)}\n{how}"
 
 
 def _write(path: Path, text: str, key: str) -> None:

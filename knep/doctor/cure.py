@@ -1,153 +1,220 @@
-"""The cure: the prescriptions of a report in short paired trials; what helps on the validation split is kept."""
+"""The cure: what a report prescribes and what is usual beside it, in short paired trials; what helps is kept.
+
+    report -- ways -- one trial each -- the best again with another seed -- keep -- examine again, or more ways
+                                                                 at the end: a seed that chose nothing has the last word
+
+Only the validation split is looked at. Two trials that are compared have the same seed, for weights and batches.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from knep.compose import Composed, compose_config
+import torch
+
+from knep.compose import compose_config
+from knep.doctor import ways as known
+from knep.doctor.cured import FAR, Cured
 from knep.doctor.diagnose import diagnose
 from knep.doctor.examination import looks
 from knep.doctor.findings import Report
 from knep.doctor.patient import Patient, from_config
-from knep.doctor.trial import run, steps_of, stopped
+from knep.doctor.trial import Score, run, steps_of, stopped
+from knep.doctor.ways import OVERFITS, Way, apart, merged, tidied
 from knep.errors import InputError
-from knep.listing import GROUPS
 
-_SEEDS = 2  # of each trial, the same for all candidates
-_GAIN = 0.01  # validation accuracy that a prescription must bring
+SECONDS = 90.0  # of computing, after which nothing new is tried
+_GAIN = 0.01  # validation accuracy that a way must bring
+_LESS = 0.75  # of the validation loss, which counts as much where accuracy is no lower
 _ROUNDS = 3
-_FINDINGS = 4  # of a report that are tried
-_WAYS = 3  # of a finding
+_FINAL, _REACH = 3, 0.03  # ways of a round that are tried with a second seed; how far behind the best in one
+_PERFECT = 0.99
+# Findings after which no number of this validation split can be trusted, or none is to be had.
+_BLIND = frozenset({
+    "leaked_validation", "unrelated_labels", "labels_off_by_one", "validation_scaled_differently",
+    "labels_out_of_range", "constant_labels", "constant_inputs", "non_finite_inputs",
+})  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Cured:
-    """The outcome of a cure.
-
-    overrides: the whole cured line; kept: the groups of lines that helped, with the validation accuracy after each;
-    before, after: validation accuracy of the trials, in [0, 1]; report: of the examination that it began with.
-    """
-
-    overrides: tuple[str, ...]
-    kept: tuple[tuple[tuple[str, ...], float], ...]
-    before: float
-    after: float
-    report: Report
-
-    @property
-    def command(self) -> str:
-        return "python train.py " + " ".join(map(_quoted, self.overrides))
-
-    def __str__(self) -> str:
-        lines = [f"before: validation accuracy {self.before:.3f} ({_SEEDS} short trials)"]
-        lines += [f"with {' '.join(way)}: {acc:.3f}" for way, acc in self.kept]
-        if not self.kept:
-            return "\n".join([*lines, "no prescription helped: what is left is for you to mend"])
-        return "\n".join([*lines, f"after: {self.after:.3f}", f"train it with: {self.command}"])
+Make = Callable[[Sequence[str]], Patient]
 
 
 def cure(
     overrides: Sequence[str],
     *,
-    make: Callable[[Sequence[str]], Patient] | None = None,
+    make: Make | None = None,
     report: Report | None = None,
     told: Callable[[str], None] | None = None,
+    seconds: float = SECONDS,
 ) -> Cured:
-    """Tries what the report on these override lines prescribes, up to three rounds, and keeps what helps.
+    """Tries ways against what the report on these override lines finds, and keeps those that help.
 
     make: from lines, the patient (default: as `knep doctor` makes it); report: of the first examination, if there is
-    one already. Raises InputError for lines that cannot work.
+    one already; seconds: of computing, after which nothing new is tried: what the clock shows where nothing else runs,
+    so that a busy machine tries as much. Raises InputError for lines that cannot work.
     """
     make = make or patient_of
-    tell = told or (lambda _: None)
-    lines = tuple(overrides)
-    first = report = report or diagnose(make(lines))
-    before = best = measured(make(lines))
-    kept: list[tuple[tuple[str, ...], float]] = []
-    for _ in range(_ROUNDS):
-        found = _best_way(lines, report, make, best, tell)
-        if found is None:
-            break
-        way, lines, best = found
-        kept.append((way, best))
-        if best > 0.99:
-            break
-        report = diagnose(make(lines))
-        if not report.sick:
-            break
-    return Cured(lines, tuple(kept), before, best, first)
+    report = report or diagnose(make(overrides))
+    began = _computed()
+    blind = next((f for f in report.findings if f.disease in _BLIND and f.certain), None)
+    if blind is not None or not report.sick:
+        note = f"{blind.about.title}: mend that first, then examine it again" if blind else ""
+        return Cured(tuple(overrides), (), 0.0, 0.0, report, note=note)
+    ward = _Ward(make, told or (lambda _: None), began + seconds)
+    lines, kept, late = _treated(ward, tidied(overrides), report)
+    lines, kept = _borne_out(ward, tidied(overrides), lines, kept)
+    before, after = ward.mean(tidied(overrides)), ward.mean(lines)
+    return Cured(
+        overrides=lines if kept else tuple(overrides),
+        kept=tuple(kept),
+        before=before.acc,
+        after=after.acc,
+        report=report,
+        loss=(before.loss, after.loss),
+        tried=tuple((way, acc) for way, acc in ward.tried.items() if way not in dict(kept)),
+        trials=ward.trials,
+        seconds=_computed() - began,
+        note=f"{seconds:.0f} s were over before all was tried: --budget gives more" if late else "",
+    )
 
 
-def _best_way(
-    lines: tuple[str, ...], report: Report, make: Any, best: float, tell: Callable[[str], None]
-) -> tuple[tuple[str, ...], tuple[str, ...], float] | None:
-    """The prescription that helps most, the line with it, and what it reaches; None where none helps."""
-    chosen, top = None, best + _GAIN
-    ways = [way for f in report.findings[:_FINDINGS] for way in f.overrides[:_WAYS]]
-    for way in dict.fromkeys(ways):
-        tell(" ".join(way))
-        try:
-            candidate = merged(lines, way)
-            reached = measured(make(candidate))
-        except InputError:  # this prescription does not fit this model
-            continue
-        if reached >= top:
-            chosen, top = (way, candidate, reached), reached + 0.005
-    return chosen
+@dataclass
+class _Ward:
+    """Trials of lines, each made once.
+
+    seed: of the run; until: of `_computed`; tried: way -> its best accuracy in one trial, None where it does not fit.
+    """
+
+    make: Make
+    told: Callable[[str], None]
+    until: float
+    seed: int = 0
+    trials: int = 0
+    tried: dict[Way, float | None] = field(default_factory=dict)
+    seen: dict[tuple[Way, int], Score] = field(default_factory=dict)
+    made: tuple[Way, Patient] | None = None
+
+    @property
+    def late(self) -> bool:
+        return _computed() > self.until
+
+    def patient(self, lines: Way) -> Patient:
+        if self.made is None or self.made[0] != lines:
+            self.made = (lines, self.make(lines))
+        return self.made[1]
+
+    def score(self, lines: Way, seed: int) -> Score:
+        """What a trial reaches with other first weights and another order of batches; seed: 0 for the run's own."""
+        if (lines, seed) not in self.seen:
+            other = merged(lines, (f"seed={self.seed + seed}",)) if seed else lines
+            self.seen[lines, seed] = measured(self.patient(other))
+            self.trials += 1
+        return self.seen[lines, seed]
+
+    def mean(self, lines: Way) -> Score:
+        """Over the seeds that these lines were tried with, the run's own at least."""
+        self.score(lines, 0)
+        scores = [score for (those, _), score in self.seen.items() if those == lines]
+        return Score(*(sum(values) / len(scores) for values in zip(*((s.loss, s.acc) for s in scores), strict=True)))
+
+    def gain(self, lines: Way, better: Way, seeds: Sequence[int]) -> float:
+        """Accuracy that better lines have more, in paired trials; a much lower loss counts where it is no lower."""
+        pairs = [(self.score(lines, seed), self.score(better, seed)) for seed in seeds]
+        gain = sum(b.acc - a.acc for a, b in pairs) / len(pairs)
+        calmer = sum(b.loss for _, b in pairs) < _LESS * sum(a.loss for a, _ in pairs)
+        return max(gain, _GAIN) if calmer and gain >= 0 else gain
 
 
-def measured(patient: Patient) -> float:
-    """Validation accuracy where the patient's trial ends, early stopping included: over seeds, 0 if one diverged."""
+def _computed() -> float:
+    """Seconds that this process has computed, by the clock of an idle machine."""
+    return time.process_time() / torch.get_num_threads()
+
+
+def measured(patient: Patient) -> Score:
+    """Validation score where the patient's trial ends, early stopping included; accuracy 0 where it diverged."""
     steps = steps_of(patient)
-    trials = [run(patient, steps, looks=looks(patient, steps), seed=patient.seed + i) for i in range(_SEEDS)]
-    scores = [stopped(patient, t)[1].acc if not t.diverged else 0.0 for t in trials]
-    return sum(scores) / len(scores)
+    trial = run(patient, steps, looks=looks(patient, steps))
+    score = stopped(patient, trial)[1]
+    return Score(score.loss, 0.0) if trial.diverged else score
 
 
 def patient_of(lines: Sequence[str]) -> Patient:
     """The patient that override lines describe."""
-    made = compose_config(lines)
-    return from_config(made.config, lines)
+    return from_config(compose_config(lines).config, lines)
 
 
-def merged(lines: Sequence[str], way: Sequence[str]) -> tuple[str, ...]:
-    """Lines with those of a prescription, which replace what says otherwise."""
-    keys = {line.partition("=")[0] for line in way}
-    groups = {key for key in keys if key in GROUPS}
-
-    def stays(line: str) -> bool:
-        key = line.partition("=")[0].lstrip("+")
-        return key not in keys and key.partition(".")[0] not in groups
-
-    return (*filter(stays, lines), *way)
-
-
-def recipe_yaml(made: Composed, note: str) -> str:
-    """A recipe file that says what a composed config says in each slot: for `recipe=<its name>`.
-
-    note: one line for its head.
-    """
-    import yaml
-
-    from knep.listing import SLOTS
-
-    head = ["# @package _global_", f"# {note}", "defaults:"]
-    head += [f"  - override /{slot}: {made.choices[slot]}" for slot in SLOTS if slot in made.choices]
-    values = {slot: _values(made.config[slot]) for slot in SLOTS if slot in made.choices}
-    values = {slot: node for slot, node in values.items() if node}
-    values |= {key: made.config[key] for key in ("layer_decay", "accumulate")}
-    values["trainer"] = {"max_epochs": made.config["trainer"]["max_epochs"]}
-    text = yaml.safe_dump(values, sort_keys=False)
-    return "\n".join([*head, "  - _self_"]) + "\n" + text
+def _treated(ward: _Ward, lines: Way, report: Report) -> tuple[Way, list[tuple[Way, float]], bool]:
+    """The lines with every way that helped, these ways with the accuracy after each, and whether time ran out."""
+    kept: list[tuple[Way, float]] = []
+    patient = ward.patient(lines)
+    ward.seed = patient.seed
+    pools = [known.prescribed(report), known.usual(report, patient)]
+    top, simple = report.findings[0], report.measured.get("trial", {}).get("expected", 0.0)
+    if top.overrides or not top.mend:  # else the cause is known, and not for lines to mend
+        pools.append(known.common(patient))
+    while pools and len(kept) < _ROUNDS and not ward.late:
+        gains = _screened(ward, lines, pools.pop(0))
+        way = _best(ward, lines, gains)
+        if way is None:
+            continue
+        lines = merged(lines, way)
+        kept.append((way, ward.mean(lines).acc))
+        if kept[-1][1] > _PERFECT:
+            return lines, kept, False
+        ranked = sorted(gains.items(), key=lambda row: -row[1])
+        promising = [w for w, gain in ranked if gain >= _GAIN / 2 and apart(w, way)]
+        pool = dict.fromkeys([*_next(ward, lines, report), *known.finer(way), *promising])
+        pools = [[w for w in pool if merged(lines, w) != lines]]
+        if kept[-1][1] < simple - FAR:
+            pools.append([w for w in known.common(ward.patient(lines)) if merged(lines, w) != lines])
+    return lines, kept, ward.late
 
 
-def _values(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters of a slot's node, without what builds it."""
-    return {k: v for k, v in node.items() if not k.startswith("_") and (not isinstance(v, float) or math.isfinite(v))}
+def _next(ward: _Ward, lines: Way, report: Report) -> list[Way]:
+    """What another examination prescribes, where it can see what is left."""
+    if report.findings[0].disease in OVERFITS:  # an end in time hides it
+        return []
+    ward.told("examining again")
+    return known.prescribed(diagnose(ward.patient(lines)))
 
 
-def _quoted(line: str) -> str:
-    return f"'{line}'" if any(c in line for c in "[]{}, ") else line
+def _screened(ward: _Ward, lines: Way, pool: Sequence[Way]) -> dict[Way, float]:
+    """What each way that fits gains in one trial, as far as time allows."""
+    gains: dict[Way, float] = {}
+    for way in pool:
+        if ward.late:
+            break
+        ward.told(" ".join(way))
+        better = merged(lines, way)
+        try:
+            gains[way] = ward.gain(lines, better, (0,))
+        except (InputError, RuntimeError):  # this way does not fit this model
+            ward.tried.setdefault(way, None)
+            continue
+        ward.tried[way] = max(ward.score(better, 0).acc, ward.tried.get(way) or 0.0)
+    return gains
+
+
+def _best(ward: _Ward, lines: Way, gains: dict[Way, float]) -> Way | None:
+    """The way that gains most over two seeds, of the best in one; the first of those that do as well."""
+    least = max(_GAIN / 2, max(gains.values(), default=0.0) - _REACH)
+    final = sorted((way for way, gain in gains.items() if gain >= least), key=lambda way: -gains[way])[:_FINAL]
+    chosen, top = None, _GAIN
+    for way in (way for way in gains if way in final):
+        gain = ward.gain(lines, merged(lines, way), (0, 1))
+        if gain >= top:
+            chosen, top = way, gain + _GAIN / 2
+    return chosen
+
+
+def _borne_out(
+    ward: _Ward, start: Way, lines: Way, kept: list[tuple[Way, float]]
+) -> tuple[Way, list[tuple[Way, float]]]:
+    """The ways without the last ones, as long as a seed that chose nothing shows no gain: the best of many has luck."""
+    while kept and ward.gain(start, lines, (2,)) <= 0:
+        kept = kept[:-1]
+        lines = start
+        for way, _ in kept:
+            lines = merged(lines, way)
+    return lines, kept

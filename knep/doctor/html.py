@@ -17,6 +17,7 @@ _STYLE = (
     "article{border-left:4px solid #b3261e;padding:.1rem 1rem;margin:1.2rem 0;background:#fafafa}"
     "article.suspicion{border-color:#c98a00}h2{font-size:1.1rem}small{color:#666;font-weight:400}"
     "dl{display:grid;grid-template-columns:7rem 1fr;gap:.2rem .6rem;margin:.4rem 0}dt{color:#666}dd{margin:0}"
+    "pre{white-space:pre-wrap;overflow-wrap:anywhere}"
     "code{background:#eee;padding:.1rem .3rem;overflow-wrap:anywhere}dd{overflow-wrap:anywhere}"
     "svg{width:100%;height:auto}figure{margin:1rem 0}"
 )
@@ -31,8 +32,11 @@ _CAPTIONS = {
 }
 
 
-def page(report: Report) -> str:
-    """The report as HTML, with its figures inside. Whatever comes from a model or a config is escaped."""
+def page(report: Report, cure: str = "") -> str:
+    """The report as HTML, with its figures inside. Whatever comes from a model or a config is escaped.
+
+    cure: what came of one, as text, "" without.
+    """
     state = "sick" if report.sick else "healthy"
     parts = [
         "<h1>knep doctor</h1>",
@@ -40,6 +44,7 @@ def page(report: Report) -> str:
         f"<p>The examination took {report.seconds:.1f} s.</p>",
         *(_finding(number, finding) for number, finding in enumerate(report.findings, 1)),
         *(f"<p>Note: {escape(note)}</p>" for note in report.notes),
+        *([f"<article><h2>The cure</h2><pre>{escape(cure)}</pre></article>"] if cure else []),
         *_figures(report.measured),
     ]
     body = "\n".join(parts)

@@ -61,19 +61,7 @@ def _trained(patient: Patient) -> tuple[trial.Score, Any]:
     steps = min(patient.total_steps, _STEPS)
     looks = max(1, min(patient.epochs, steps)) if patient.stopping else 1
     run = trial.run(patient, steps, looks=looks)
-    return (_stopped(run, patient) if patient.stopping else run.val), run.model
-
-
-def _stopped(run: trial.Trial, patient: Patient) -> trial.Score:
-    """Where early stopping ends the run, at its best epoch until then."""
-    least = float(patient.config["stopping"].get("min_delta") or 0.0)
-    best, since = trial.Score(math.inf, 0.0), 0
-    for _, score in run.curve:
-        since = 0 if score.loss < best.loss - least else since + 1
-        best = score if since == 0 else best
-        if since >= (patient.stopping or 0):
-            break
-    return best
+    return trial.stopped(patient, run)[1], run.model
 
 
 def _leak(ill: Patient, well: Patient, model: Any) -> dict[str, float]:

@@ -129,15 +129,19 @@ def test_two_points_count_and_chance_does_not():
     assert not suffering._suffers(row | {"acc": 0.96, "loss": 0.4}, 100, "acc")
 
 
-def test_early_stopping_is_played_on_the_curve():
+@pytest.mark.parametrize(("monitor", "loss"), [("val/loss", 0.8), ("val/acc", 0.85)])
+def test_a_case_is_judged_where_early_stopping_ends_it(monkeypatch, monitor, loss):
     from types import SimpleNamespace
 
-    from knep.doctor.trial import Score
+    from knep.doctor import trial
 
-    losses = [1.0, 0.8, 0.85, 0.9, 0.1]
-    run = SimpleNamespace(curve=[(i, Score(loss, 1 - loss)) for i, loss in enumerate(losses)])
-    ended = suffering._stopped(run, SimpleNamespace(stopping=2, config={"stopping": {"min_delta": 0.0}}))
-    assert ended.loss == 0.8
+    course = [(1.0, 0.1), (0.8, 0.2), (0.85, 0.3), (0.9, 0.3), (0.95, 0.3), (0.1, 0.9)]
+    run = trial.Trial(curve=[(i, trial.Score(*pair)) for i, pair in enumerate(course)])
+    monkeypatch.setattr(trial, "run", lambda *a, **how: run)
+    asked = SimpleNamespace(stopping=2, min_delta=0.0, monitor=monitor, total_steps=6, epochs=6)
+    assert suffering._trained(asked)[0].loss == loss
+    asked.stopping = None
+    assert suffering._trained(asked)[0].loss == 0.1
 
 
 def test_mutations_leave_the_twin_alone_and_do_what_they_say():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 
 import pytest
 import yaml
 
 from knep import cli
+from knep.compose import compose_config
+from knep.doctor import ways
 
 _SMALL = ["data=synthetic", "data.images=600", "data.image_size=8", "model=mlp", "model.widths=[32]", "threads=1"]
 _SOUND = ["recipe=baseline", *_SMALL, "optimizer.lr=0.01", "trainer.max_epochs=15"]
@@ -72,14 +75,27 @@ def test_a_sick_run_is_told_and_written(tmp_path, capsys):
     assert "<html" in html_file.read_text()
 
 
-def test_a_cure_prints_the_line_and_writes_the_recipe(tmp_path, capsys):
-    recipe = tmp_path / "recipe" / "mine.yaml"
+def test_a_cure_prints_the_lines_and_writes_the_recipe(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ways, "common", lambda patient: [])  # what is prescribed is enough
+    recipe, json_file, html_file = tmp_path / "recipe" / "mine.yaml", tmp_path / "r.json", tmp_path / "r.html"
     lines = [w for w in _SOUND if not w.startswith("optimizer.lr")]
-    assert _doctor(*lines, "optimizer=sgd", "optimizer.lr=1e-5", "--cure", "--recipe", str(recipe)) == 1
+    files = ["--recipe", str(recipe), "--json", str(json_file), "--html", str(html_file)]
+    assert _doctor(*lines, "optimizer=sgd", "optimizer.lr=1e-5", "--cure", *files) == 1
     out = capsys.readouterr().out
     assert "before: validation accuracy" in out
-    assert "train it with: python train.py" in out
+    assert "not kept: " in out
+    whole, by_recipe = (line.strip() for line in out.splitlines() if line.startswith("  python train.py "))
+    assert whole.startswith("python train.py recipe=baseline data=synthetic")
     assert yaml.safe_load(recipe.read_text())["optimizer"]["lr"] > 1e-4
+    words = shlex.split(by_recipe)
+    assert words[2:5] == ["--config-dir", str(tmp_path), "recipe=mine"]
+    again = compose_config(words[4:], [f"file://{tmp_path}"]).config
+    assert again == compose_config(shlex.split(whole)[2:]).config
+    cure = json.loads(json_file.read_text())["cure"]
+    assert cure["after"] > cure["before"] + 0.1
+    assert cure["overrides"] == shlex.split(whole)[2:]
+    assert "The cure" in html_file.read_text()
+    assert str(recipe) in html_file.read_text()
 
 
 def test_somebody_elses_model_is_examined(own, capsys):
@@ -164,6 +180,7 @@ def test_what_cannot_be_examined_is_one_line(own, capsys):
         (["--model", "third_nets:nothing", *lines], "nothing"),
         (["modell=mlp"], "did you mean model"),
         ([*_SOUND, "--html", "/proc/nowhere/r.html"], "cannot be written"),
+        ([*_SOUND, "--cure", "--budget", "soon"], "--budget soon is no number of seconds"),
     ):
         assert _doctor(*words) == 2
         error = capsys.readouterr().err.strip()
