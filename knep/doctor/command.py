@@ -90,7 +90,7 @@ def _patient(lines: Sequence[str], data: str | None) -> Patient:
     allow_typed(lines)
     config = compose_config(lines).config
     take_allowed(config)
-    return from_config(config, lines, Loaders(data) if data else None)
+    return from_config(config, lines, Loaders(data, config["model"].get("path")) if data else None)
 
 
 def _seconds(text: str) -> float:

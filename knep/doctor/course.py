@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from knep.doctor import remedies
+from knep.doctor.dropouts import capped, functional, settings
 from knep.doctor.findings import Finding
 from knep.doctor.patient import Patient
 from knep.doctor.remedies import Remedy
@@ -142,7 +143,13 @@ def spiking_steps(trial: Trial) -> list[int]:
 
 
 def _sizes(patient: Patient) -> list[torch.Tensor]:
-    return [patient.inputs(x).float().flatten(1).abs().amax(1) for x, _ in patient.train[:100]]
+    return [_largest(patient, x) for x, _ in patient.train[:100]]
+
+
+def _largest(patient: Patient, x: torch.Tensor) -> torch.Tensor:
+    """max |x| of each image (N,); 0 where it is not finite, which is another disease."""
+    largest = patient.inputs(x).float().flatten(1).abs().amax(1).cpu()
+    return torch.where(largest.isfinite(), largest, 0.0)
 
 
 def broken_images(patient: Patient) -> str:
@@ -165,23 +172,24 @@ def without_outliers(patient: Patient) -> Patient:
     usual = float(torch.cat(_sizes(patient)).median())
     kept = []
     for x, y in patient.train:
-        good = patient.inputs(x).float().flatten(1).abs().amax(1).cpu() <= 15 * max(usual, 1e-6)
+        good = _largest(patient, x) <= 15 * max(usual, 1e-6)
         if bool(good.any()):
             kept.append((x[good], y[good]))
     return replace(patient, train=kept)
 
 
 def _dropout(patient: Patient, trial: Trial) -> Iterator[Suspect]:
-    rates = [m.p for m in remedies.droppers(patient.model)]
-    if max(rates, default=0.0) >= 0.4:
+    own, called = settings(patient.model), functional(patient)
+    top = max([*own, *called], default=0.0)
+    if top >= 0.4:
         evidence = (
-            f"dropout of up to {max(rates):g} in {len(rates)} places; accuracy on training images "
+            f"dropout of up to {top:g} in {len(own) + len(called)} places; accuracy on training images "
             f"{_mean(trial.accs[-20:]):.2f} with it, {trial.train.acc:.2f} without"
         )
-        yield Suspect(
-            Finding("too_much_dropout", evidence, 0.5 + 0.4 * max(rates) ** 2, certain=False),
-            ((_dropout_lines(patient), remedies.dropout_of(0.1)),),
-        )
+        by_hand = max(called, default=0.0) >= 0.4  # no override reaches what a forward pass calls
+        mend = "lower the p of the dropout functions in the model's forward to 0.1" if by_hand else ""
+        finding = Finding("too_much_dropout", evidence, 0.5 + 0.4 * top**2, certain=False, mend=mend)
+        yield Suspect(finding, ((() if by_hand else _dropout_lines(patient), capped(0.1)),))
 
 
 def _dropout_lines(patient: Patient) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import torch
 
 from knep.doctor.course import broken_images, without_outliers
 from knep.doctor.data import Data
-from knep.doctor.examination import Examination, looks, reached
+from knep.doctor.examination import Examination, looks, reached, unfit
 from knep.doctor.findings import Finding, Report, ordered
 from knep.doctor.patient import Patient
 from knep.doctor.reference import reference
@@ -50,6 +50,8 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     seen = signals(patient)
     measured["signals"] = _drawn(seen.as_dict())
     found += model_findings(patient, seen)
+    if not seen.reached:  # nothing can be trained
+        return _report(found, measured, began)
     tell("trial")
     steps = steps_of(patient)
     base = run(patient, steps, looks=looks(patient, steps))
@@ -57,9 +59,10 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     expected = simple.acc if simple is not None else 0.0
     exam = Examination(patient, steps, base, reached(base, patient), expected, found)
     measured["trial"] = _course(base) | {"reached": exam.reached, "expected": expected}
-    tell("remedies")
     suspected = suspected_of(exam)
-    treat(exam, suspected, measured)
+    if not unfit(found):
+        tell("remedies")
+        treat(exam, suspected, measured)
     return _report(verdict(exam, suspected), measured, began)
 
 

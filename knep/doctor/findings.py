@@ -70,8 +70,8 @@ class Finding:
         return diseases()[self.disease]
 
     def prescribed(self, *ways: Sequence[str]) -> Finding:
-        """The same finding with these ways of mending it."""
-        return replace(self, overrides=tuple(tuple(way) for way in ways))
+        """The same finding with these ways of mending it; a way without lines is one that only the user can go."""
+        return replace(self, overrides=tuple(tuple(way) for way in ways if way))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from knep.doctor.patient import Batch, gathered, reshuffles
+from knep.doctor.patient import Batch, gathered, held_back, reshuffles
 from knep.errors import InputError
-from knep.models.imported import find
+from knep.models.imported import accepted, build, find
+from knep.probe import probe
 
 _MOST = 600  # batches
 
@@ -18,10 +19,12 @@ class Loaders:
     """Training and validation batches (x, y) that a function of another project gives.
 
     path: "package.module:name" of what returns (train, val) loaders, or one, of which every tenth batch is then held
-    back. Raises InputError for anything else, for no batch at all, or batches that are no images with labels.
+    back; model: path of what builds the net, whose outputs are the classes where its builder does not ask for their
+    number, so that labels beyond them are seen. Raises InputError for anything else, for no batch at all, or batches
+    that are no images with labels.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, model: str | None = None) -> None:
         builder = find(path, key="--data")
         try:
             made = builder()
@@ -34,19 +37,31 @@ class Loaders:
         seen = gathered(train, most=_MOST)
         if not seen:
             raise InputError(f"--data: the training loader of {path} gives no batch: check its data set and drop_last")
-        self._val: list[Batch] = gathered(val, most=64) if val is not None else seen[::10]
-        self._train = seen if val is not None else [b for i, b in enumerate(seen) if i % 10] or seen
+        self._train, self._val = (seen, gathered(val, most=64)) if val is not None else held_back(seen)
         self.shuffled = reshuffles(train, seen)
         labels = torch.cat([y for _, y in seen])
         x = seen[0][0]
         if x.ndim != 4:
-            raise InputError(f"--data: {path} gives inputs {tuple(x.shape)}: the doctor examines images (N, C, H, W)")
+            raise InputError(
+                f"--data: {path} gives inputs {tuple(x.shape)}, not images (N, C, H, W): examine others "
+                "in Python, knep.doctor.examine(model, train, val, optimizer=optimizer)"
+            )
         self.num_classes = max(2, int(labels.max()) + 1)
         self.channels, self.image_size = x.shape[1], x.shape[2]
+        self.num_classes = self._outputs(model, x) or self.num_classes
         self.class_names = [str(k) for k in range(self.num_classes)]
         self.sizes = {"train": sum(len(y) for _, y in self._train), "val": sum(len(y) for _, y in self._val)}
         self.train_batches = len(self._train)
         self.seed = 0
+
+    def _outputs(self, model: str | None, x: Tensor) -> int | None:
+        """Scores of the net for an image, None where it takes the number from the labels or gives something else."""
+        offered = {"num_classes": self.num_classes, "in_channels": self.channels, "image_size": self.image_size}
+        if model is None or "num_classes" in accepted(find(model), offered):
+            return None
+        with torch.random.fork_rng(devices=[]):
+            scores = probe(build(model, offered), x.float())
+        return scores.shape[1] if isinstance(scores, Tensor) and scores.ndim == 2 else None
 
     def train_dataloader(self) -> list[Batch]:
         return self._train

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from knep.doctor.copies import copied, unwrapped
 from knep.errors import InputError
 from knep.recipes import augment as augments
 from knep.recipes import clip as clips
@@ -72,9 +73,21 @@ class Patient:
         return torch.device("cpu") if like is None else like.device
 
     def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
-        """The loss that the run minimises, without its penalty; y: int64 (N,) or, after mixing, (N, K)."""
+        """The loss that the run minimises, without its penalty; y: int64 (N,) or, after mixing, (N, K).
+
+        Raises InputError where a loss of another project fails.
+        """
         if self.loss is not None:
-            return self.loss(scores, y)
+            try:
+                value = self.loss(scores, y)
+            except Exception as error:  # it may raise anything
+                text = " ".join(str(error).split())
+                got = f"scores {tuple(scores.shape)} and labels {tuple(y.shape)} of {y.dtype}"
+                raise InputError(f"the loss fails on {got}: {type(error).__name__}: {text}") from error
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                got = f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(f"the loss gives {got}, not a tensor of one number: take its mean")
+            return value
         return F.cross_entropy(scores, y, label_smoothing=self.regularization.label_smoothing)
 
     def inputs(self, x: Tensor) -> Tensor:
@@ -156,27 +169,32 @@ def of(
     the model's parameters, or what makes one of a model; loss: f(scores, y), None for cross-entropy.
     Raises InputError for batches that are no (x, y), none at all, or a model that fails on them.
     """
+    model = unwrapped(model)
+    own = copied(model)
     seen = gathered(train, most=_MOST_BATCHES)
     if not seen:
         raise InputError("the training loader gives no batch: check its data set and drop_last")
-    held = gathered(val, most=64) if val is not None else seen[::10]
-    kept = seen if val is not None else [b for i, b in enumerate(seen) if i % 10] or seen
+    kept, held = (seen, gathered(val, most=64)) if val is not None else held_back(seen)
     if num_classes is None:
         from knep.probe import probe
 
-        scores = probe(model, kept[0][0])
+        scores = probe(own, kept[0][0])
         if not isinstance(scores, Tensor) or scores.ndim != 2:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise InputError(f"the model gives {got}, not scores (N, K): the doctor examines classifiers of images")
         num_classes = scores.shape[1]
+    if num_classes == 1 and loss is not None and not isinstance(loss, nn.CrossEntropyLoss):
+        raise InputError("the model gives one score: let it give one for each of two classes, with cross_entropy")
+    if next(own.parameters(), None) is None:
+        raise InputError("the model has no parameters: there is nothing to train")
     batches = _length(train) or len(kept)
     return Patient(
-        model=model,
+        model=own,
         train=kept,
         val=held,
         num_classes=num_classes,
         make_optimizer=_maker(model, optimizer),
-        loss=None if isinstance(loss, nn.CrossEntropyLoss) and not loss.label_smoothing else loss,
+        loss=None if _plain(loss) else loss,
         clip=clip,
         images=sum(len(y) for _, y in kept),
         batches=batches,
@@ -184,6 +202,22 @@ def of(
         shuffled=reshuffles(train, seen),
         seed=seed,
     )
+
+
+def _plain(loss: Any) -> bool:
+    """Whether it is the mean cross-entropy of scores and labels, and nothing else."""
+    if not isinstance(loss, nn.CrossEntropyLoss):
+        return False
+    return not loss.label_smoothing and loss.weight is None and loss.reduction == "mean" and loss.ignore_index == -100
+
+
+def held_back(seen: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """(train, val): every tenth batch is for validation; every tenth image, where there is but one batch."""
+    if len(seen) > 1:
+        return [b for i, b in enumerate(seen) if i % 10], list(seen[::10])
+    x, y = seen[0]
+    held = torch.arange(len(y)) % 10 == 0
+    return ([(x[~held], y[~held])], [(x[held], y[held])]) if len(y) > 1 else (list(seen), [])
 
 
 def gathered(batches: Iterable[Any], most: int, padded: bool = False) -> list[Batch]:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from knep.doctor import remedies
+from knep.doctor.dropouts import capped
 from knep.doctor.patient import Patient
-from knep.doctor.signals import widened
+from knep.doctor.signals import like, widened
 from knep.doctor.trial import cast
 
 _IMAGES = 64
@@ -36,14 +36,12 @@ def _memorise(patient: Patient, lr: float, steps: int) -> float:
     best = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(patient.seed)
-        model = widened(copy.deepcopy(patient.model)).train()
-        for m in remedies.droppers(model):
-            m.p = 0.0
+        model = widened(capped(0.0)(patient).model).train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             return 0.0
         optimizer = torch.optim.Adam(parameters, lr=lr)
-        x, y = patient.inputs(x).float(), y.to(patient.device)
+        x, y = like(model, patient.inputs(x)), y.to(patient.device)
         for _ in range(steps):
             optimizer.zero_grad()
             scores = model(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from knep.doctor.copies import copied
 from knep.doctor.patient import Batch, Patient
 from knep.doctor.rows import Scores, Signals, Weight
 from knep.doctor.tape import Tape, taped
@@ -32,13 +32,14 @@ def signals(
     first. Weights of half precision are widened to float32.
     Raises InputError for a model that fails, or whose output is not (N, K).
     """
-    twin = widened(copy.deepcopy(patient.model if model is None else model)).train()
+    twin = widened(copied(patient.model if model is None else model)).train()
     still(twin)
     x, y = chosen(patient, affordable(patient, twin)) if batch is None else batch
     device = patient.device
     with isolated(patient):
         images = like(twin, patient.inputs(x))
         if standardized:
+            images = images if images.is_floating_point() else images.float()
             images = (images - images.mean()) / images.std().clamp(min=torch.finfo(images.dtype).tiny)
         with taped(twin, len(images)) as tape:
             output = forward(twin, images)

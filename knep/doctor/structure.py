@@ -7,6 +7,7 @@ from dataclasses import replace
 from knep.doctor.batch_norms import batch_norms
 from knep.doctor.connection import cut_off, frozen
 from knep.doctor.ends import double_softmax, narrow
+from knep.doctor.entrance import entrance
 from knep.doctor.findings import Finding, ordered
 from knep.doctor.patient import Patient
 from knep.doctor.precision import precision
@@ -15,6 +16,7 @@ from knep.doctor.rows import Signals
 from knep.doctor.signals import signals
 from knep.doctor.steps import stepped
 from knep.doctor.symmetry import symmetric
+from knep.doctor.unregistered import unregistered
 
 _SCALED = (0.2, 5.0)  # deviation of inputs whose size does not matter for the layers behind
 
@@ -26,6 +28,7 @@ def model_findings(patient: Patient, seen: Signals) -> list[Finding]:
     found = [
         *double_softmax(patient, seen),
         *cut_off(patient, seen, later),
+        *unregistered(patient),
         *frozen(patient.model, seen),
         *symmetric(patient.model, after, seen),
         *batch_norms(patient, seen),
@@ -41,11 +44,20 @@ def _passing(patient: Patient, seen: Signals, later: Signals, after: object) -> 
     state = later if _asleep(seen) else seen
     lasting = {f.disease for f in propagation(later)}
     raw = [f for f in propagation(state) if f.disease in lasting]
-    if _SCALED[0] < seen.input_std < _SCALED[1] and abs(seen.input_mean) < _SCALED[1]:
+    if _of_a_size(patient, seen):
         return raw
     own = propagation(signals(patient, after if state is later else None, standardized=True))  # pyright: ignore
     named = {f.disease for f in own}
     return own + [replace(f, certain=False, gravity=0.4 * f.gravity) for f in raw if f.disease not in named]
+
+
+def _of_a_size(patient: Patient, seen: Signals) -> bool:
+    """Whether the size of the inputs is no matter: near 1, made so by the model itself, or of indices, without any."""
+    door = entrance(patient)
+    mean, std = seen.input_mean, seen.input_std
+    if door.own and door.x is not None and door.x.numel() > 1:
+        mean, std = float(door.x.mean()), float(door.x.std())
+    return door.tokens or (_SCALED[0] < std < _SCALED[1] and abs(mean) < _SCALED[1])
 
 
 def _asleep(seen: Signals) -> bool:

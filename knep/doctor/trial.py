@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from knep.doctor.copies import copied
 from knep.doctor.patient import Batch, Patient
+from knep.doctor.signals import forward
 from knep.gradients import gradients
 from knep.groups import decayed
 from knep.layers import calls
@@ -21,6 +23,7 @@ from knep.seeds import generator, mix
 
 _MACS = 6e10  # of a whole trial: a few seconds on one core
 _SHORT, _LONG = 60, 600  # steps
+_USUAL = 0.1  # momentum of batch norm, PyTorch's
 
 
 @dataclass
@@ -130,6 +133,7 @@ def run(
 
 def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -> None:
     model = copy.deepcopy(patient.model).train()
+    _follow_sooner(model, patient.total_steps / steps)
     trial.model = model
     optimizer: Any = patient.make_optimizer(model)
     per_epoch = max(1, round(steps / patient.epochs))
@@ -174,6 +178,14 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
         trial.batch_stats = score(patient, model, seen, batch_stats=True)
 
 
+def _follow_sooner(model: nn.Module, stretch: float) -> None:
+    """Running statistics take in as much of a trial as of the run, which has `stretch` times as many steps; slow ones
+    are quickened up to the usual momentum, beyond which they would be noise."""
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is not None and 0 < m.momentum < _USUAL:
+            m.momentum = min(_USUAL, 1 - (1 - m.momentum) ** max(1.0, stretch))
+
+
 def _pass(patient: Patient, model: nn.Module, trial: Trial, micro: Sequence[Batch], step: int, watch: Any) -> Tensor:
     """Forward and backward over the micro-batches of a step, and the clipping; a second pass of a step logs nothing."""
     for p in model.parameters():
@@ -183,7 +195,7 @@ def _pass(patient: Patient, model: nn.Module, trial: Trial, micro: Sequence[Batc
     for x, y in micro:
         x, y = patient.augment(x.to(patient.device), y.to(patient.device), patient.num_classes)
         with cast(patient):
-            scores = model(patient.scaling(x))
+            scores = forward(model, patient.scaling(x))
             loss = patient.criterion(scores, y)
         term = patient.regularization.penalty(decayed(model))
         ((loss + term) / len(micro)).backward()
@@ -260,7 +272,7 @@ def score(patient: Patient, model: nn.Module, batches: Sequence[Batch], batch_st
     modes = {m: m.training for m in model.modules()}
     model.eval()
     if batch_stats:
-        model = copy.deepcopy(model)
+        model = copied(model)
         for m in model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
                 m.train()

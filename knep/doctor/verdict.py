@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 
 from knep.doctor.course import Suspect
-from knep.doctor.examination import BEARABLE, GAIN, LEARNED, SIGNAL, Examination
+from knep.doctor.examination import BEARABLE, GAIN, LEARNED, SIGNAL, Examination, unfit
 from knep.doctor.findings import Finding
 from knep.doctor.probes import memorised
 from knep.doctor.trial import recalls, stopped
@@ -122,12 +123,16 @@ def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
 def _overfitting(exam: Examination) -> list[Finding]:
     """Training goes on to fall while validation gets worse."""
     base, patient = exam.base, exam.patient
+    if unfit(exam.findings):
+        return []
     if patient.stopping or base.diverged or len(base.curve) < 4 or base.train.acc < 0.9:
         return []
     best = min(s.loss for _, s in base.curve)
     rise, gap = base.val.loss / max(best, 1e-6), base.train.acc - base.val.acc
     behind = base.train.acc > LEARNED and base.val.acc < exam.expected - 0.1
-    if (rise < 1.25 and not behind) or gap < 0.05:
+    seen = max(1, sum(len(y) for _, y in patient.val))
+    chance = math.sqrt(base.val.acc * (1 - base.val.acc) / seen)  # of a validation split of this size
+    if (rise < 1.25 and not behind) or gap < 0.05 + chance:
         return []
     parameters = sum(p.numel() for p in patient.model.parameters())
     images = patient.images or 1

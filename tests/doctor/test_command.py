@@ -44,6 +44,9 @@ _NETS = """
         features = in_channels * image_size**2
         return nn.Sequential(nn.Flatten(), nn.Linear(features, 32), nn.ReLU(), nn.Linear(32, num_classes))
 
+    def four():
+        return build(4, 1, 8)
+
     def squashed(num_classes, in_channels, image_size):
         return nn.Sequential(build(num_classes, in_channels, image_size), nn.Softmax(1))
 
@@ -147,6 +150,9 @@ def test_somebody_elses_loaders_are_examined(own, capsys):
             scaled = (TensorDataset(1000 * d.tensors[0], d.tensors[1]) for d in (train, val))
             return tuple(DataLoader(d, 32, shuffle=i == 0) for i, d in enumerate(scaled))
 
+        def from_one():
+            return tuple([(x, y + 1) for x, y in loader] for loader in loaders())
+
         def empty():
             return [], []
 
@@ -165,6 +171,8 @@ def test_somebody_elses_loaders_are_examined(own, capsys):
     assert "learning rate is too low" in capsys.readouterr().out
     assert _doctor(*model, "--data", "doctored_data:raw", "optimizer=sgd", "optimizer.lr=0.1", "threads=1") == 1
     assert "inputs are not scaled" in capsys.readouterr().out
+    assert _doctor("--model", "more_nets:four", "--data", "doctored_data:from_one", *lines) == 1
+    assert "labels are shifted by one" in capsys.readouterr().out
     assert _doctor(*model, "--data", "doctored_data:empty", *lines) == 2
     assert _doctor(*model, "--data", "doctored_data:strange", *lines) == 2
     errors = capsys.readouterr().err.strip().splitlines()
