@@ -26,6 +26,7 @@ RUNS = {
     "sam": (["optimizer=sam", "averaging=swa", "norm=batch"], (12, 21)),
     "float64": (["trainer.precision=64-true", "averaging=swa"], (9, 16)),
     "float64_ema": (["trainer.precision=64-true", "averaging=ema"], (9,)),
+    "doctor": (["callbacks=doctor", "doctor.every=2", "averaging=ema"], (4, 9)),
     "a_limit_on_steps": (["trainer.max_steps=12", "scheduler=plateau"], (5, 10)),
 }
 

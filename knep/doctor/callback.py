@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html import escape
 from typing import Any
 
@@ -11,8 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.doctor.findings import Finding
-from knep.doctor.live import Watch, line, ranked
-from knep.doctor.mend import mend
+from knep.doctor.hooks import compiled, fused
+from knep.doctor.live import Watch
+from knep.doctor.mend import again, mend
+from knep.doctor.ranking import line, ranked
 from knep.doctor.stream import middle
 from knep.errors import InputError, RunFailed
 
@@ -40,6 +42,7 @@ class Doctor(Callback):
         self._earlier: list[Finding] = []  # of the run that this one goes on from
         self._start = self._step = self._looks = 0
         self._window, self._together = 1, False
+        self._orders: list[tuple[str, Finding]] = []  # what all processes are to do
         self._turns: Counter[str] = Counter()
         self._rests: dict[str, int] = {}
         self._cures: dict[str, str] = {}
@@ -63,24 +66,32 @@ class Doctor(Callback):
         return replace(finding, began=(finding.began or 0) + self._start)
 
     def state_dict(self) -> dict[str, Any]:
-        rows = [
-            {"disease": f.disease, "evidence": f.evidence, "gravity": f.gravity, "certain": f.certain, "began": f.began}
-            for f in [*self._earlier, *self._found()]
-        ]
-        return {"findings": rows, "turns": dict(self._turns), "cures": dict(self._cures)}
+        return {
+            "findings": [asdict(finding) for finding in [*self._earlier, *self._found()]],
+            "turns": dict(self._turns),
+            "cures": dict(self._cures),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._earlier = [Finding(**row) for row in state_dict["findings"]]
+        self._earlier = [recalled(row) for row in state_dict["findings"]]
         self._turns, self._cures = Counter(state_dict["turns"]), dict(state_dict["cures"])
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._start = self._step = trainer.global_step
         self._window, self._together = trainer.accumulate_grad_batches, trainer.world_size > 1
+        again(pl_module, self._cures)
         if trainer.is_global_zero:
-            watch = Watch(
-                pl_module.model, trainer.optimizers[0], every=self.every, on_finding="none", cross_entropy=True
-            )
-            self._watch = watch.__enter__()
+            model = pl_module.model
+            # The module around a compiled model is not compiled: hooks on it see the batch and the scores.
+            door = pl_module if compiled(model) else model
+            how: dict[str, Any] = {"every": self.every, "on_finding": "none", "cross_entropy": True, "told": True}
+            self._watch = Watch(model, trainer.optimizers[0], door=door, **how).__enter__()
+            if fused(model):
+                self._say(trainer, "doctor: the model is compiled to one graph: what goes on in its layers is not seen")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        if self._watch is not None:
+            self._watch.arrived()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         window = self._window
@@ -94,19 +105,23 @@ class Doctor(Callback):
                 self._looks = self._watch.looks
                 self._answer(trainer, pl_module)
         if self._together and (trainer.global_step - self._start) % self.every == 0:
-            trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
+            self._agree(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if self._watch is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            metrics = {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/loss", "val/acc")}
-            self._watch.validate(**metrics)
-            self._answer(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            if self._watch is not None:
+                metrics = {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/loss", "val/acc")}
+                self._watch.validate(**metrics)
+                self._answer(trainer, pl_module)
+            if self._together:
+                self._agree(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watch is not None:
             measured = self._watch.report().measured
             self._watch.__exit__()
-            self._answer(trainer, pl_module)
+            self._answer(trainer, pl_module, ended=True)
+            self._advise(trainer)
             from knep.doctor.figures import figures
 
             for board in _boards(trainer):
@@ -119,6 +134,7 @@ class Doctor(Callback):
         if isinstance(exception, RunFailed):
             self._watch.failed()
             self._answer(trainer, pl_module, ended=True)
+            self._advise(trainer)
             exception.findings = self.findings
         self._watch.__exit__()
 
@@ -130,30 +146,57 @@ class Doctor(Callback):
                 self._say(trainer, line(self._placed(finding)))
         for finding in ranked(self._watch.now)[:1]:
             if finding.certain and not ended:
-                self._act(trainer, module, finding)
+                self._order(finding)
         if not ended:
+            if not self._together:
+                self._carry_out(trainer, module)
             self._log(trainer)
 
-    def _act(self, trainer: Any, module: Any, finding: Finding) -> None:
-        assert self._watch is not None
+    def _advise(self, trainer: Any) -> None:
+        """At the end: what would mend the gravest finding in a run from the start."""
+        for finding in ranked([*self._earlier, *self._found()])[:1]:
+            ways = [" ".join(way) for way in finding.overrides[:2]]
+            if advice := " or ".join(ways) or finding.mend:
+                self._say(trainer, f"doctor: against: {finding.about.title}: in a new run, {advice}")
+
+    def _order(self, finding: Finding) -> None:
+        """What was asked for is to be done about a finding, if it is not done already."""
         name = finding.disease
         if self.on_finding == "stop" and self.stopped_by is None:
-            self.stopped_by, trainer.should_stop = name, True
-            self._say(trainer, f"doctor: the run stops after step {trainer.global_step}: {finding.about.title}")
+            self._orders.append(("stop", finding))
         rested = self._looks >= self._rests.get(name, 0)
-        if self.on_finding != "cure" or not rested or self._turns[name] >= _TURNS:
-            return
-        done = mend(module, trainer, finding)
+        if self.on_finding == "cure" and rested and self._turns[name] < _TURNS:
+            self._rests[name] = self._looks + _REST
+            self._orders.append(("cure", finding))
+
+    def _agree(self, trainer: Any, module: Any) -> None:
+        """All processes do what the first one, which alone looks, has found to do."""
+        self._orders = trainer.strategy.broadcast(self._orders)
+        self._carry_out(trainer, module)
+
+    def _carry_out(self, trainer: Any, module: Any) -> None:
+        orders, self._orders = self._orders, []
+        for what, finding in orders:
+            if what == "stop" and self.stopped_by is None:
+                self.stopped_by, trainer.should_stop = finding.disease, True
+                self._say(trainer, f"doctor: the run stops after step {trainer.global_step}: {finding.about.title}")
+            elif what == "cure":
+                self._cure(trainer, module, finding)
+
+    def _cure(self, trainer: Any, module: Any, finding: Finding) -> None:
+        name, done = finding.disease, mend(module, trainer, finding)
         if done is None and not self._turns[name]:
             self._say(trainer, f"doctor: {finding.about.title}: this cannot be mended while the run goes on")
         self._turns[name] += 1 if done else _TURNS
-        self._rests[name] = self._looks + _REST
         if done:
-            self._watch.changed()
             self._cures[name] = f"{self._cures[name]}, {done}" if name in self._cures else done
             self._say(trainer, f"doctor: from step {trainer.global_step}: {done}, against: {finding.about.title}")
+        if done and self._watch is not None:
+            self._watch.changed()
 
     def _say(self, trainer: Any, text: str) -> None:
+        if not trainer.is_global_zero:
+            return
         bar = trainer.progress_bar_callback
         getattr(bar, "line", print)(text)
         for board in _boards(trainer):
@@ -172,6 +215,12 @@ class Doctor(Callback):
         for board in _boards(trainer):
             for name, value in values.items():
                 board.add_scalar(f"doctor/{name}", value, step)
+
+
+def recalled(row: dict[str, Any]) -> Finding:
+    """A finding from the plain data of a checkpoint, whose lists were tuples."""
+    ways = tuple(tuple(way) for way in row.get("overrides", ()))
+    return Finding(**row | {"layers": tuple(row.get("layers", ())), "overrides": ways})
 
 
 def _boards(trainer: Any) -> list[Any]:

@@ -129,12 +129,13 @@ def looks_drawn(weight: Tensor) -> bool:
     """Whether a matrix could be independent draws: its largest singular value is about s (sqrt(m) + sqrt(n)).
 
     Marchenko and Pastur 1967; training adds directions far beyond. Matrices under eight rows or columns tell nothing
-    and count as drawn, as those of one value do.
+    and count as drawn, as those of one value or of numbers that are not finite do.
     """
     rows = weight.detach().double().flatten(1)
     m, n = rows.shape
     rows = rows - rows.mean()
     size = float(rows.square().mean().sqrt())
-    if min(m, n) < 8 or size == 0:
+    if min(m, n) < 8 or size == 0 or not math.isfinite(size):
         return True
-    return float(torch.linalg.matrix_norm(rows, 2)) < _RANDOM * size * (math.sqrt(m) + math.sqrt(n))
+    square = rows @ rows.T if m < n else rows.T @ rows  # its eigenvalues cost a fraction of the singular values
+    return float(torch.linalg.eigvalsh(square)[-1]) ** 0.5 < _RANDOM * size * (math.sqrt(m) + math.sqrt(n))

@@ -21,6 +21,8 @@ from knep.doctor.trial import Trial
 from knep.recipes import augment, clip
 from knep.regularizer import Regularizer
 
+_MANY = 0.1  # share of the images from which on far larger values belong to the data
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -158,7 +160,8 @@ def broken_images(patient: Patient) -> str:
     usual = float(torch.cat(sizes).median())
     limit = 15 * max(usual, 1e-6)
     where = [i for i, s in enumerate(sizes) if bool((s > limit).any())]
-    if not where or len(where) > len(sizes) // 2:
+    wild = float((torch.cat(sizes) > limit).float().mean())
+    if not where or (len(where) > len(sizes) // 2 and wild > _MANY):
         return ""
     top = max(float(sizes[i].max()) for i in where)
     return (

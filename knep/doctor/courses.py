@@ -12,6 +12,7 @@ from knep.doctor.stream import Stream, finite, found, middle, spread
 
 _WINDOW = 20  # steps of a smoothed loss
 _HUGE, _LARGE, _USUAL, _SMALL = 0.3, 0.03, 1e-3, 3e-5  # ||dw|| / ||w|| of a step; healthy is about 1e-4 to 3e-2
+_CALM = 0.01  # of it, in the first steps of a rate that is prescribed
 _MOMENTUM, _PROUD = 0.9, 0.98  # momentum beyond what recipes use
 _HIGH = 20.0  # robust z-score from which a single leap is enough
 _THROTTLED = 0.1
@@ -83,12 +84,22 @@ def _blamed(stream: Stream, evidence: str, gravity: float, began: int) -> Iterat
         way = "optimizer.betas=[0.9,0.999]" if stream.adaptive else f"optimizer.momentum={_MOMENTUM}"
         yield found("momentum_instability", text + evidence, min(1.0, gravity + 0.05), began, overrides=((way,),))
         gravity *= 0.8
-    lower = ((f"optimizer.lr={_top(stream) / 10:.3g}",),)
-    yield found("lr_too_high", evidence, gravity, began, overrides=lower)
+    yield found("lr_too_high", evidence, gravity, began, overrides=((f"optimizer.lr={_lower(stream):.1g}",),))
 
 
 def _top(stream: Stream) -> float:
-    return max((rate for _, rate in stream.rates), default=math.nan)
+    """The largest learning rate since it was last changed from outside."""
+    rates = stream.steps_since()[1] or stream.rates[-1:]
+    return max((rate for _, rate in rates), default=math.nan)
+
+
+def _lower(stream: Stream) -> float:
+    """The rate at which the first steps would have changed the weights by `_CALM` of their size, at most a tenth."""
+    updates, rates = stream.steps_since()
+    steps = [u / rate for (_, u), (_, rate) in zip(updates[:3], rates[:3], strict=False) if rate > 0]
+    largest = max(finite(steps), default=0.0)
+    top = _top(stream)
+    return min(top / 10, max(_CALM / largest, top * 1e-5)) if largest > 0 else top / 10
 
 
 def _rate_too_low(stream: Stream) -> Iterator[Finding]:

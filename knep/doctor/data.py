@@ -21,7 +21,10 @@ from knep.errors import InputError
 
 @dataclass(frozen=True)
 class Data:
-    """Both splits of a patient, looked at once."""
+    """Both splits of a patient, looked at once; nothing is trained and nothing is changed.
+
+    Raises InputError where there is no training batch or the model fails on the first one.
+    """
 
     patient: Patient
 
@@ -58,6 +61,7 @@ class Data:
         return len(self.patient.train) >= 0.85 * self.patient.batches
 
     def findings(self) -> list[Finding]:
+        """The gravest first; suspicions (certain=False) are to be borne out by a trial."""
         found = input_findings(self.train, self.val, self.door)
         found += label_findings(self.train, self.val, self.patient.num_classes, self.whole)
         if self.val is not None and self.twins is not None and not _has(found, "constant_inputs"):
@@ -73,6 +77,7 @@ class Data:
         return [] if r is None else relation_findings(r, len(self.train.y.unique()), foreign)
 
     def seen(self) -> dict[str, Any]:
+        """The numbers behind the findings as plain data, healthy or not."""
         seen: dict[str, Any] = {"inputs": inputs_seen(self.train, self.door), "labels": labels_seen(self.train)}
         if self.twins is not None:
             seen |= {"twins": twins_seen(self.twins), "drift": drift_seen(self.drift)}
@@ -81,17 +86,3 @@ class Data:
 
 def _has(found: list[Finding], *diseases: str) -> bool:
     return any(f.certain and f.disease in diseases for f in found)
-
-
-def data_findings(patient: Patient) -> list[Finding]:
-    """Diseases of the patient's data, the gravest first; nothing is trained and nothing is changed.
-
-    Certain findings need no trial; suspicions (certain=False) are to be borne out by one. Raises InputError where there
-    is no training batch or the model fails on the first one.
-    """
-    return Data(patient).findings()
-
-
-def data_seen(patient: Patient) -> dict[str, Any]:
-    """The numbers behind `data_findings` as plain data, healthy or not."""
-    return Data(patient).seen()

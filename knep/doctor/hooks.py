@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from knep.doctor.readings import Look, Values, layer_of, norm_gap, weight_of
+from knep.doctor.moves import dense, lengths, read, weights_of
+from knep.doctor.readings import (
+    Layer,
+    Look,
+    Reading,
+    Values,
+    deviation,
+    ends,
+    looks_rectified,
+    rectified,
+    signal,
+    statistics,
+)
+from knep.gradients import HALF
 
 _MOST_CALLS = 400  # of modules in a forward
 
@@ -19,53 +32,77 @@ _MOST_CALLS = 400  # of modules in a forward
 class Eye:
     """Reads the next step of `model` and `optimizer` until it is closed; of forwards, the first one with gradient.
 
-    first: whether rows of the weights are compared, which the first looks alone have a use for.
+    first: whether rows of the weights are compared, which the first looks alone have a use for; whole: whether the
+    signal of every layer is read; door: the module that is given the batch and gives the scores, by default the model;
+    told: `arrived` is called when the gradients are whole and not clipped yet, so that no hook has to find out.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, step: int, first: bool) -> None:
-        self.look = Look(step)
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        step: int,
+        *,
+        first: bool = True,
+        whole: bool = True,
+        door: nn.Module | None = None,
+        told: bool = False,
+    ) -> None:
+        self.look = Look(step, whole)
         self.stepped = False
         self.scores: Tensor | None = None
         self._model, self._optimizer, self._first = model, optimizer, first
-        self._seen, self._running = False, False
+        self._seen = False
         self._last: Tensor | None = None
+        self._bent = False  # whether the last module was a rectifier
         self._unclipped: dict[int, Tensor] = {}
         self._before: dict[str, Tensor] = {}
+        self._later: list[tuple[Layer, str, Tensor]] = []
         self._weighted = self._data = 0
-        self._handles = list(self._install())
+        self._handles = list(self._install(model if door is None else door, told))
 
-    def _install(self) -> Iterator[Any]:
-        yield self._model.register_forward_pre_hook(self._begin)
-        yield self._model.register_forward_hook(self._end)
-        for path, module in self._model.named_modules():
+    def _install(self, door: nn.Module, told: bool) -> Iterator[Any]:
+        if not compiled(door):
+            yield door.register_forward_pre_hook(self._begin)
+            yield door.register_forward_hook(self._end)
+        for path, module in open_modules(self._model):
             if path and not any(True for _ in module.children()):
                 yield module.register_forward_hook(functools.partial(self._passed, path))
-        for p in self._model.parameters():
+        for p in () if told else self._model.parameters():
             if p.requires_grad and p.is_leaf:
-                yield p.register_post_accumulate_grad_hook(self._arrived)
+                yield p.register_post_accumulate_grad_hook(self._accumulated)
         yield self._optimizer.register_step_pre_hook(self._before_step)
         yield self._optimizer.register_step_post_hook(self._after_step)
 
     def close(self) -> Look:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for (layer, name, _), value in zip(self._later, read([t for *_, t in self._later]), strict=True):
+            setattr(layer, name, value)
+        self.look.layers = [layer for layer in self.look.layers if layer.real]
+        self._handles, self._later = [], []
         self._before, self._unclipped, self._last = {}, {}, None
         return self.look
+
+    def arrived(self) -> None:
+        """The gradients of the step are whole and not clipped yet."""
+        if not self.stepped:
+            gradients = {id(p): dense(p.grad.detach()) for p in self._model.parameters() if p.grad is not None}
+            self._unclipped = dict(zip(gradients, lengths(gradients.values()), strict=True))
 
     def _open(self) -> bool:
         return not self._seen and torch.is_grad_enabled() and len(self.look.layers) < _MOST_CALLS
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         first = next((a for a in args if isinstance(a, Tensor)), None)
-        if self._open() and first is not None and first.is_floating_point():
+        if self._open() and first is not None and (first.is_floating_point() or first.dtype == torch.uint8):
             self.look.input, self._data = Values.of(first), first.data_ptr()
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._open():
             return
         scores = scores_of(output)
-        if not self.look.layers and scores is not None and scores.ndim > 1:
+        if not self.look.layers and scores is not None and scores.ndim > 1 and module is self._model:
             self._passed("model", module, args, output)  # a single layer, or one that only hooks of its own run
         if scores is not None:
             self.scores = scores.detach()
@@ -85,13 +122,22 @@ class Eye:
             return  # an empty place
         if given is not None and given.is_floating_point() and isinstance(getattr(module, "weight", None), Tensor):
             self._entered(path, module, given)
-        layer = layer_of(path, module, output)
-        if isinstance(module, _BatchNorm) and given is not None:
-            layer.norm = norm_gap(module, given)
+        layer = Layer(path, type(module).__name__, batch=len(output))
+        self._note(layer, ends(layer, module, output))
+        if given is not None:
+            self._note(layer, statistics(layer, module, given))
+        if self.look.whole:
+            self._note(layer, signal(output))
+            if output.requires_grad:
+                output.register_hook(functools.partial(self._returned, layer))
         self.look.layers.append(layer)
-        self._last = output
-        if output.requires_grad:
-            output.register_hook(lambda grad: setattr(layer, "grad_std", float(grad.detach().float().std())))
+        self._last, self._bent = output, layer.alive is not None
+
+    def _note(self, layer: Layer, readings: Iterable[Reading]) -> None:
+        self._later += [(layer, name, value) for name, value in readings]
+
+    def _returned(self, layer: Layer, gradient: Tensor) -> None:
+        self._note(layer, [("grad_std", deviation(gradient.detach().float()))])
 
     def _entered(self, path: str, module: nn.Module, given: Tensor) -> None:
         """What a layer with weights is given: the first one's scale, and the work of a function such as F.relu."""
@@ -99,34 +145,57 @@ class Eye:
             same = self.look.input is not None and given.data_ptr() == self._data
             self.look.first = self.look.input if same else Values.of(given)
             self.look.first_kind = type(module).__name__
-        elif given is not self._last and given.ndim > 1 and self.look.layers[-1].dead is None and _rectified(given):
-            self.look.layers.append(layer_of(f"input of {path}", nn.Identity(), given, rectified=True))
+        elif given is not self._last and given.ndim > 1 and not self._bent:
+            layer = Layer(f"input of {path}", "Identity", batch=len(given))
+            readings = [*rectified(layer, given), ("real", looks_rectified(given))]
+            self._note(layer, [*readings, *(signal(given) if self.look.whole else ())])
+            self.look.layers.append(layer)
         self._weighted += 1
 
-    def _arrived(self, p: Tensor) -> None:
+    def _accumulated(self, p: Tensor) -> None:
         if p.grad is not None:
-            self._unclipped[id(p)] = p.grad.detach().norm(dtype=torch.float32)
+            self._unclipped[id(p)] = lengths([dense(p.grad.detach())])[0]
 
     @torch.no_grad()
     def _before_step(self, *_: Any) -> None:
         if not self.stepped:
-            self._before = {
-                name: p.detach().clone()
-                for name, p in self._model.named_parameters()
-                if p.requires_grad and (p.ndim > 1 or p.dtype in (torch.float16, torch.bfloat16))
-            }
+            followed = {n: p for n, p in self._trained() if p.ndim > 1 or p.dtype in HALF}
+            self._before = {name: p.detach().clone() for name, p in followed.items()}
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         if self.stepped:
             return
         self.stepped = True
-        named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
-        self.look.weights = [weight_of(name, p, self._before.get(name), self._first) for name, p in named]
+        self.look.weights = weights_of(dict(self._trained()), self._before, self._first)
         self.look.rates = [rates_of(group) for group in self._optimizer.param_groups]
         if self._unclipped:
-            arrived = float(torch.stack(list(self._unclipped.values())).norm())
+            arrived = sum(norm**2 for norm in read(list(self._unclipped.values()))) ** 0.5
             self.look.clipped = self.look.grad_norm / arrived if arrived > 0 else None
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
+
+
+def compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has made one graph of a module, inside of which hooks would be left out or cut it up."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def fused(model: nn.Module) -> bool:
+    """Whether torch.compile has made one graph of the whole model: none of its layers can be seen."""
+    inner = list(model.children())
+    return bool(inner) and all(module is model for _, module in open_modules(model))
+
+
+def open_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of all modules that are in no compiled graph."""
+    closed: set[int] = set()
+    for path, module in model.named_modules():
+        if compiled(module) or (hasattr(module, "_orig_mod") and hasattr(module, "dynamo_ctx")):
+            closed |= {id(m) for m in module.modules() if m is not module or compiled(module)}
+        if id(module) not in closed:
+            yield path, module
 
 
 def scores_of(output: Any) -> Tensor | None:
@@ -142,13 +211,17 @@ def probabilities(scores: Tensor) -> bool:
     if scores.ndim != 2 or scores.shape[1] < 2:
         return False
     rows = scores.detach().float()
-    return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 0.01).all())
+    return bool((rows >= 0).all() & ((rows.sum(1) - 1).abs() < 0.01).all())
 
 
-def _rectified(t: Tensor) -> bool:
-    """Whether values look like those behind a rectifier: none below 0, many at it."""
-    values = t.detach()[:8]
-    return bool((values >= 0).all()) and float((values == 0).float().mean()) > 0.05
+def takes_probabilities(look: Look, scores: Tensor, y: Tensor, loss: float) -> bool | None:
+    """Whether `loss` is the cross-entropy of probabilities (N, K) as if they were scores; None where it is unknown."""
+    if not look.probabilities or scores.ndim != 2 or len(scores) != len(y) or y.ndim != 1:
+        return None
+    if not 0 <= int(y.min()) <= int(y.max()) < scores.shape[1]:
+        return None
+    twice = float(F.cross_entropy(scores.float(), y.to(scores.device)))
+    return abs(twice - loss) <= 0.02 * abs(twice)
 
 
 def rates_of(group: dict[str, Any]) -> tuple[float, float, float]:

@@ -17,7 +17,6 @@ from knep.doctor.split import Split
 # digits / 16: 0.49, MNIST / 255: 0.33) to 1.1 (standardised); raw bytes: 85 to 150.
 _SUSPECT, _CERTAIN = (0.1, 3.0), (0.01, 20.0)
 _SHIFT = 4.0  # |mean| over deviation; sound images in [0, 1] stay below 3.5
-_OUTLIER = 20.0  # times the median image
 
 
 def input_findings(train: Split, val: Split | None, door: Entrance) -> list[Finding]:
@@ -25,7 +24,7 @@ def input_findings(train: Split, val: Split | None, door: Entrance) -> list[Find
     if not len(train):
         return found
     same = constant_findings(train)
-    return found + same + ([] if any(f.certain for f in same) else scale_findings(train, door)) + outliers(train)
+    return found + same + ([] if any(f.certain for f in same) else scale_findings(train, door))
 
 
 def broken_findings(train: Split, val: Split | None) -> list[Finding]:
@@ -122,18 +121,6 @@ def seen_scale(train: Split, door: Entrance) -> tuple[Tensor, Tensor, float]:
     mean = train.mean.mean(0)
     square = (train.mean.square() + train.std.square()).mean(0)
     return mean, (square - mean.square()).clamp_min(0).sqrt(), float(train.largest.max())
-
-
-def outliers(train: Split) -> list[Finding]:
-    """Single images many times as large as the others: a suspicion of loss spikes, by batch."""
-    median = float(train.largest.median())
-    wild = (train.largest > _OUTLIER * median).nonzero().flatten()
-    if not median or not len(wild) or len(wild) > len(train) // 10:
-        return []
-    batches = train.batch[train.at[wild]].unique().tolist()
-    text = f"{len(wild)} of {len(train)} training images reach {float(train.largest.max()):.3g} where the median image "
-    text += f"reaches {median:.3g}: batch {', '.join(map(str, batches[:8]))}" + (", ..." if len(batches) > 8 else "")
-    return [Finding("loss_spikes", text, 0.6, False)]
 
 
 def _uneven(std: Tensor) -> float:

@@ -5,56 +5,26 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from knep.doctor.admission import check, number, scalar
 from knep.doctor.courses import courses
 from knep.doctor.findings import Finding, Report, ordered
-from knep.doctor.hooks import Eye
-from knep.doctor.readings import Look, fresh
+from knep.doctor.hooks import Eye, compiled, fused, takes_probabilities
+from knep.doctor.ranking import line, ranked
 from knep.doctor.stream import LABELS, Stream
 from knep.doctor.symptoms import symptoms
 from knep.errors import InputError
 
 _PATIENCE = 64  # steps that a look waits for an optimizer that does not step
-# Cause -> what follows from it: where both are found, what follows ranks below.
-_BRINGS: Mapping[str, tuple[str, ...]] = {
-    "non_finite_inputs": ("lr_too_high", "exploding_gradient", "loss_spikes", "momentum_instability"),
-    "constant_inputs": ("signal_collapse", "lr_too_low"),
-    "constant_labels": ("lr_too_low", "vanishing_gradient"),
-    "unscaled_inputs": ("exploding_gradient", "lr_too_high", "dying_relu", "saturation", "stale_statistics"),
-    "stale_statistics": ("overfitting",),
-    "symmetric_weights": ("signal_collapse", "vanishing_gradient", "dying_relu", "lr_too_low"),
-    "exploding_gradient": ("lr_too_high", "dying_relu", "saturation", "loss_spikes"),
-    "saturation": ("vanishing_gradient", "lr_too_low"),
-    "vanishing_gradient": ("lr_too_low", "signal_collapse"),
-    "dying_relu": ("signal_collapse", "vanishing_gradient", "cut_off"),
-    "momentum_instability": ("lr_too_high", "dying_relu", "saturation", "loss_spikes"),
-    "lr_too_high": (
-        "lr_too_low",
-        "stale_statistics",
-        "dying_relu",
-        "saturation",
-        "loss_spikes",
-        "signal_collapse",
-        "vanishing_gradient",
-        "no_decay",
-    ),
-    "clip_throttles": ("lr_too_low",),
-    "cut_off": ("lr_too_low",),
-    "frozen_parameters": ("lr_too_low",),
-    "sorted_batches": ("dying_relu", "lr_too_high", "loss_spikes", "no_decay", "stale_statistics"),
-    "loss_spikes": ("dying_relu", "signal_collapse", "saturation"),
-    "weight_decay_too_large": ("lr_too_high", "signal_collapse", "vanishing_gradient", "lr_too_low", "dying_relu"),
-    "precision_underflow": ("lr_too_low",),
-    "double_softmax": ("lr_too_low", "vanishing_gradient"),
-}
+_WHOLE = 4  # looks from one that reads the signal of every layer to the next
+_SPARSER, _SPARSEST = 16, 10  # looks are a 16th of the run apart, at most 10 times as far as at first
 
 
 def watch(
@@ -62,10 +32,10 @@ def watch(
 ) -> Watch:
     """Watches a loop of one's own: `with watch(model, optimizer) as d: ... optimizer.step(); d.step(loss)`.
 
-    every: steps from one look to the next; the first looks are closer. on_finding: "warn" warns once for each disease,
-    with the step at which it began; "none" keeps findings for `d.report()`; or a function that is given each Finding.
-    The model, its gradients and the numbers of the training stay as they are. Raises InputError for what cannot be
-    watched.
+    every: steps from one look to the next; the first looks are closer, and those of a long run up to ten times as far.
+    on_finding: "warn" warns once for each disease, with the step at which it began; "none" keeps findings for
+    `d.report()`; or a function that is given each Finding. The model, its gradients and the numbers of the training
+    stay as they are. Raises InputError for what cannot be watched.
     """
     return Watch(model, optimizer, every=every, on_finding=on_finding)
 
@@ -74,7 +44,7 @@ class Watch:
     """What `watch` returns: open within its `with`.
 
     stream: what was seen; findings: by disease, all so far; looks: their number; now: the findings that the last look
-    bears out. cross_entropy: the loss is known to be the cross-entropy of the scores.
+    bears out. cross_entropy: the loss is known to be the cross-entropy of the scores. door, told: as `Eye` has them.
     """
 
     def __init__(
@@ -85,48 +55,49 @@ class Watch:
         every: int = 10,
         on_finding: str | Callable[[Finding], None] = "warn",
         cross_entropy: bool = False,
+        door: nn.Module | None = None,
+        told: bool = False,
     ) -> None:
-        _check(model, optimizer, every, on_finding)
-        self.stream, self.findings = Stream(), {}
+        check(model, optimizer, every, on_finding)
+        self.stream, self.looks = Stream(), 0
+        self.findings: dict[str, Finding] = {}
+        self.now: tuple[Finding, ...] = ()
         self._model, self._optimizer, self._every, self._tell = model, optimizer, every, on_finding
+        self._door, self._told = model if door is None else door, told
+        self._cross_entropy = cross_entropy
         self._eye: Eye | None = None
+        self._open = False
         self._held: Any = None
         self._kept: Tensor | None = None
         self._waiting: list[Tensor] = []
         self._next = 0
         self._alarmed = False
         self._began = time.perf_counter()
-        self._cross_entropy = cross_entropy
-        self.now: tuple[Finding, ...] = ()
-        self.looks = 0
         self._news: list[str] = []
 
-    findings: dict[str, Finding]
-
     def __enter__(self) -> Watch:
-        self._parts()
-        self._held = self._model.register_forward_pre_hook(self._keep)
+        self.stream.meet(self._model, self._optimizer)
+        self._open = True
+        if not compiled(self._door):
+            self._held = self._door.register_forward_pre_hook(self._keep)
         self._look()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._held is not None:
-            self._settle(force=True)
-            self._held.remove()
-            self._held = self._kept = None
-
-    def _parts(self) -> None:
-        """Parameters that cannot learn: frozen, or unknown to the optimizer."""
-        known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        named = dict(self._model.named_parameters())
-        self.stream.adaptive = any("betas" in group for group in self._optimizer.param_groups)
-        self.stream.absent = tuple(n for n, p in named.items() if p.requires_grad and id(p) not in known)
-        self.stream.frozen = tuple(n for n, p in named.items() if not p.requires_grad)
-        self.stream.fresh = tuple(n for n in self.stream.frozen if fresh(named[n]))
+        if self._open:
+            self._settle()
+            self._open, self._kept = False, None
+            if self._held is not None:
+                self._held.remove()
 
     def _keep(self, module: nn.Module, args: Any) -> None:
         if args and torch.is_grad_enabled():
             self._kept = args[0]
+
+    def arrived(self) -> None:
+        """For those who told that they tell: the gradients of this step are whole, and not clipped yet."""
+        if self._eye is not None:
+            self._eye.arrived()
 
     def step(self, loss: Tensor | float, *, y: Tensor | None = None, scores: Tensor | None = None) -> None:
         """One step of training is over; called behind `optimizer.step()`.
@@ -135,20 +106,21 @@ class Watch:
         what the model answered. Both are optional: with labels the doctor sees more. Raises InputError for a loss that
         is no number and for a watch that is closed.
         """
-        if self._held is None:
+        if not self._open:
             raise InputError("step: this watch is closed: call it inside `with knep.doctor.watch(...) as d:`")
         if isinstance(loss, Tensor) and not loss.is_cpu:
-            self._waiting.append(_scalar(loss))
+            self._waiting.append(scalar(loss))
         else:
-            self._take(_number(loss))
+            self._take(number(loss))
         if y is not None and (scores is not None or self._eye is not None or len(self.stream.labels) < LABELS):
             self._learn(y, scores)
-        if self._eye is not None and (self._eye.stepped or self.steps - self._eye.look.step >= _PATIENCE):
+        steps = self.steps
+        if self._eye is not None and (self._eye.stepped or steps - self._eye.look.step >= _PATIENCE):
             self._drain()
             self._close(y, scores)
             self._judge()
         self._kept = None
-        if self.steps >= self._next:
+        if steps >= self._next:
             self._look()
 
     def validate(self, *, loss: float = math.nan, acc: float = math.nan) -> None:
@@ -164,16 +136,17 @@ class Watch:
         """What was found so far, the gravest first."""
         self._drain()
         self._judge(ended=True)
-        notes = (
-            () if any(k.layers for k in self.stream.looks) else ("no layer was seen: the model's hooks did not run",)
-        )
-        found = ranked(self.findings.values())
+        found, notes = ranked(self.findings.values()), ()
+        if fused(self._model):
+            notes = ("no layer was seen: torch.compile makes one graph of the model",)
+        elif not any(look.layers for look in self.stream.looks):
+            notes = ("no layer was seen: the model's hooks did not run",)
         return Report(found, self.stream.measured(), time.perf_counter() - self._began, notes)
 
     def news(self) -> list[Finding]:
         """The findings since the last call."""
         new, self._news = self._news, []
-        return [self.findings[name] for name in new]
+        return [self.findings[name] for name in new if name in self.findings]
 
     def changed(self) -> None:
         """The rate, the momentum or the decay is another from here on: steps before say nothing about it."""
@@ -187,8 +160,11 @@ class Watch:
 
     def _look(self) -> None:
         if self._eye is None:
-            self._eye = Eye(self._model, self._optimizer, self.steps, first=len(self.stream.looks) < 2)
-            self._next = following(self.steps, self._every)
+            first, steps = self.looks < 2, self.steps
+            whole = first or self.looks % _WHOLE == 0
+            parts = self._model, self._optimizer
+            self._eye = Eye(*parts, steps, first=first, whole=whole, door=self._door, told=self._told)
+            self._next = following(steps, self._every)
 
     def _close(self, y: Tensor | None, scores: Tensor | None) -> None:
         assert self._eye is not None
@@ -197,19 +173,9 @@ class Watch:
         if self._cross_entropy:
             look.doubled = look.probabilities
         elif y is not None and answered is not None:
-            look.doubled = self._doubled(look, answered.detach(), y)
+            look.doubled = takes_probabilities(look, answered.detach(), y, self.stream.losses[-1])
         self.stream.take(look)
         self.looks += 1
-
-    def _doubled(self, look: Look, scores: Tensor, y: Tensor) -> bool | None:
-        """Whether the loss is the cross-entropy of probabilities as if they were scores."""
-        if not look.probabilities or scores.ndim != 2 or len(scores) != len(y) or y.ndim != 1:
-            return None
-        if not 0 <= int(y.min()) <= int(y.max()) < scores.shape[1]:
-            return None
-        loss = self.stream.losses[-1]
-        twice = float(F.cross_entropy(scores.float(), y.to(scores.device)))
-        return abs(twice - loss) <= 0.02 * abs(twice)
 
     def _learn(self, y: Tensor, scores: Tensor | None) -> None:
         self.stream.label(y)
@@ -238,11 +204,11 @@ class Watch:
             self.stream.bad_input = len(self.stream.losses) - 1
             self.stream.bad_share = 1 - float(given.isfinite().float().mean())
 
-    def _settle(self, force: bool = False) -> None:
+    def _settle(self) -> None:
+        """Ends the look that waits for its step; it counts where that was made."""
         self._drain()
-        if self._eye is not None and force:
-            look, stepped = self._eye.look, self._eye.stepped
-            self._eye.close()
+        if self._eye is not None:
+            look, stepped = self._eye.close(), self._eye.stepped
             self._eye = None
             if stepped:
                 self.stream.take(look)
@@ -269,53 +235,12 @@ class Watch:
             warnings.warn(line(finding), UserWarning, stacklevel=4)
 
 
-def line(finding: Finding) -> str:
-    """A finding in one line."""
-    return f"doctor: since step {finding.began}: {finding.about.title}: {finding.evidence}"
-
-
-def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The gravest first; what follows from another finding behind it."""
-    found = {f.disease: f for f in findings}
-    for cause, effects in _BRINGS.items():
-        for effect in effects:
-            if cause in found and effect in found and (found[cause].began or 0) <= (found[effect].began or 0) + 20:
-                below = min(found[effect].gravity, 0.8 * found[cause].gravity)
-                found[effect] = replace(found[effect], gravity=below)
-    if any(f.certain for f in found.values()):
-        found.pop("no_decay", None)  # what swings has a better reason
-    return ordered(list(found.values()))
-
-
 def following(step: int, every: int) -> int:
-    """The step of the look after that of `step`: 1, 2, 4, 8, ... below `every`, and then every `every` steps."""
+    """The step of the look after that of `step`: 1, 2, 4, 8, ... below `every`, then every `every` steps, and later in
+    a run at growing distance.
+    """
     double = 1 if step == 0 else 1 << step.bit_length()
-    return double if double < every else (step // every + 1) * every
-
-
-def _number(loss: Any) -> float:
-    """The loss as a number, from a number or a tensor of one element."""
-    if isinstance(loss, Tensor):
-        return float(_scalar(loss)) if loss.numel() != 1 or loss.is_complex() else loss.item()
-    if isinstance(loss, bool) or not isinstance(loss, (int, float)):
-        raise InputError(f"step: the loss is {type(loss).__name__}: give a number or a tensor of one element")
-    return float(loss)
-
-
-def _scalar(loss: Tensor) -> Tensor:
-    if loss.numel() != 1 or loss.is_complex():
-        raise InputError(f"step: the loss has shape {tuple(loss.shape)}: give one real number, such as loss.mean()")
-    return loss.detach().reshape(())
-
-
-def _check(model: Any, optimizer: Any, every: Any, on_finding: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"watch: the model is {type(model).__name__}: give a torch.nn.Module")
-    if next(model.parameters(), None) is None:
-        raise InputError(f"watch: {type(model).__name__} has no parameters, so nothing in it can learn: give a model")
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"watch: the optimizer is {type(optimizer).__name__}: give a torch.optim.Optimizer")
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise InputError(f"watch: every={every} must be a whole number of steps, at least 1")
-    if on_finding not in ("warn", "none") and not callable(on_finding):
-        raise InputError(f"watch: on_finding={on_finding} is unknown: write warn, none or a function")
+    if double < every:
+        return double
+    apart = min(max(1, step // _SPARSER // every), _SPARSEST)
+    return (step // every + apart) * every

@@ -22,6 +22,16 @@ def mend(module: Any, trainer: Any, finding: Finding) -> str | None:
     return way(module, trainer, finding) if way else None
 
 
+def again(module: Any, cures: Mapping[str, str]) -> None:
+    """Does anew to a run that goes on what its checkpoint does not hold: clipping. cures: disease -> what was done.
+
+    Rates, momentum and decay are in the states of the optimizer and the schedule.
+    """
+    for name in ("clip_throttles", "loss_spikes", "exploding_gradient"):
+        if name in cures:
+            _WAYS[name](module, None, Finding(name, "", 0.0))
+
+
 def scale_rates(trainer: Any, factor: float) -> float:
     """Multiplies every learning rate, now and in the schedule's later course; returns the largest one."""
     for optimizer in trainer.optimizers:

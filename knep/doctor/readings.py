@@ -1,13 +1,21 @@
-"""What a look at a training step reads: of the input, of each layer's output, of each parameter and its update."""
+"""What a look at a training step reads of its input and of each layer's output.
+
+Numbers of layers stay on the device until the look is closed: a wait for each would cost more than the step.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from knep.doctor.moves import Weight, read
 
 _IMAGES, _FEWER = 64, 24  # of a batch that a reading takes in; that it compares with each other
 _SETTLED = 40  # steps after which statistics of momentum 0.1 are those of the present weights
@@ -18,7 +26,7 @@ _RECTIFIERS = (nn.ReLU, nn.ReLU6)
 @dataclass
 class Values:
     """Of a tensor's numbers (N, ...): mean, standard deviation, largest absolute one, the finite share; apart: the mean
-    deviation between the N items, 0 where all are the same.
+    deviation between the first of the N items, 0 where all are the same.
     """
 
     mean: float
@@ -32,25 +40,33 @@ class Values:
         values = t.detach()[:_IMAGES].float()
         if not values.numel():
             return cls(0.0, 0.0, 0.0, 1.0, 0.0)
-        std, mean = (float(v) for v in torch.std_mean(values, correction=0))
-        finite = 1.0
-        if not math.isfinite(std):
-            whole = values.isfinite()
-            finite = float(whole.float().mean())
-            values = torch.where(whole, values, 0)
-            std, mean = (float(v) for v in torch.std_mean(values, correction=0))
-        low, high = values.aminmax()
-        apart = float(values.std(0, correction=0).mean()) if len(values) > 1 else std
-        return cls(mean, std, max(-float(low), float(high)), finite, apart)
+        found = cls._read(values, 1.0)
+        if math.isfinite(found.std):
+            return found
+        whole = values.isfinite()
+        return cls._read(torch.where(whole, values, 0), float(whole.float().mean()))
+
+    @classmethod
+    def _read(cls, values: Tensor, finite: float) -> Values:
+        std, few = deviation(values), values[:_FEWER] - values[0]
+        apart = (few - few.mean(0)).square().mean(0).sqrt().mean() if len(few) > 1 else std
+        mean, std, low, high, apart = read([values.mean(), std, *values.aminmax(), apart])
+        return cls(mean, std, max(-low, high), finite, apart)
+
+
+def deviation(values: Tensor) -> Tensor:
+    """Standard deviation, 0-dim, exactly 0 of equal values: quick passes in place of the slow one of torch.std."""
+    apart = values - values.flatten()[0]
+    return (apart - apart.mean()).norm() / math.sqrt(values.numel())
 
 
 @dataclass
 class Layer:
     """One call of a module: mean and deviation of its output; dead, saturated: the share of units, of values;
     similarity: the mean cosine between the outputs of two images; grad_std: of the gradient of the output;
-    alive: which channels or units (C,) were above 0 for an image, of rectifiers; norm: of batch norm, how far its
-    running statistics are from those of the batch, in deviations and as a ratio of variances, and the steps after
-    which they ought to fit; batch: images.
+    alive: which channels or units (C,) were above 0 for an image, of rectifiers; off, ratio: of batch norm, how far its
+    running statistics are from those of the batch, in deviations and as a ratio of variances; settled: the steps after
+    which they ought to fit; batch: images; real: 0 for what only looked like a rectifier's output.
     """
 
     path: str
@@ -62,26 +78,48 @@ class Layer:
     similarity: float = 0.0
     grad_std: float | None = None
     alive: Tensor | None = None
-    norm: tuple[float, float, float] | None = None
+    off: float | None = None
+    ratio: float = 1.0
+    settled: float = 0.0
     batch: int = 0
+    real: float = 1.0
 
     def plain(self) -> dict[str, Any]:
-        row = {k: v for k, v in asdict(self).items() if k not in ("alive", "norm", "batch")}
-        return {k: v for k, v in row.items() if v is not None}
+        names = ("path", "kind", "mean", "std", "dead", "saturated", "similarity", "grad_std")
+        row = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in row.items() if value is not None}
 
 
-def layer_of(path: str, module: nn.Module, output: Tensor, rectified: bool = False) -> Layer:
-    """The reading of an output (N, C, ...); rectified: it comes out of a function such as F.relu."""
+Reading = tuple[str, Tensor]  # the name of a Layer's field, and what it is going to be, 0-dim
+
+
+def signal(output: Tensor) -> Iterator[Reading]:
+    """Of any layer's output (N, ...)."""
     values = output.detach()[:_IMAGES].float()
-    std, mean = torch.std_mean(values, correction=0)
-    layer = Layer(path, type(module).__name__, float(mean), float(std), batch=len(output))
-    layer.similarity = _similarity(values)
-    if (rectified or isinstance(module, _RECTIFIERS)) and values.ndim > 1:
-        layer.alive = _alive(values)
-        layer.dead = 1 - float(layer.alive.float().mean())
+    yield from (("mean", values.mean()), ("std", deviation(values)), ("similarity", _similarity(values)))
+
+
+def ends(layer: Layer, module: nn.Module, output: Tensor) -> Iterator[Reading]:
+    """Of the output (N, C, ...) of a rectifier, or of what has flat ends: the units or values that do not react."""
+    values = output.detach()[:_IMAGES]
+    if isinstance(module, _RECTIFIERS):
+        yield from rectified(layer, values)
     elif isinstance(module, _FLAT):
-        layer.saturated = _saturated(values, module)
-    return layer
+        yield "saturated", _saturated(values.float(), module)
+
+
+def rectified(layer: Layer, output: Tensor) -> Iterator[Reading]:
+    """Of the output of a rectifier, also of a function such as F.relu: what share of its units no image reaches."""
+    values = output.detach()[:_IMAGES]
+    if values.ndim > 1:
+        layer.alive = _alive(values)
+        yield "dead", 1 - layer.alive.float().mean()
+
+
+def looks_rectified(t: Tensor) -> Tensor:
+    """Whether values look like those behind a rectifier, 0-dim: none below 0, many at it."""
+    values = t.detach()[:8]
+    return (values >= 0).all() & ((values == 0).float().mean() > 0.05)
 
 
 def _alive(values: Tensor) -> Tensor:
@@ -90,98 +128,46 @@ def _alive(values: Tensor) -> Tensor:
     return (~(values <= 0)).any(tuple(i for i in range(values.ndim) if i != axis))  # NaN is not dead
 
 
-def _saturated(values: Tensor, module: nn.Module) -> float:
+def _saturated(values: Tensor, module: nn.Module) -> Tensor:
     """The share of values whose slope is below a tenth of the largest one."""
     if isinstance(module, nn.Sigmoid):
-        return float((values * (1 - values) < 0.025).float().mean())
+        return (values * (1 - values) < 0.025).float().mean()
     if isinstance(module, nn.Tanh):
-        return float((1 - values * values < 0.1).float().mean())
+        return (1 - values * values < 0.1).float().mean()
     low, high = (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0.0, 1.0)
-    return float(((values <= low) | (values >= high)).float().mean())
+    return ((values <= low) | (values >= high)).float().mean()
 
 
-def _similarity(values: Tensor) -> float:
+def _similarity(values: Tensor) -> Tensor:
     """The mean cosine between two different rows of (N, ...)."""
-    flat = values[:_FEWER].flatten(1) if values.ndim > 1 else values[:, None]
+    flat = values[:_FEWER].flatten(1) if values.ndim > 1 else values[:_FEWER, None]
     n = len(flat)
-    if n < 2:
-        return 0.0
     unit = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    return (float(unit.sum(0).square().sum()) - float(unit.square().sum())) / (n * (n - 1))
+    return (unit.sum(0).square().sum() - unit.square().sum()) / max(1, n * (n - 1))
 
 
-def norm_gap(module: Any, values: Tensor) -> tuple[float, float, float] | None:
-    """How far a batch norm's running statistics lie from those of its input: (deviations, ratio of variances, steps
-    after which they ought to fit).
-    """
-    if module.running_mean is None or values.ndim < 2:
-        return None
-    rest = tuple(i for i in range(values.ndim) if i != 1)
-    var, mean = torch.var_mean(values.detach().float(), rest, correction=0)
-    spread = var.clamp_min(1e-12).sqrt()
-    off = float(((module.running_mean - mean).abs() / spread).median())
-    ratio = float((module.running_var.clamp_min(1e-12) / var.clamp_min(1e-12)).log().abs().median())
+def statistics(layer: Layer, module: nn.Module, given: Tensor) -> Iterator[Reading]:
+    """Of a batch norm that is given (N, C, ...): how far its running statistics lie from those of the batch."""
+    if not isinstance(module, _BatchNorm) or module.running_mean is None or given.ndim < 2:
+        return
+    assert module.running_var is not None
+    var, mean = torch.var_mean(given.detach().float(), [i for i in range(given.ndim) if i != 1], correction=0)
+    kept, var = module.running_var.clamp_min(1e-12), var.clamp_min(1e-12)
+    yield "off", ((module.running_mean - mean).abs() / var.sqrt()).median()
+    yield "ratio", (kept / var).log().abs().median().clamp_max(80).exp()
     settled = _SETTLED if module.momentum is None else 2.5 / max(module.momentum, 1e-9)
-    return off, math.exp(min(ratio, 80.0)), min(max(settled, _SETTLED), 10 * _SETTLED)
-
-
-@dataclass
-class Weight:
-    """A parameter at a step: norms of its gradient (None without one) and of itself, ||dw|| / ||w|| of the step, the
-    share of its elements with gradient that the step left as they were; alike: all rows of the weight are equal, and
-    all rows of its gradient.
-    """
-
-    path: str
-    size: int
-    matrix: bool
-    grad_norm: float | None
-    weight_norm: float
-    update: float = 0.0
-    stuck: float | None = None
-    alike: bool = False
-    half: bool = False
-
-    def plain(self) -> dict[str, Any]:
-        row = {"path": self.path, "weight_norm": self.weight_norm, "update": self.update}
-        return row | ({} if self.grad_norm is None else {"grad_norm": self.grad_norm})
-
-
-def weight_of(path: str, p: Tensor, before: Tensor | None, first: bool) -> Weight:
-    """The reading of a parameter behind a step; before: a copy from in front of it, None where it is not followed."""
-    w, grad = p.detach(), p.grad
-    found = Weight(path, p.numel(), p.ndim > 1, None, float(w.norm(dtype=_precise(w))))
-    found.half = w.dtype in (torch.float16, torch.bfloat16)
-    if grad is not None:
-        found.grad_norm = float(grad.norm(dtype=_precise(grad)))
-    if before is not None:
-        size = float(before.norm(dtype=_precise(before)))
-        change = (w.float() - before.float()).norm() if found.half else (w - before).norm()
-        found.update = float(change) / size if size else 0.0
-        if found.half and grad is not None and found.grad_norm:
-            moved = grad != 0
-            found.stuck = float((w == before)[moved].float().mean())
-    if first and found.matrix:
-        found.alike = _rows_alike(before if before is not None else w) and (grad is None or _rows_alike(grad))
-    return found
-
-
-def _precise(t: Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-
-def _rows_alike(t: Tensor) -> bool:
-    """Whether the units of a layer (rows) are copies of each other; a single row has no copy."""
-    return len(t) > 1 and bool((t[1:] == t[:1]).all())
+    layer.settled = min(max(settled, _SETTLED), 10 * _SETTLED)
 
 
 @dataclass
 class Look:
-    """All readings of one step; clipped: the share of the gradient's norm that clipping left, None where unknown;
-    rates: of the parameter groups, (learning rate, momentum, weight decay); calls: the inputs of the weighted layers.
+    """All readings of one step; whole: of every layer the signal, not only what may be dead, saturated or stale;
+    clipped: the share of the gradient's norm that clipping left, None where unknown; rates: of the parameter groups,
+    (learning rate, momentum, weight decay).
     """
 
     step: int
+    whole: bool = True
     input: Values | None = None
     first: Values | None = None  # of what the first layer with weights is given
     first_kind: str = ""
@@ -204,19 +190,11 @@ class Look:
     def grad_norm(self) -> float:
         return math.sqrt(sum(w.grad_norm**2 for w in self.weights if w.grad_norm is not None))
 
-
-def fresh(p: Tensor) -> bool:
-    """Whether a weight is as a usual initialisation draws it: uniform or normal, of a deviation that its fans give."""
-    if p.ndim < 2 or p.numel() < 64:
-        return False
-    w = p.detach().float()
-    area = w[0][0].numel()
-    inward, outward = w.shape[1] * area, w.shape[0] * area
-    std = float(w.std())
-    if std == 0 or abs(float(w.mean())) > 4 * std / math.sqrt(w.numel()):
-        return False
-    usual = (1 / (3 * inward), 1 / inward, 2 / inward, 2 / outward, 2 / (inward + outward), 0.02**2)
-    slack = 3 / math.sqrt(w.numel()) + 0.01
-    shape = float((w / std).pow(4).mean())
-    drawn = min(abs(shape - 1.8), abs(shape - 3.0)) < 0.1 + 15 / math.sqrt(w.numel())
-    return drawn and any(abs(std / math.sqrt(v) - 1) < slack for v in usual)
+    @cached_property
+    def depth_ratio(self) -> float | None:
+        """||gradient|| / ||weight|| of the first matrix over that of the last; None of fewer than three."""
+        rows = [w for w in self.weights if w.matrix and w.grad_norm is not None and w.weight_norm > 0]
+        if len(rows) < 3:
+            return None
+        relative = [(w.grad_norm or 0.0) / w.weight_norm for w in rows]
+        return relative[0] / relative[-1] if relative[-1] > 0 and math.isfinite(relative[0]) else None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from knep.doctor.connection import looks_drawn
 from knep.doctor.findings import Finding, diseases
 from knep.doctor.readings import Look
 
@@ -24,11 +26,12 @@ WINDOW, SPIKE = 50, 10.0  # steps that a loss is compared with, and the robust z
 class Stream:
     """losses: of each step; looks: the first and the last ones; updates, norms, rates, sizes: of every look, (step,
     median ||dw|| / ||w||), (step, ||gradient||), (step, largest learning rate), (step, ||w||); vals: (step, loss,
-    accuracy), NaN where not given; labels: counts by class of the first batches; absent: parameters that the optimizer
-    does not have; frozen: those without requires_grad, fresh: of them, what looks like a random start; bad_input: the
-    step of the first input that is not finite; leaps: (step, robust z-score) of losses far above those before them;
-    lowest: the lowest median of 20 losses; since: the step at which the rate was last changed from outside; fired:
-    units (C,) of each rectifier above 0, in its last three looks.
+    accuracy), NaN where not given; labels: the share of the commonest class in each of the first batches, counted:
+    their labels by class; absent: parameters that the optimizer does not have; frozen: those without requires_grad,
+    fresh: of them, what looks like a random start; bad_input: the step of the first input that is not finite; leaps:
+    (step, robust z-score) of losses far above those before them; lowest: the lowest median of 20 losses; since: the
+    step at which the rate was last changed from outside; fired: units (C,) of each rectifier above 0, in its last
+    three looks.
     """
 
     losses: array[float] = field(default_factory=lambda: array("d"))
@@ -40,7 +43,8 @@ class Stream:
     sizes: list[tuple[int, float]] = field(default_factory=list)
     clips: list[tuple[int, float]] = field(default_factory=list)
     vals: list[tuple[int, float, float]] = field(default_factory=list)
-    labels: list[dict[int, int]] = field(default_factory=list)
+    labels: list[float] = field(default_factory=list)
+    counted: Counter[int] = field(default_factory=Counter)
     absent: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
@@ -53,6 +57,15 @@ class Stream:
     _read: int = 0
     _windows: int = 0
     fired: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
+
+    def meet(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Parameters that cannot learn: frozen, or unknown to the optimizer."""
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named = dict(model.named_parameters())
+        self.adaptive = any("betas" in group for group in optimizer.param_groups)
+        self.absent = tuple(n for n, p in named.items() if p.requires_grad and id(p) not in known)
+        self.frozen = tuple(n for n, p in named.items() if not p.requires_grad)
+        self.fresh = tuple(n for n in self.frozen if fresh(named[n]))
 
     def take(self, look: Look) -> None:
         """A look that is closed."""
@@ -89,9 +102,10 @@ class Stream:
             self._windows += 20
 
     def label(self, y: Tensor) -> None:
-        if len(self.labels) < 10 * LABELS and y.ndim == 1 and not y.is_floating_point():
-            classes, counts = torch.unique(y.detach(), return_counts=True)
-            self.labels.append(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+        if len(self.labels) < 10 * LABELS and y.ndim == 1 and len(y) and not y.is_floating_point():
+            counts = Counter(y.tolist())
+            self.labels.append(max(counts.values()) / len(y))
+            self.counted.update(counts)
 
     def steps_since(self) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
         """Updates and rates of the looks since the last change from outside."""
@@ -122,8 +136,8 @@ class Stream:
         """Plain data for figures and JSON."""
         found: dict[str, Any] = {}
         if self.looks:
-            look = next((k for k in reversed(self.looks) if k.layers), self.looks[-1])
-            start = next((k for k in self.looks if k.layers), look)
+            look = next((k for k in reversed(self.looks) if k.layers and k.whole), self.looks[-1])
+            start = next((k for k in self.looks if k.layers and k.whole), look)
             found["signals"] = _plain(look)
             found["signals_at_start"] = _plain(start)
         found["trial"] = {
@@ -145,6 +159,11 @@ def found(disease: str, evidence: str, gravity: float, began: int, **more: Any) 
     """A live finding, with what the table prescribes where nothing more exact is given."""
     about = diseases()[disease]
     return Finding(disease, evidence, gravity, began=began, **{"overrides": about.overrides, "mend": about.mend} | more)
+
+
+def fresh(p: Tensor) -> bool:
+    """Whether a frozen parameter could be as it was drawn; a part of a large matrix tells, for the time of a step."""
+    return p.ndim > 1 and looks_drawn(p.detach().flatten(1)[:256, :1024])
 
 
 def finite(values: Sequence[float]) -> list[float]:

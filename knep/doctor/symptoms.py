@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,10 +62,8 @@ def _odd(given: Values | None) -> bool:
 
 
 def _labels(stream: Stream) -> Iterator[Finding]:
-    total: Counter[int] = Counter()
-    for counts in stream.labels:
-        total.update(counts)
-    images, batches = sum(total.values()), len(stream.labels)
+    total, batches = stream.counted, len(stream.labels)
+    images = total.total()
     if batches < 5 or images < 40:
         return
     most = max(total.values()) / images
@@ -74,7 +71,7 @@ def _labels(stream: Stream) -> Iterator[Finding]:
         text = f"all {images} labels of the first {batches} batches are {next(iter(total))}"
         yield found("constant_labels", text, 0.97, 0)
         return
-    usual = middle([max(c.values()) / sum(c.values()) for c in stream.labels])
+    usual = middle(stream.labels)
     # Where the labels come in an order, the few classes of a batch say nothing about all: long enough sequences do.
     if usual > 0.8 and most < 0.65:
         text = f"the commonest class makes {usual:.0%} of a batch and {most:.0%} of {batches} batches together"
@@ -188,7 +185,7 @@ def _gradients(stream: Stream) -> Iterator[Finding]:
     """The gradient of the first layer's output against the last one's, and the size of the signal on its way."""
     small: list[tuple[int, float]] = []
     for look in stream.looks:
-        ratio = depth_ratio(look)
+        ratio = look.depth_ratio
         if ratio is None:
             continue
         small = [*small, (look.step, ratio)] if ratio < _VANISHED else []
@@ -198,22 +195,13 @@ def _gradients(stream: Stream) -> Iterator[Finding]:
             break
     for look in [k for k in stream.looks[:1] if k.layers]:  # later, it may be steps that made it loud
         loud = max(look.layers, key=lambda layer: layer.std)
-        ratio, given = depth_ratio(look), look.first
+        ratio, given = look.depth_ratio, look.first
         scale = max(given.std, abs(given.mean), 1.0) if given else 1.0
         if not math.isfinite(loud.std) or loud.std > _LOUD * scale or (ratio is not None and ratio > _EXPLODED):
             text = f"at step {look.step} the signal has deviation {loud.std:.1e} in {loud.path}"
             if ratio is not None:
                 text += f", and the first layer's gradient is {ratio:.1e} times the last one's"
             yield found("exploding_gradient", text, 0.88, look.step, layers=(loud.path,))
-
-
-def depth_ratio(look: Look) -> float | None:
-    """||gradient|| / ||weight|| of the first matrix, over that of the last; None where there are fewer than three."""
-    rows = [w for w in look.weights if w.matrix and w.grad_norm is not None and w.weight_norm > 0]
-    if len(rows) < 3:
-        return None
-    relative = [(w.grad_norm or 0.0) / w.weight_norm for w in rows]
-    return relative[0] / relative[-1] if relative[-1] > 0 and math.isfinite(relative[0]) else None
 
 
 def _precision(stream: Stream) -> Iterator[Finding]:
@@ -227,14 +215,16 @@ def _precision(stream: Stream) -> Iterator[Finding]:
 
 def _statistics(stream: Stream) -> Iterator[Finding]:
     apart = _validates_worse(stream)  # then, statistics that are slow by their momentum are too slow
-    late = [k for k in stream.looks if any(x.norm and k.step >= (40 if apart else x.norm[2]) for x in k.layers)]
-    off = [(k.step, middle([x.norm[0] for x in k.layers if x.norm]), _ratio(k)) for k in late]
+    late = [
+        k for k in stream.looks if any(x.off is not None and k.step >= (40 if apart else x.settled) for x in k.layers)
+    ]
+    off = [(k.step, middle([x.off for x in k.layers if x.off is not None]), _ratio(k)) for k in late]
     far = [(step, gap, ratio) for step, gap, ratio in off if gap > _STALE or ratio > _STALE_RATIO]
     if len(off) >= _CONFIRM and len(far) == len(off):
         _, gap, ratio = far[-1]
         text = f"running means are {gap:.1f} deviations from the batch's, variances differ by a factor of {ratio:.1f}"
         yield found("stale_statistics", text, 0.75, far[0][0])
-    few = [k for k in stream.looks if any(layer.norm and layer.batch <= 4 for layer in k.layers)]
+    few = [k for k in stream.looks if any(layer.off is not None and layer.batch <= 4 for layer in k.layers)]
     if len(few) >= 2 and len(few) == len([k for k in stream.looks if k.layers]):
         size = max(layer.batch for layer in few[0].layers)
         text = f"batch norm sees {size} images at a time"
@@ -249,7 +239,7 @@ def _validates_worse(stream: Stream) -> bool:
 
 
 def _ratio(look: Look) -> float:
-    return middle([layer.norm[1] for layer in look.layers if layer.norm])
+    return middle([layer.ratio for layer in look.layers if layer.off is not None])
 
 
 def _names(paths: Any) -> str:

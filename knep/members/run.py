@@ -88,14 +88,17 @@ def _alone(config: Mapping[str, Any], data: Any, place: Path) -> dict[str, Any]:
     try:
         fitted = fit_member(about(config, data), data, place, config["seed"])
     except RunFailed as failure:
-        return {"seed": config["seed"], "status": "failed", "reason": str(failure)}
+        found = {"findings": list(failure.findings)} if "doctor" in config else {}
+        return {"seed": config["seed"], "status": "failed", "reason": str(failure), **found}
     if fitted.interrupted:
         raise Interrupted(fitted.interrupted)
-    found = {}
+    found: dict[str, Any] = {"findings": list(fitted.findings)} if "doctor" in config else {}
+    if fitted.stopped_by:
+        found["stopped_by"] = fitted.stopped_by
     for split, batches in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
         measured = evaluate([fitted.module], batches, data.num_classes, keep=0, mirrored=config["test_flip"])
         found |= {f"{split}/acc": measured.acc, f"{split}/loss": measured.loss}
-    ended = {"status": "stopped_early" if fitted.stopped_early else "finished"}
+    ended = {"status": "stopped_early" if fitted.stopped_early or fitted.stopped_by else "finished"}
     return {"seed": config["seed"], **ended, **found, "sealed": 1, "epochs": fitted.epochs, "steps": fitted.steps}
 
 
@@ -120,6 +123,8 @@ def _summary(
         "seconds": round(time.perf_counter() - began, 2),
         **report.identity(config),
     }
+    if "doctor" in config:
+        summary["findings"] = [row for r in records for row in r["findings"]]
     write_summary(folder, summary)
     mean, std = summary["members/test_acc_mean"], summary["members/test_acc_std"]
     finished = f"{len(whole)} of {len(records)} members"

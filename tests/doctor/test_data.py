@@ -6,7 +6,8 @@ from torch import nn
 
 from doctor.ward import batched, digits, made, net, patient, without_relation
 from knep.compose import compose_config
-from knep.doctor.data import Data, data_findings, data_seen
+from knep.doctor.course import broken_images
+from knep.doctor.data import Data
 from knep.doctor.patient import from_config, of
 from knep.errors import InputError
 from knep.seeds import generator
@@ -14,11 +15,11 @@ from knep.seeds import generator
 
 def named(p):
     """Disease -> certain."""
-    return {f.disease: f.certain for f in data_findings(p)}
+    return {f.disease: f.certain for f in Data(p).findings()}
 
 
 def first(p):
-    findings = data_findings(p)
+    findings = Data(p).findings()
     return (findings[0].disease, findings[0].certain) if findings else None
 
 
@@ -56,18 +57,18 @@ def thinned(ratio):
 
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_data_have_no_finding(name):
-    assert data_findings(SOUND[name]()) == []
+    assert Data(SOUND[name]()).findings() == []
 
 
 @pytest.mark.parametrize("scaling", ["unit", "symmetric", "standardize"])
 def test_a_sound_config_has_no_finding(scaling):
     lines = ["data=synthetic", "model=mlp", "data.images=400", "data.image_size=8", f"scaling={scaling}"]
-    assert data_findings(from_config(compose_config(lines).config, lines)) == []
+    assert Data(from_config(compose_config(lines).config, lines)).findings() == []
 
 
 def test_a_config_without_scaling_is_told():
     lines = ["data=synthetic", "model=mlp", "data.images=400", "data.image_size=8", "scaling=none", "norm=none"]
-    found = data_findings(from_config(compose_config(lines).config, lines))
+    found = Data(from_config(compose_config(lines).config, lines)).findings()
     assert [(f.disease, f.certain) for f in found] == [("unscaled_inputs", True)]
 
 
@@ -111,7 +112,7 @@ def test_one_channel_of_another_size():
 def test_images_that_are_not_finite_are_told_by_place(split, value):
     x, y, v, w = (t.clone() for t in digits())
     (x if split == "training" else v)[130, 0, 3, 3] = value
-    (finding,) = data_findings(patient(x, y, v, w))
+    (finding,) = Data(patient(x, y, v, w)).findings()
     place = "batch 2 image 2" if split == "training" else "batch 0 image 130"
     assert finding.disease == "non_finite_inputs"
     assert split in finding.evidence
@@ -149,7 +150,7 @@ def test_constant_labels():
 def test_labels_that_are_no_output(wrong, split):
     data = [t.clone() for t in digits()]
     data[split][5] = wrong
-    (finding,) = data_findings(patient(*data))
+    (finding,) = Data(patient(*data)).findings()
     assert (finding.disease, finding.certain, finding.gravity) == ("labels_out_of_range", True, 1.0)
     assert str(wrong) in finding.evidence
 
@@ -170,7 +171,7 @@ def test_labels_from_one():
 @pytest.mark.parametrize("classes", [3, 10])
 def test_validation_labels_shifted_against_training(step, classes):
     x, y, v, w = made(600, classes, 0.2)
-    (finding,) = data_findings(patient(x, y, v, (w + step) % classes, classes))
+    (finding,) = Data(patient(x, y, v, (w + step) % classes, classes)).findings()
     assert (finding.disease, finding.certain) == ("labels_off_by_one", True)
     assert f"one {'more' if step > 0 else 'less'}" in finding.mend
 
@@ -191,7 +192,7 @@ def test_labels_of_one_split_without_relation():
 
 def test_classes_numbered_in_another_order():
     x, y, v, w = digits()
-    (finding,) = data_findings(patient(x, y, v, torch.tensor([3, 9, 0, 7, 1, 8, 2, 6, 5, 4])[w]))
+    (finding,) = Data(patient(x, y, v, torch.tensor([3, 9, 0, 7, 1, 8, 2, 6, 5, 4])[w])).findings()
     assert (finding.disease, finding.certain) == ("unrelated_labels", True)
     assert "list of class names" in finding.mend
 
@@ -205,7 +206,7 @@ def test_imbalance(ratio, certain):
 
 def test_a_class_that_training_never_shows():
     x, y, v, w = digits()
-    (finding,) = data_findings(patient(x[y != 4], y[y != 4], v, w))
+    (finding,) = Data(patient(x[y != 4], y[y != 4], v, w)).findings()
     assert (finding.disease, finding.certain) == ("class_imbalance", True)
     assert "class 4 never occurs" in finding.evidence
 
@@ -303,7 +304,7 @@ def test_an_augmented_training_loader_is_no_difference():
         x[i] = torch.roll(x[i], (dy, dx), (1, 2))
         top, left = (int(n) for n in torch.randint(0, 6, (2,), generator=draw))
         x[i, :, top : top + 2, left : left + 2] = 0
-    assert not any(data_findings(patient(x, y, v, w)))
+    assert not any(Data(patient(x, y, v, w)).findings())
 
 
 def test_validation_given_class_by_class_is_sound():
@@ -312,12 +313,16 @@ def test_validation_given_class_by_class_is_sound():
     assert named(patient(x, y, v[order], w[order])) == {}
 
 
-def test_one_wild_image_is_told_by_its_batch():
+def test_wild_images_are_told_by_their_batch_where_they_are_few():
     x, y, v, w = (t.clone() for t in digits())
+    assert broken_images(patient(x, y, v, w)) == ""
     x[200] *= 500
-    found = {f.disease: f for f in data_findings(patient(x, y, v, w))}
-    assert "batch 3" in found["loss_spikes"].evidence
-    assert not found["loss_spikes"].certain
+    assert "1 of 19 batches" in broken_images(patient(x, y, v, w))
+    assert "(batches 3)" in broken_images(patient(x, y, v, w))
+    x[::64] *= 500  # one in each batch
+    assert "19 of 19 batches" in broken_images(patient(x, y, v, w))
+    x[::5] *= 500  # then it is how the data are
+    assert broken_images(patient(x, y, v, w)) == ""
 
 
 ODD = {
@@ -339,7 +344,7 @@ ODD = {
 def test_odd_data_are_survived(name):
     p = ODD[name]()
     before = [p.clone() for p in p.model.state_dict().values()]
-    findings, seen = data_findings(p), data_seen(p)
+    findings, seen = Data(p).findings(), Data(p).seen()
     assert all(0 <= f.gravity <= 1 and f.evidence for f in findings)
     assert seen["labels"]["images"] == sum(len(y) for _, y in p.train)
     assert all(torch.equal(a, b) for a, b in zip(before, p.model.state_dict().values(), strict=True))
@@ -357,14 +362,14 @@ def test_a_model_that_fails_is_told_in_one_line():
     p = patient(x, y, v, w)
     broken = nn.Sequential(nn.Flatten(), nn.Linear(5, 10))
     with pytest.raises(InputError, match=r"Linear.*takes.*5"):
-        data_findings(of(broken, p.train, p.val, optimizer=sgd, num_classes=10))
+        Data(of(broken, p.train, p.val, optimizer=sgd, num_classes=10)).findings()
 
 
 def test_the_numbers_are_plain_and_the_same_each_time():
     import json
 
     p = patient(*digits())
-    seen = data_seen(p)
-    assert json.loads(json.dumps(seen)) == json.loads(json.dumps(data_seen(p)))
+    seen = Data(p).seen()
+    assert json.loads(json.dumps(seen)) == json.loads(json.dumps(Data(p).seen()))
     assert set(seen) == {"inputs", "labels", "twins", "drift", "reference"}
     assert Data(p).whole

@@ -15,9 +15,9 @@ import knep.doctor
 from knep.compose import compose_config
 from knep.doctor.callback import Doctor
 from knep.doctor.findings import Finding
-from knep.doctor.live import Watch, following, ranked
-from knep.doctor.readings import fresh
-from knep.doctor.stream import Stream
+from knep.doctor.live import Watch, following
+from knep.doctor.ranking import ranked
+from knep.doctor.stream import Stream, fresh
 from knep.errors import InputError
 from knep.members.support import supports
 from knep.train import run
@@ -351,13 +351,18 @@ def test_what_follows_from_a_cause_ranks_below_it():
     assert [f.disease for f in later] == ["dying_relu", "lr_too_high"]
 
 
-def test_a_random_start_is_told_from_trained_weights():
+def test_a_random_start_is_told_from_trained_weights(digits):
     torch.manual_seed(0)
-    layer = nn.Conv2d(8, 16, 3)
-    assert fresh(layer.weight)
-    assert fresh(nn.init.kaiming_normal_(torch.empty(64, 32)))
-    assert not fresh(layer.weight * 2)
-    assert not fresh(layer.weight.sign() * layer.weight.detach().square())
+    model = mlp(width=100)
+    names = ["1.weight", "3.weight"]  # the ten rows of a head tell little
+    assert all(fresh(model.get_parameter(name)) for name in names)
+    assert not fresh(model[1].bias)  # a vector tells nothing
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(digits[0]), digits[1]).backward()
+        optimizer.step()
+    assert not any(fresh(model.get_parameter(name)) for name in names)
 
 
 def test_losses_that_leap_are_counted_as_they_come():
