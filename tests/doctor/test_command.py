@@ -82,7 +82,7 @@ def test_a_cure_prints_the_lines_and_writes_the_recipe(tmp_path, capsys, monkeyp
     monkeypatch.setattr(ways, "common", lambda patient: [])  # what is prescribed is enough
     recipe, json_file, html_file = tmp_path / "recipe" / "mine.yaml", tmp_path / "r.json", tmp_path / "r.html"
     lines = [w for w in _SOUND if not w.startswith("optimizer.lr")]
-    files = ["--recipe", str(recipe), "--json", str(json_file), "--html", str(html_file)]
+    files = ["--recipe", str(recipe), "--json", str(json_file), "--html", str(html_file), "--budget", "25"]
     assert _doctor(*lines, "optimizer=sgd", "optimizer.lr=1e-5", "--cure", *files) == 1
     out = capsys.readouterr().out
     assert "before: validation accuracy" in out

@@ -89,7 +89,7 @@ def test_a_line_gives_way_to_what_a_prescription_says():
 
 def test_a_rate_far_too_low_is_found_and_cured(monkeypatch):
     monkeypatch.setattr(ways, "common", lambda patient: [])  # what is prescribed is enough
-    cured = cure(_SICK)
+    cured = cure(_SICK, seconds=25)
     assert cured.report.findings[0].disease == "lr_too_low"
     assert cured.after > cured.before + 0.2
     assert any(line.startswith("optimizer.lr=") for way, _ in cured.kept for line in way)
