@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from knep.doctor.patient import Patient
+from knep.doctor.signals import like
 from knep.probe import probe
 
 _IMAGES = 16
@@ -38,7 +39,7 @@ class _Enough(Exception):
 def entrance(patient: Patient) -> Entrance:
     """Runs the model's first layers on 16 training images. Raises InputError where the model fails on them."""
     x = patient.inputs(patient.stacked(most=_IMAGES)[0])
-    met = _first_layers(patient.model, x)
+    met = _first_layers(patient.model, like(patient.model, x))
     if not met:
         return Entrance("", None, False, False, False)
     path, layer, got = met[0]

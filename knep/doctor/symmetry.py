@@ -12,6 +12,7 @@ from knep.doctor.naming import finding, named, share
 from knep.doctor.rows import Signals
 
 _SAME = 1 - 1e-5  # cosine of two rows that count as one
+_ALIKE = 0.99  # cosine of two movements: behind a norm, rounding alone turns gradients that are equal by 2 degrees
 _MOST = 512  # rows compared
 _LEAST_FAN = 3  # rows of one or two numbers are parallel by chance
 
@@ -35,7 +36,7 @@ def symmetric(before: nn.Module, after: nn.Module, seen: Signals) -> list[Findin
         same = _pairs(rows)
         if _copies(same) >= 0.5 and rows.any():
             alike.append((path, _copies(same)))
-        if (part := _copies(same & _pairs(moved - rows))) >= 0.5:
+        if (part := _copies(same & _pairs(moved - rows, _ALIKE))) >= 0.5:
             stay.append((path, part))
     if stay:
         return [_found(stay, "and gradient steps move them alike", 0.96, True)]
@@ -62,11 +63,11 @@ def _rows(layer: nn.Module) -> Tensor | None:
     return rows if len(rows) > 1 and rows.shape[1] >= _LEAST_FAN and bool(rows.isfinite().all()) else None
 
 
-def _pairs(rows: Tensor) -> Tensor:
-    """(units, units): whether two rows point the same way; rows of zeros point as each other."""
+def _pairs(rows: Tensor, least: float = _SAME) -> Tensor:
+    """(units, units): whether two rows point the same way, by their cosine; rows of zeros point as each other."""
     zero = ~rows.any(1)
     unit = F.normalize(rows, dim=1)
-    return (unit @ unit.T > _SAME) | (zero[:, None] & zero)
+    return (unit @ unit.T > least) | (zero[:, None] & zero)
 
 
 def _copies(pairs: Tensor) -> float:

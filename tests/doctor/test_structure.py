@@ -138,7 +138,7 @@ SICK = {
     "sigmoid, N(0, 9)": (lambda: patient_of(mlp(3, act=nn.Sigmoid, init=normal(3))), "saturation", True, "(sigmoid)"),
     "constant": (lambda: patient_of(mlp(2, init=value(0.1), bias=value(0))), "symmetric_weights", True, "1 and 3"),
     "all zero": (lambda: patient_of(mlp(2, init=value(0), bias=value(0))), "symmetric_weights", True, "100%"),
-    "constant filters": (lambda: patient_of(cnn(init=value(0.1))), "symmetric_weights", True, "85.7% of the units"),
+    "constant filters": (lambda: patient_of(cnn(init=value(0.1))), "symmetric_weights", True, "100% of the units"),
     "large biases": (
         lambda: patient_of(mlp(8, act=nn.Tanh, init=nn.init.xavier_normal_, bias=normal(2))),
         "signal_collapse", True, "cosine 1 -",
