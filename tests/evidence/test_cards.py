@@ -56,6 +56,10 @@ def test_every_measured_option_has_a_card_with_its_number_and_all_others_are_lis
             assert (name in known) != (f"[{name}]" in contents), name
 
 
+def test_no_card_is_without_data():
+    assert cards.unmeasured() == []
+
+
 def test_every_option_says_when_not_to_use_it_and_nothing_else_does():
     about = cards._about()
     assert {s: sorted(about[s]) for s in about} == {s: options(s) for s in cards.SLOTS}
