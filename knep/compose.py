@@ -239,9 +239,9 @@ def _check_value(override: Override, bare: DictConfig) -> None:
         return
     container = OmegaConf.to_container(bare, resolve=False)
     known = list(_flat(container))
-    if key not in known and (override.is_add() or override.is_force_add()):
-        return
     if key not in known:
+        if override.is_add() or override.is_force_add():
+            return
         last = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         words = sorted({*known, *_groups()})
         hint = difflib.get_close_matches(key, last, n=1, cutoff=0.5) or difflib.get_close_matches(key, words, n=1)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MODEL_SLOTS = ("norm", "activation", "dropout", "init")
 # Slots whose options are functions still to be called.
-_LATER = (*MODEL_SLOTS, "scaling", "optimizer", "clip", "scheduler")
+_LATER = (*MODEL_SLOTS, "model", "scaling", "optimizer", "clip", "scheduler")
 # Keys of a slot's node that say how the training loop uses the trick; the trick itself never sees them.
 _BESIDE = ("accumulate", "interval", "monitor")
 
@@ -234,11 +234,16 @@ def _rate(node: Mapping[str, Any]) -> Any:
     return node["lr"]
 
 
-def _build(slot: str, node: dict[str, Any]) -> Any:
+def check_partial(slot: str, node: Mapping[str, Any]) -> None:
+    """InputError unless the node of a slot, or of the model, makes what is called later just where that is wanted."""
     later = slot in _LATER
     if bool(node.get("_partial_")) != later:
         why = "it is given its model, weights or data later" if later else "it is built as it is"
         raise InputError(f"{slot}._partial_ must be {str(later).lower()}: {why}")
+
+
+def _build(slot: str, node: dict[str, Any]) -> Any:
+    check_partial(slot, node)
     with named(slot):
         return instantiate(node)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from knep.errors import InputError
 from knep.models.imported import find, imported
-from knep.recipe import Recipe, named
+from knep.recipe import Recipe, check_partial, named
 from knep.safe import instantiate
 
 
@@ -24,6 +24,7 @@ def rehearse(config: Mapping[str, Any]) -> None:
         recipe = Recipe.from_config(config)
         with named("data"):
             instantiate(config["data"])
+        check_partial("model", config["model"])
         with named("model"):
             _find_model(config["model"])
         for slot, trick in recipe.model_slots.items():

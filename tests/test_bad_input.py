@@ -5,6 +5,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import formats
 import pytest
 import torch
 
@@ -46,6 +47,7 @@ COMMAND_LINE = {
     "a thousand threads": (["threads=1000"], "write at most 128"),
     "a trick that is called too soon": (["scaling._partial_=false"], "scaling._partial_ must be true"),
     "a trick without its mark": (["~clip._partial_"], "clip._partial_ must be true"),
+    "a model that is built too soon": (["model._partial_=false"], "model._partial_ must be true"),
     "a trick that is never built": (["+augment._partial_=true"], "augment._partial_ must be false"),
     "accumulate 0": (["accumulate=0"], "accumulate=0"),
     "threads 0": (["threads=0"], "threads=0"),
@@ -80,23 +82,14 @@ def test_command_line(row, capsys, tmp_path):
     assert said in refused([*quick, *arguments], capsys, tmp_path)
 
 
-def idx(images, labels, rows=28):
-    """The bytes of an idx image file and an idx label file."""
-    return (
-        struct.pack(">IIII", 2051, images, rows, rows) + bytes(images * rows * rows),
-        struct.pack(">II", 2049, len(labels)) + bytes(labels),
-    )
-
-
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def write_mnist(folder, change=None):
     """MNIST's four files with 100 + 20 images; `change` maps a file's name to a function of its bytes."""
-    labels = [i % 10 for i in range(100)]
-    contents = [*idx(100, labels), *idx(20, labels[:20])]
-    for name, content in zip(NAMES, contents, strict=True):
-        (folder / name).write_bytes((change or {}).get(name, lambda b: b)(content))
+    formats.mnist(folder, 100)
+    for name, changed in (change or {}).items():
+        (folder / name).write_bytes(changed((folder / name).read_bytes()))
 
 
 FILES = {

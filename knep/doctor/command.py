@@ -42,7 +42,7 @@ def doctor(args: argparse.Namespace) -> None:
     from knep.train import hush
 
     hush()
-    _seconds(args.budget)
+    budget = _seconds(args.budget)
     lines = [*_foreign(args), *args.overrides]
     tell = _teller()
     patient = _patient(lines, args.data)
@@ -52,7 +52,7 @@ def doctor(args: argparse.Namespace) -> None:
         print(report)
         _written(args, report)
         if args.cure and report.sick:
-            _cure(args, lines, report, tell)
+            _cure(args, lines, report, tell, budget)
     raise SystemExit(int(report.sick))
 
 
@@ -103,13 +103,13 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any) -> None:
+def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any, budget: float) -> None:
     from knep.compose import compose_config
     from knep.doctor.cure import cure
     from knep.doctor.cured import recipe_yaml
 
     again = partial(_patient, data=args.data)
-    cured = cure(lines, make=again, report=report, told=tell, seconds=_seconds(args.budget))
+    cured = cure(lines, make=again, report=report, told=tell, seconds=budget)
     tell("")
     print(f"\ncure\n{cured}")
     how = ""

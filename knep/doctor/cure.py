@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 
@@ -18,7 +19,7 @@ from knep.compose import compose_config
 from knep.doctor import ways as known
 from knep.doctor.cured import FAR, Cured
 from knep.doctor.diagnose import diagnose
-from knep.doctor.examination import looks
+from knep.doctor.examination import UNFIT, looks
 from knep.doctor.findings import Report
 from knep.doctor.patient import Patient, from_config
 from knep.doctor.trial import Score, run, steps_of, stopped
@@ -32,10 +33,9 @@ _ROUNDS = 3
 _FINAL, _REACH = 3, 0.03  # ways of a round that are tried with a second seed; how far behind the best in one
 _PERFECT = 0.99
 # Findings after which no number of this validation split can be trusted, or none is to be had.
-_BLIND = frozenset({
-    "leaked_validation", "unrelated_labels", "labels_off_by_one", "validation_scaled_differently",
-    "labels_out_of_range", "constant_labels", "constant_inputs", "non_finite_inputs",
-})  # fmt: skip
+_BLIND = UNFIT | {
+    "leaked_validation", "labels_out_of_range", "constant_labels", "constant_inputs", "non_finite_inputs",
+}  # fmt: skip
 
 Make = Callable[[Sequence[str]], Patient]
 
@@ -116,7 +116,7 @@ class _Ward:
         """Over the seeds that these lines were tried with, the run's own at least."""
         self.score(lines, 0)
         scores = [score for (those, _), score in self.seen.items() if those == lines]
-        return Score(*(sum(values) / len(scores) for values in zip(*((s.loss, s.acc) for s in scores), strict=True)))
+        return Score(fmean(s.loss for s in scores), fmean(s.acc for s in scores))
 
     def gain(self, lines: Way, better: Way, seeds: Sequence[int]) -> float:
         """Accuracy that better lines have more, in paired trials; a much lower loss counts where it is no lower."""

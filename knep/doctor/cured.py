@@ -80,10 +80,11 @@ def _told(cured: Cured) -> list[str]:
 
 def _failed(tried: Sequence[tuple[Way, float | None]]) -> list[str]:
     """What was tried and not kept, the best first."""
-    ranked = sorted(tried, key=lambda row: -1 if row[1] is None else -row[1] - 2)
-    reached = [f"{' '.join(way)} ({acc:.3f})" for way, acc in ranked[:_SHOWN] if acc is not None]
+    ranked = sorted(((acc, way) for way, acc in tried if acc is not None), key=lambda row: -row[0])
+    reached = [f"{' '.join(way)} ({acc:.3f})" for acc, way in ranked]
     misfits = [" ".join(way) for way, acc in tried if acc is None]
-    lines = [f"not kept: {', '.join(reached)}{', ...' if len(ranked) > _SHOWN else ''}"] if reached else []
+    shown = [*reached[:_SHOWN], "..."] if len(reached) > _SHOWN else reached
+    lines = [f"not kept: {', '.join(shown)}"] if shown else []
     return lines + ([f"does not fit this run: {', '.join(misfits)}"] if misfits else [])
 
 

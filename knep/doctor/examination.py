@@ -18,7 +18,7 @@ BEARABLE = SIGNAL | {
     "unscaled_inputs", "tiny_norm_batches", "stale_statistics", "precision_underflow", "too_little_capacity",
 }  # fmt: skip
 # With these, accuracy on validation tells nothing.
-_UNFIT = {"labels_off_by_one", "unrelated_labels", "validation_scaled_differently"}
+UNFIT = frozenset({"labels_off_by_one", "unrelated_labels", "validation_scaled_differently"})
 LEARNED = 0.97  # accuracy on training images from which on no other rate or schedule is needed
 GAIN = 0.025  # of accuracy that a remedy must bring
 _LITTLE = 0.015  # the same, where the evidence alone is strong
@@ -66,7 +66,7 @@ class Examination:
 
 def unfit(findings: list[Finding]) -> bool:
     """Whether it is certain that validation cannot judge a training."""
-    return any(f.certain and f.disease in _UNFIT for f in findings)
+    return any(f.certain and f.disease in UNFIT for f in findings)
 
 
 def looks(patient: Patient, steps: int) -> int:

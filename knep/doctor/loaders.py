@@ -46,17 +46,17 @@ class Loaders:
                 f"--data: {path} gives inputs {tuple(x.shape)}, not images (N, C, H, W): examine others "
                 "in Python, knep.doctor.examine(model, train, val, optimizer=optimizer)"
             )
-        self.num_classes = max(2, int(labels.max()) + 1)
         self.channels, self.image_size = x.shape[1], x.shape[2]
-        self.num_classes = self._outputs(model, x) or self.num_classes
+        known = max(2, int(labels.max()) + 1)
+        self.num_classes = self._outputs(model, x, known) or known
         self.class_names = [str(k) for k in range(self.num_classes)]
         self.sizes = {"train": sum(len(y) for _, y in self._train), "val": sum(len(y) for _, y in self._val)}
         self.train_batches = len(self._train)
         self.seed = 0
 
-    def _outputs(self, model: str | None, x: Tensor) -> int | None:
+    def _outputs(self, model: str | None, x: Tensor, known: int) -> int | None:
         """Scores of the net for an image, None where it takes the number from the labels or gives something else."""
-        offered = {"num_classes": self.num_classes, "in_channels": self.channels, "image_size": self.image_size}
+        offered = {"num_classes": known, "in_channels": self.channels, "image_size": self.image_size}
         if model is None or "num_classes" in accepted(find(model), offered):
             return None
         with torch.random.fork_rng(devices=[]):

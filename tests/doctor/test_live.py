@@ -229,23 +229,30 @@ def test_overfitting_is_found_from_validations(digits):
     d.__exit__()
 
 
+def trained(model, digits, watched, optimizer=None, steps=30):
+    """([weights, random state, loss], watch) of a loop behind `model`, which torch.compile may have wrapped."""
+    optimizer = optimizer or sgd(model)
+    d = Watch(model, optimizer, every=4, on_finding="none")
+    with d if watched else torch.enable_grad():
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(digits[0][step : step + 32]), digits[1][step : step + 32])
+            loss.backward()
+            optimizer.step()
+            if watched:
+                d.step(loss, y=digits[1][step : step + 32])
+    return [*(p.clone() for p in model.state_dict().values()), torch.get_rng_state(), loss], d
+
+
 def test_watching_changes_no_bit_and_leaves_no_hook(digits):
     kept = []
     for watched in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(*cnn()[:-1], nn.Dropout(0.3), nn.Linear(16, 10))
         optimizer = Adam(model.parameters(), lr=1e-2)
-        d = Watch(model, optimizer, every=3, on_finding="none")
-        with d if watched else torch.enable_grad():
-            for step in range(20):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(digits[0][step : step + 32]), digits[1][step : step + 32])
-                loss.backward()
-                optimizer.step()
-                if watched:
-                    d.step(loss, y=digits[1][step : step + 32])
+        found, d = trained(model, digits, watched, optimizer)
+        kept.append(found)
         assert not watched or len(d.stream.looks) > 6
-        kept.append([*model.state_dict().values(), torch.get_rng_state(), loss])
         for m in model.modules():
             assert not [*m._forward_hooks, *m._forward_pre_hooks]
         assert not any(p._post_accumulate_grad_hooks for p in model.parameters())

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from doctor.test_live import LINES, digits, knep_run, mlp, sgd  # noqa: F401  (a fixture)
+from doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
 from knep.compose import compose_config
 from knep.doctor.callback import Doctor
 from knep.doctor.findings import Finding
-from knep.doctor.live import Watch, following
+from knep.doctor.live import following
 from knep.doctor.mend import again
 from knep.recipes import clip
 from knep.train import run
@@ -56,21 +55,6 @@ def test_each_run_of_several_seeds_is_watched(tmp_path):
         run(made.config, tmp_path / name, made.choices, made.overrides)
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert [row["disease"] for row in summary["findings"]].count("lr_too_low") == 2, name
-
-
-def trained(model, digits, watched, optimizer=None, steps=30):  # noqa: F811
-    """(weights, watch) of a loop behind `model`, which torch.compile may have wrapped."""
-    optimizer = optimizer or sgd(model)
-    d = Watch(model, optimizer, every=4, on_finding="none")
-    with d if watched else torch.enable_grad():
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(digits[0][step : step + 32]), digits[1][step : step + 32])
-            loss.backward()
-            optimizer.step()
-            if watched:
-                d.step(loss, y=digits[1][step : step + 32])
-    return [p.clone() for p in model.state_dict().values()], d
 
 
 def in_place(model):
