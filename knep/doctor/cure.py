@@ -22,7 +22,8 @@ from knep.doctor.diagnose import diagnose
 from knep.doctor.examination import UNFIT, looks
 from knep.doctor.findings import Report
 from knep.doctor.patient import Patient, from_config
-from knep.doctor.trial import Score, run, steps_of, stopped
+from knep.doctor.scores import Score
+from knep.doctor.trial import run, steps_of, stopped
 from knep.doctor.ways import OVERFITS, Way, apart, merged, tidied
 from knep.errors import InputError
 

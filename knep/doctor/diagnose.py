@@ -25,7 +25,7 @@ from knep.doctor.signals import signals
 from knep.doctor.split import IGNORED
 from knep.doctor.structure import model_findings
 from knep.doctor.treatment import suspected_of, treat
-from knep.doctor.trial import Trial, run, steps_of
+from knep.doctor.trial import Trial, run, steps_of, trials_of
 from knep.doctor.verdict import verdict
 
 # What leaves nothing to examine behind it.
@@ -57,7 +57,7 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     base = run(patient, steps, looks=looks(patient, steps))
     simple = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate)
     expected = simple.acc if simple is not None else 0.0
-    exam = Examination(patient, steps, base, reached(base, patient), expected, found)
+    exam = Examination(patient, steps, base, reached(base, patient), expected, found, left=trials_of(patient, steps))
     measured["trial"] = _course(base) | {"reached": exam.reached, "expected": expected}
     suspected = suspected_of(exam)
     if not unfit(found):

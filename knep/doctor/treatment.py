@@ -19,6 +19,7 @@ from knep.doctor.trial import Trial, run
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
 _FEW = 60  # steps that hardly any run can do with
 _MOST = 6  # suspicions, the gravest
+_OF_RATE = 3  # trials that are kept for other rates and schedules
 
 
 def treat(exam: Examination, suspected: list[Suspect], measured: dict[str, Any]) -> None:
@@ -67,6 +68,8 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
             treated = applied(remedy, exam.patient)
             if treated is None:
                 continue
+            if exam.left <= _OF_RATE:
+                break
             gain = exam.gain(treated, suspect.finding.disease, " ".join(way))
             if gain > best:
                 best, lines = gain, way

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knep.doctor.copies import copied
 from knep.doctor.patient import Batch, Patient
+from knep.doctor.scores import Score, norms_of, score, settled
 from knep.doctor.signals import forward
 from knep.gradients import gradients
 from knep.groups import decayed
@@ -22,16 +21,12 @@ from knep.layers import calls
 from knep.seeds import generator, mix
 
 _MACS = 6e10  # of a whole trial: a few seconds on one core
+_OF_A_NUMBER = 30  # multiply-adds in the time that a number takes to be written: 10 in large layers, 60 in small ones
+_TRIALS = 40  # of an examination, where a trial costs no more than that
+_FEWEST = 6
 _SHORT, _LONG = 60, 600  # steps
 _USUAL = 0.1  # momentum of batch norm, PyTorch's
-
-
-@dataclass
-class Score:
-    """Of a model on images: mean loss (cross-entropy of its scores, whatever the run minimises) and accuracy."""
-
-    loss: float
-    acc: float
+_LAG = 0.05  # of accuracy, between statistics of the batch and running ones
 
 
 @dataclass
@@ -42,7 +37,8 @@ class Trial:
     clipping left, in [0, 1]; penalties: what the regularization added to the loss; updates: at a few steps, the median
     over weights of ||dw|| / ||w||; frozen_share: share of weight elements that a step with gradient left as they were;
     train: at the end, in eval mode, on training images; batch_stats: the same with the statistics of the batch, where
-    the model has batch norm; curve: (step, validation Score); weight: ||w|| at the end over ||w|| at the start;
+    the model has batch norm; lag: the accuracy that running statistics behind the weights cost, which some more batches
+    gave back; curve: (step, validation Score); weight: ||w|| at the end over ||w|| at the start;
     diverged: a loss or a weight was not finite; model: the trained copy; rates: learning rate of each step.
     """
 
@@ -58,6 +54,7 @@ class Trial:
     weight: float = 1.0
     train: Score = field(default_factory=lambda: Score(math.nan, 0.0))
     batch_stats: Score | None = None
+    lag: float = 0.0
     diverged: bool = False
     model: nn.Module | None = None
 
@@ -81,25 +78,30 @@ def stopped(patient: Patient, trial: Trial) -> tuple[int, Score]:
         return len(trial.losses), trial.val
     sign = -1.0 if patient.monitor == "val/acc" else 1.0
     best, since = trial.curve[0][1], 0
-    for step, score in trial.curve[1:]:
-        now, least = (sign * (s.acc if sign < 0 else s.loss) for s in (score, best))
+    for step, seen in trial.curve[1:]:
+        now, least = (sign * (s.acc if sign < 0 else s.loss) for s in (seen, best))
         since = 0 if now < least - patient.min_delta else since + 1
-        best = score if since == 0 else best
+        best = seen if since == 0 else best
         if since >= patient.stopping:
             return step, best
     return len(trial.losses), best
 
 
-def cost(patient: Patient) -> float:
-    """Multiply-adds of a training step: of convolutions and linear layers, three times the forward's."""
+def cost(patient: Patient) -> tuple[float, float]:
+    """Of a training step, as three times the forward's: multiply-adds of convolutions and linear layers, and these with
+    what else takes time, the memory that every layer writes."""
     x = patient.inputs(patient.train[0][0][:2])
-    macs = 0.0
+    macs = numbers = 0.0
     for call in calls(patient.model, x):
+        if not isinstance(call.output, Tensor):
+            continue
         weight = getattr(call.module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim >= 2 and isinstance(call.output, Tensor):
+        if isinstance(weight, Tensor) and weight.ndim >= 2:
             places = call.output.numel() / max(1, call.output.shape[1 if weight.ndim > 2 else -1])
             macs += places * weight.numel()
-    return 3 * macs / len(x) * len(patient.train[0][0])
+        numbers += call.output.numel()
+    times = 3 / len(x) * len(patient.train[0][0])
+    return times * macs, times * (macs + _OF_A_NUMBER * numbers)
 
 
 def steps_of(patient: Patient, budget: float = 1.0, least: int = _SHORT, most: int = _LONG) -> int:
@@ -107,8 +109,14 @@ def steps_of(patient: Patient, budget: float = 1.0, least: int = _SHORT, most: i
 
     It depends on the model and not on the clock, so that two examinations see the same.
     """
-    allowed = int(budget * _MACS / max(cost(patient), 1.0))
+    allowed = int(budget * _MACS / max(cost(patient)[0], 1.0))
     return max(1, min(patient.total_steps, max(least, min(allowed, most))))
+
+
+def trials_of(patient: Patient, steps: int) -> int:
+    """How many trials of `steps` an examination can afford; again a matter of the model and not of the clock."""
+    dear = steps * cost(patient)[1] / _MACS
+    return max(_FEWEST, int(_TRIALS / max(dear, 1.0)))
 
 
 def run(
@@ -174,8 +182,26 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
     trial.frozen_share = sum(frozen) / len(frozen) if frozen else 0.0
     seen = patient.train[: max(1, 512 // max(1, len(patient.train[0][0])))]
     trial.train = score(patient, model, seen)
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    if norms_of(model):
         trial.batch_stats = score(patient, model, seen, batch_stats=True)
+        _settle(patient, trial, model, seen)
+
+
+def _settle(patient: Patient, trial: Trial, model: nn.Module, seen: Sequence[Batch]) -> None:
+    """Judges a trial that is the beginning of a longer run by running statistics that have come up with the weights.
+
+    In the first steps of a deep network weights move faster than statistics of any usual momentum can follow, which
+    more training ends by itself: what counts is whether they would follow weights that stand still.
+    """
+    gap = trial.batch_stats.acc - trial.train.acc if trial.batch_stats else 0.0
+    if gap <= _LAG or trial.diverged or len(trial.losses) >= patient.total_steps:
+        return
+    still = settled(patient, model)
+    train = score(patient, still, seen)
+    if train.acc > trial.train.acc:
+        trial.lag, trial.train, trial.model = train.acc - trial.train.acc, train, still
+        if trial.curve:
+            trial.curve[-1] = trial.curve[-1][0], score(patient, still, patient.val)
 
 
 def _follow_sooner(model: nn.Module, stretch: float) -> None:
@@ -265,42 +291,6 @@ def cast(patient: Patient) -> Iterator[None]:
     dtype = torch.bfloat16 if patient.precision.startswith("bf16") else torch.float16
     with torch.autocast(patient.device.type, dtype=dtype):
         yield
-
-
-def score(patient: Patient, model: nn.Module, batches: Sequence[Batch], batch_stats: bool = False) -> Score:
-    """In eval mode, or with the statistics of each batch, without augmentation."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    if batch_stats:
-        model = copied(model)
-        for m in model.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                m.train()
-    loss = correct = seen = 0.0
-    with torch.no_grad():
-        for x, y in batches:
-            scores = model(patient.inputs(x)).double()
-            y = y.to(scores.device)
-            inside = (y >= 0) & (y < scores.shape[1])
-            loss += float(F.cross_entropy(scores[inside], y[inside], reduction="sum")) if bool(inside.any()) else 0.0
-            correct += int((scores.argmax(1) == y).sum())
-            seen += len(y)
-    for m, mode in modes.items():
-        m.training = mode
-    return Score(loss / max(seen, 1), correct / max(seen, 1))
-
-
-def recalls(patient: Patient, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """By class (K,): the share of its validation images that the model knows, and how many there are."""
-    right, there = torch.zeros(2, patient.num_classes).unbind()
-    with torch.no_grad():
-        for x, y in patient.val:
-            guess = model.eval()(patient.inputs(x)).argmax(1).cpu()
-            known = (y.cpu() >= 0) & (y.cpu() < patient.num_classes)
-            guess, y = guess[known], y.cpu()[known]
-            there += torch.bincount(y, minlength=patient.num_classes)
-            right += torch.bincount(y[guess == y], minlength=patient.num_classes)
-    return right / there.clamp_min(1), there
 
 
 def _norm(weights: Sequence[Tensor]) -> float:

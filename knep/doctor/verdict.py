@@ -11,7 +11,8 @@ from knep.doctor.course import Suspect
 from knep.doctor.examination import BEARABLE, GAIN, LEARNED, SIGNAL, Examination, unfit
 from knep.doctor.findings import Finding
 from knep.doctor.probes import memorised
-from knep.doctor.trial import recalls, stopped
+from knep.doctor.scores import recalls
+from knep.doctor.trial import stopped
 
 _SHARE = 0.6  # of the best remedy's gain that makes another one as good an explanation
 
@@ -91,6 +92,8 @@ def _impatient(exam: Examination) -> list[Finding]:
 
 def _suffers(exam: Examination) -> bool:
     """Whether the training stays far behind a simple classifier, with any remedy."""
+    if exam.unfinished:
+        return False
     left = exam.expected - exam.reached - max((gain for _, gain in exam.treated), default=0.0)
     return left > 0.1
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knep.doctor import trial
+from knep.doctor import scores, trial
 from knep.doctor.patient import Patient
 from knep.groups import decayed
 
@@ -204,7 +204,7 @@ def _train(patient: Patient, model: nn.Module, optimizer: Any, watcher: Any) -> 
             scheduler.step()
         facts.pop("eval_loss", None)
         if step % LOOK == LOOK - 1:
-            facts["eval_loss"] = trial.score(patient, model, patient.val[:2]).loss
+            facts["eval_loss"] = scores.score(patient, model, patient.val[:2]).loss
         watcher.step(step, facts)
         if not math.isfinite(facts["loss"]):
             break

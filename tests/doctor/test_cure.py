@@ -17,7 +17,7 @@ from knep.doctor import ways
 from knep.doctor.cure import cure
 from knep.doctor.cured import beside, by_recipe, command, load, recipe_yaml
 from knep.doctor.findings import Finding, Report
-from knep.doctor.trial import Score
+from knep.doctor.scores import Score
 from knep.doctor.ways import merged, tidied
 from knep.errors import InputError
 from knep.listing import CONF, SLOTS, options

@@ -16,9 +16,10 @@ from knep.doctor.examination import Examination
 from knep.doctor.findings import Finding
 from knep.doctor.patient import of
 from knep.doctor.probes import memorised
+from knep.doctor.scores import Score
 from knep.doctor.signals import signals
 from knep.doctor.structure import model_findings
-from knep.doctor.trial import Score, Trial
+from knep.doctor.trial import Trial
 from knep.doctor.unregistered import unregistered
 from knep.doctor.verdict import verdict
 from knep.errors import InputError

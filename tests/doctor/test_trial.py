@@ -12,6 +12,8 @@ from torch import nn
 from knep.compose import compose_config
 from knep.doctor import patient as patients
 from knep.doctor import remedies, trial
+from knep.doctor.examination import Examination
+from knep.doctor.scores import settled
 from knep.errors import InputError
 
 _LINES = ["recipe=baseline", "data=synthetic", "data.images=400", "data.image_size=8", "model=mlp", "model.widths=[16]"]
@@ -57,6 +59,44 @@ def test_steps_depend_on_the_model_and_not_on_the_clock():
     assert trial.steps_of(small) == 600
     assert 60 <= trial.steps_of(large) < 600
     assert trial.steps_of(_patient("trainer.max_epochs=1")) == 5
+
+
+def test_a_trial_of_a_large_model_is_followed_by_few_others():
+    small, large = _patient(), _patient("model.widths=[8192,8192]")
+    assert trial.trials_of(small, 60) == 40
+    assert trial.trials_of(large, 60) == 6
+
+
+def _normed(momentum: float, epochs: int) -> patients.Patient:
+    """A net of batch norms whose weights move in every step, so that running statistics are behind."""
+    patient = _patient("norm=batch", f"trainer.max_epochs={epochs}", "optimizer=sgd", "optimizer.lr=1.0")
+    for m in patient.model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.momentum = momentum
+    return patient
+
+
+@pytest.mark.parametrize(("momentum", "epochs", "settles"), [(0.02, 40, True), (0.02, 1, False), (1e-5, 40, False)])
+def test_statistics_are_judged_once_the_weights_stand_still_where_the_run_goes_on(momentum, epochs, settles):
+    patient = _normed(momentum, epochs)
+    seen = trial.run(patient, 5)
+    assert seen.batch_stats.acc > 0.3
+    assert (seen.lag > 0.05) is settles
+    fits = seen.train.acc > seen.batch_stats.acc - 0.05
+    assert fits is settles
+
+
+def test_statistics_that_a_model_keeps_still_stay_as_they_are():
+    patient = _normed(0.02, 40)
+    model = copy.deepcopy(patient.model)
+    norm = next(m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    model.train()
+    moved = settled(patient, model)
+    norm.eval()
+    kept = settled(patient, model)
+    mean = [next(b for n, b in m.named_buffers() if n.endswith("running_mean")) for m in (model, moved, kept)]
+    assert not torch.equal(mean[0], mean[1])
+    assert torch.equal(mean[0], mean[2])
 
 
 def test_an_exploding_trial_says_so():
@@ -157,3 +197,12 @@ def test_scores_of_another_shape_are_one_line():
     train, val = _loaders()
     with pytest.raises(InputError, match="not scores"):
         patients.of(Wrong(), train, val, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=1))
+
+
+@pytest.mark.parametrize(("epochs", "falls", "unfinished"), [(40, True, True), (1, True, False), (40, False, False)])
+def test_a_run_that_goes_on_learning_after_its_trial_is_not_judged_by_where_it_stands(epochs, falls, unfinished):
+    patient = _patient(f"trainer.max_epochs={epochs}")
+    course = trial.Trial(losses=[2.3 * (0.9**i if falls else 1.0) for i in range(40)])
+    exam = Examination(patient, 40, course, reached=0.5, expected=0.9)
+    assert exam.unfinished is unfinished
+    assert exam.least("dying_relu") == pytest.approx(0.2 if unfinished else 0.06)
