@@ -143,7 +143,10 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or output.is_complex() or output.is_sparse:
         got = f"{tuple(output.shape)} of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"the model gives {got} for {len(images)} images in training mode, not real scores (N, K)")
+        mend = ": return the scores alone (torchvision: aux_logits=False)" if isinstance(output, (tuple, dict)) else ""
+        raise InputError(
+            f"the model gives {got} for {len(images)} images in training mode, not real scores (N, K){mend}"
+        )
     return output
 
 

@@ -149,6 +149,7 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
     if patient.make_scheduler is not None:
         scheduler = patient.make_scheduler(optimizer, total_steps=steps, steps_per_epoch=per_epoch)
     weights = [p for p in model.parameters() if p.ndim >= 2 and p.requires_grad]
+    penalised = decayed(model)  # once: looking for them takes longer than a step of a small model
     start = _norm(weights)
     looked = {max(1, round(steps * (i + 1) / looks)) for i in range(looks)}
     batches = order(patient)
@@ -161,11 +162,11 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
         getattr(optimizer, "train", _nothing)()
 
         def closure(micro: Sequence[Batch] = micro, step: int = step) -> Tensor:
-            return _pass(patient, model, trial, micro, step, watch)
+            return _pass(patient, model, penalised, trial, micro, step, watch)
 
         optimizer.step(closure)
         with torch.no_grad():
-            patient.regularization.after_step(decayed(model), trial.rates[-1])
+            patient.regularization.after_step(penalised, trial.rates[-1])
         if measured:
             _updates(trial, frozen, step, weights, before)
         if scheduler is not None and (patient.interval == "step" or (step + 1) % per_epoch == 0):
@@ -212,9 +213,18 @@ def _follow_sooner(model: nn.Module, stretch: float) -> None:
             m.momentum = min(_USUAL, 1 - (1 - m.momentum) ** max(1.0, stretch))
 
 
-def _pass(patient: Patient, model: nn.Module, trial: Trial, micro: Sequence[Batch], step: int, watch: Any) -> Tensor:
+def _pass(
+    patient: Patient,
+    model: nn.Module,
+    penalised: list[Tensor],
+    trial: Trial,
+    micro: Sequence[Batch],
+    step: int,
+    watch: Any,
+) -> Tensor:
     """Forward and backward over the micro-batches of a step, and the clipping; a second pass of a step logs nothing."""
-    for p in model.parameters():
+    parameters = list(model.parameters())
+    for p in parameters:
         p.grad = None
     total, penalty = torch.zeros((), device=patient.device), 0.0
     correct = seen = 0
@@ -223,7 +233,7 @@ def _pass(patient: Patient, model: nn.Module, trial: Trial, micro: Sequence[Batc
         with cast(patient):
             scores = forward(model, patient.scaling(x))
             loss = patient.criterion(scores, y)
-        term = patient.regularization.penalty(decayed(model))
+        term = patient.regularization.penalty(penalised)
         ((loss + term) / len(micro)).backward()
         penalty += float(term.detach() if isinstance(term, Tensor) else term) / len(micro)
         total += loss.detach() / len(micro)
@@ -233,7 +243,7 @@ def _pass(patient: Patient, model: nn.Module, trial: Trial, micro: Sequence[Batc
     first = len(trial.losses) == step
     if watch is not None and first:
         watch(step, model)
-    parameters = [p for p in model.parameters() if p.grad is not None]
+    parameters = [p for p in parameters if p.grad is not None]
     before = float(patient.clip(parameters)) if parameters else 0.0
     if first:
         after = float(nn.utils.get_total_norm(gradients(parameters))) if parameters else 0.0
