@@ -34,6 +34,7 @@ _FREE = frozenset(
 _BRACKETS = 200
 _DEVICES, _THREADS = 128, 128  # of one machine
 _NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
+_LARGEST = 3.4e38  # of float32
 _AT_LEAST = {
     "trainer.max_epochs": 1,
     "trainer.num_nodes": 1,
@@ -291,6 +292,10 @@ def _shown(value: Any) -> str:
 def check_ranges(config: Mapping[str, Any]) -> None:
     """Ranges of the keys that no constructor checks in time; keys that the config lacks are not asked for."""
     present = set(_flat(config))
+    for key in present:
+        value = _at(config, key)
+        if isinstance(value, float) and _LARGEST < abs(value) < math.inf:
+            raise InputError(f"{key}={value:g} is beyond float32, as weights are: write at most {_LARGEST:.2g}")
     for key, least in _AT_LEAST.items():
         if key in present:
             value = _at(config, key)

@@ -13,6 +13,8 @@ from knep.models.imported import find, imported
 from knep.recipe import Recipe, check_partial, named
 from knep.safe import instantiate
 
+_BESIDE = frozenset({"guard", "doctor"})  # what watches a training, beside the slots
+
 
 def _toy() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -24,6 +26,10 @@ def rehearse(config: Mapping[str, Any]) -> None:
         recipe = Recipe.from_config(config)
         with named("data"):
             instantiate(config["data"])
+        for part in _BESIDE & config.keys():
+            check_partial(part, config[part])
+            with named(part):
+                instantiate(config[part])
         check_partial("model", config["model"])
         with named("model"):
             _find_model(config["model"])

@@ -194,7 +194,8 @@ def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, (ValueError, TypeError)):
             raise cause from None
-        raise InputError(" ".join(str(error).split())) from error
+        text = " ".join(str(error).split()).partition(", set env var HYDRA_FULL_ERROR")[0]
+        raise InputError(text) from error
 
 
 def _plain(node: Any) -> Any:

@@ -49,6 +49,8 @@ COMMAND_LINE = {
     "a trick without its mark": (["~clip._partial_"], "clip._partial_ must be true"),
     "a model that is built too soon": (["model._partial_=false"], "model._partial_ must be true"),
     "a trick that is never built": (["+augment._partial_=true"], "augment._partial_ must be false"),
+    "a guard of another kind": (["guard._target_=nothing"], "guard: Error locating target 'nothing'"),
+    "a number beyond float32": (["optimizer.weight_decay=1e308"], "weight_decay=1e+308 is beyond float32"),
     "accumulate 0": (["accumulate=0"], "accumulate=0"),
     "threads 0": (["threads=0"], "threads=0"),
     "layer decay over 1": (["layer_decay=2"], "layer_decay=2"),

@@ -46,7 +46,13 @@ class Loaders:
                 f"--data: {path} gives inputs {tuple(x.shape)}, not images (N, C, H, W): examine others "
                 "in Python, knep.doctor.examine(model, train, val, optimizer=optimizer)"
             )
-        self.channels, self.image_size = x.shape[1], x.shape[2]
+        self.channels, (height, width) = x.shape[1], x.shape[2:]
+        if height != width and model is None:
+            raise InputError(
+                f"--data: {path} gives images of {height} x {width}, and knep's models take square ones: give your own "
+                "with --model package.module:name"
+            )
+        self.image_size = height if height == width else (height, width)
         known = max(2, int(labels.max()) + 1)
         self.num_classes = self._outputs(model, x, known) or known
         self.class_names = [str(k) for k in range(self.num_classes)]

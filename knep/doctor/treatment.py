@@ -89,7 +89,9 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
     curve = measured["range"] = rate_range(patient)
     stretch = max(1.0, patient.total_steps / exam.steps)
     for disease, factors in (("lr_too_high", _lower(exam)), ("lr_too_low", _higher(curve))):
-        gain, factor = max((exam.gain(rate(f)(patient), disease, f"rate x {f:g}"), f) for f in factors)
+        gain, factor = _best_rate(exam, disease, factors)
+        if disease == "lr_too_low" and factors[-1] > 1000 and gain < exam.least(disease):
+            gain, factor = _best_rate(exam, disease, [factors[1] / 10])  # the range test's end may be too high by much
         if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
             continue  # the run itself is as much longer than the trial
         if gain >= exam.least(disease):
@@ -105,6 +107,14 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
             gravity = 0.6 if exam.reached > 0.8 * exam.expected and gain > 0.8 * lower else 0.45
             finding = Finding("no_decay", evidence, gravity, certain=False, gain=100 * gain)
             exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
+
+
+def _best_rate(exam: Examination, disease: str, factors: list[float]) -> tuple[float, float]:
+    """The largest gain and its factor, of equals the one nearest to 1."""
+    gain, nearness = max(
+        (exam.gain(rate(f)(exam.patient), disease, f"rate x {f:g}"), -abs(math.log10(f))) for f in factors
+    )
+    return gain, next(f for f in factors if -abs(math.log10(f)) == nearness)
 
 
 def _lower(exam: Examination) -> list[float]:

@@ -95,15 +95,18 @@ def build(path: str | None, offered: Mapping[str, Any], key: str = "model.path")
     return model
 
 
-def imported(in_channels: int, num_classes: int, image_size: int, *, path: str | None = None) -> nn.Module:
-    """Images (N, in_channels, image_size, image_size) to class scores (N, num_classes) by a model of your own.
+def imported(
+    in_channels: int, num_classes: int, image_size: int | tuple[int, int], *, path: str | None = None
+) -> nn.Module:
+    """Images (N, in_channels, H, W) to class scores (N, num_classes) by a model of your own; image_size: H = W or both.
 
     path: "package.module:name" of a function or class; it gets those of num_classes, in_channels and image_size that
     its signature takes. Raises InputError as `build` does, and for a model that cannot read such images or whose scores
     have another shape.
     """
     model = build(path, {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size})
-    scores = probe(model, torch.zeros(2, in_channels, image_size, image_size))
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    scores = probe(model, torch.zeros(2, in_channels, height, width))
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if shape != (2, num_classes):
         raise InputError(

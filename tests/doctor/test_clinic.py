@@ -283,8 +283,10 @@ def test_the_smoke_clinic_has_forty_cases_of_most_diseases():
 # The doctor's parts land one by one; the bars hold for the whole.
 if all(importlib.util.find_spec(f"knep.doctor.{part}") for part in ("data", "diagnose", "reference", "structure")):
 
-    def test_the_smoke_clinic_passes_the_bars():
-        chosen = [cases()[name] for name in (*SICK, *HEALTHY)]
+    @pytest.mark.long
+    @pytest.mark.parametrize("part", range(2))
+    def test_the_smoke_clinic_passes_the_bars(part):
+        chosen = [cases()[name] for name in (*SICK, *HEALTHY)][part::2]
         found = {case.name: examine("knep", case.name) for case in chosen}
         total = totals(chosen, found, {})
         told = shown("", rows(chosen, found, {}), total)

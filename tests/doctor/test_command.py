@@ -47,6 +47,10 @@ _NETS = """
     def four():
         return build(4, 1, 8)
 
+    def wide(num_classes, image_size):
+        height, width = image_size
+        return nn.Sequential(nn.Flatten(), nn.Linear(height * width, 32), nn.ReLU(), nn.Linear(32, num_classes))
+
     def squashed(num_classes, in_channels, image_size):
         return nn.Sequential(build(num_classes, in_channels, image_size), nn.Softmax(1))
 
@@ -153,6 +157,10 @@ def test_somebody_elses_loaders_are_examined(own, capsys):
         def from_one():
             return tuple([(x, y + 1) for x, y in loader] for loader in loaders())
 
+        def wide():
+            widened = ([(torch.cat([x, x], 3), y) for x, y in loader] for loader in loaders())
+            return tuple(widened)
+
         def empty():
             return [], []
 
@@ -173,6 +181,9 @@ def test_somebody_elses_loaders_are_examined(own, capsys):
     assert "inputs are not scaled" in capsys.readouterr().out
     assert _doctor("--model", "more_nets:four", "--data", "doctored_data:from_one", *lines) == 1
     assert "labels are shifted by one" in capsys.readouterr().out
+    assert _doctor("--model", "more_nets:wide", "--data", "doctored_data:wide", *lines) == 0
+    assert _doctor("model=mlp", "--data", "doctored_data:wide", *lines) == 2
+    assert "images of 8 x 16, and knep's models take square ones" in capsys.readouterr().err
     assert _doctor(*model, "--data", "doctored_data:empty", *lines) == 2
     assert _doctor(*model, "--data", "doctored_data:strange", *lines) == 2
     errors = capsys.readouterr().err.strip().splitlines()

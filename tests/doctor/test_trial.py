@@ -11,7 +11,7 @@ from torch import nn
 
 from knep.compose import compose_config
 from knep.doctor import patient as patients
-from knep.doctor import remedies, trial
+from knep.doctor import remedies, treatment, trial
 from knep.doctor.examination import Examination
 from knep.doctor.scores import settled
 from knep.errors import InputError
@@ -206,3 +206,11 @@ def test_a_run_that_goes_on_learning_after_its_trial_is_not_judged_by_where_it_s
     exam = Examination(patient, 40, course, reached=0.5, expected=0.9)
     assert exam.unfinished is unfinished
     assert exam.least("dying_relu") == pytest.approx(0.2 if unfinished else 0.06)
+
+
+def test_of_two_rates_that_gain_the_same_the_nearer_one_is_prescribed(monkeypatch):
+    exam = Examination(_patient("optimizer=sgd"), 5, trial.Trial(), reached=0.1, expected=0.9)
+    gains = {"rate x 10": 0.1, "rate x 100": 0.8, "rate x 1000": 0.8, "rate x 0.1": 0.3, "rate x 0.01": 0.3}
+    monkeypatch.setattr(Examination, "gain", lambda self, patient, disease, what: gains[what])
+    assert treatment._best_rate(exam, "lr_too_low", [10.0, 1e3, 1e2]) == (0.8, 100)
+    assert treatment._best_rate(exam, "lr_too_high", [0.01, 0.1]) == (0.3, 0.1)
