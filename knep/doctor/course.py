@@ -7,7 +7,6 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from knep.doctor.dropouts import capped, functional, settings
 from knep.doctor.findings import Finding
 from knep.doctor.patient import Patient
 from knep.doctor.remedies import Remedy
+from knep.doctor.scores import norms_of
 from knep.doctor.trial import Trial
 from knep.recipes import augment, clip
 from knep.regularizer import Regularizer
@@ -256,7 +256,7 @@ def _statistics(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         return
     gap = trial.batch_stats.acc - trial.train.acc
     size = len(patient.train[0][0])
-    momenta = sorted({m.momentum for m in _batch_norms(patient.model) if m.momentum is not None})
+    momenta = sorted({m.momentum for m in norms_of(patient.model) if m.momentum is not None})
     odd = any(m < 0.02 or m > 0.9 for m in momenta)
     if gap > 0.05 or size <= 4 or odd:
         evidence = (
@@ -272,10 +272,6 @@ def _statistics(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         if tiny:
             ways.insert(0, (("data.batch_size=64",), remedies.merged(64)))
         yield Suspect(Finding(name, evidence, gravity, certain=gap > 0.3), tuple(ways))
-
-
-def _batch_norms(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def _listed(values: Sequence[float]) -> str:

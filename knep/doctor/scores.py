@@ -31,9 +31,8 @@ def score(patient: Patient, model: nn.Module, batches: Sequence[Batch], batch_st
     model.eval()
     if batch_stats:
         model = copied(model)
-        for m in model.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                m.train()
+        for m in norms_of(model):
+            m.train()
     loss = correct = seen = 0.0
     with torch.no_grad():
         for x, y in batches:

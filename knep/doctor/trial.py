@@ -208,8 +208,8 @@ def _settle(patient: Patient, trial: Trial, model: nn.Module, seen: Sequence[Bat
 def _follow_sooner(model: nn.Module, stretch: float) -> None:
     """Running statistics take in as much of a trial as of the run, which has `stretch` times as many steps; slow ones
     are quickened up to the usual momentum, beyond which they would be noise."""
-    for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is not None and 0 < m.momentum < _USUAL:
+    for m in norms_of(model):
+        if m.momentum is not None and 0 < m.momentum < _USUAL:
             m.momentum = min(_USUAL, 1 - (1 - m.momentum) ** max(1.0, stretch))
 
 
