@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from knep.doctor import remedies
@@ -14,11 +15,13 @@ from knep.doctor.findings import Finding
 from knep.doctor.patient import Patient
 from knep.doctor.probes import rate_range
 from knep.doctor.remedies import Remedy, applied, rate
+from knep.doctor.scores import Score
 from knep.doctor.trial import Trial, run
 
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
 _FEW = 60  # steps that hardly any run can do with
 _MOST = 6  # suspicions, the gravest
+_SWING = 0.05  # of validation accuracy between late looks, beyond what chance makes of them
 _OF_RATE = 3  # trials that are kept for other rates and schedules
 
 
@@ -28,6 +31,8 @@ def treat(exam: Examination, suspected: list[Suspect], measured: dict[str, Any])
         _treat(exam, suspected)
         if exam.base.train.acc < LEARNED:
             _treat_rate(exam, measured)
+        elif _luck(exam):
+            _treat_decay(exam)
         _treat_length(exam)
     measured["remedies"] = [list(row) for row in exam.tried]
 
@@ -96,17 +101,47 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
             continue  # the run itself is as much longer than the trial
         if gain >= exam.least(disease):
             exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
-    if base.rates and min(base.rates[-3:]) > 0.5 * max(base.rates) and not base.diverged:
-        gain = exam.gain(remedies.decay(patient), "no_decay", "scheduler=cosine")
-        if gain >= exam.least("no_decay"):
-            evidence = (
-                f"the rate is {base.rates[-1]:.3g} to the end; falling to 0 it reaches {100 * gain:.1f} points more"
-            )
-            # Where the same rate does as well once it falls, it is not too high.
-            lower = max((g for f, g in exam.treated if f.disease == "lr_too_high"), default=0.0)
-            gravity = 0.6 if exam.reached > 0.8 * exam.expected and gain > 0.8 * lower else 0.45
-            finding = Finding("no_decay", evidence, gravity, certain=False, gain=100 * gain)
-            exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
+    _treat_decay(exam)
+
+
+def _treat_decay(exam: Examination) -> None:
+    """A rate that falls, where it stays high to the end."""
+    base = exam.base
+    if not base.rates or min(base.rates[-3:]) <= 0.5 * max(base.rates) or base.diverged:
+        return
+    lucky = _luck(exam)
+    gain = exam.gain(remedies.decay(exam.patient), "no_decay", "scheduler=cosine") + lucky
+    if gain < exam.least("no_decay"):
+        return
+    evidence = f"the rate is {base.rates[-1]:.3g} to the end; falling to 0 it reaches {100 * gain:.1f} points more"
+    if lucky:
+        course = ", ".join(f"{s.acc:.2f}" for _, s in _late(base))
+        evidence += f" than this run does on average, whose validation accuracy swings ({course})"
+    # Where the same rate does as well once it falls, it is not too high.
+    lower = max((g for f, g in exam.treated if f.disease == "lr_too_high"), default=0.0)
+    gravity = 0.6 if exam.reached > 0.8 * exam.expected and gain > 0.8 * lower else 0.45
+    finding = Finding("no_decay", evidence, gravity, certain=False, gain=100 * gain)
+    exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
+
+
+def _late(trial: Trial) -> list[tuple[int, Score]]:
+    return trial.curve[len(trial.curve) // 2 :]
+
+
+def _luck(exam: Examination) -> float:
+    """Accuracy by which a validation that swings to the end happened to end above its mean; 0 where it does not swing.
+
+    Early stopping keeps the best epoch, so that luck is no luck there.
+    """
+    accs = [s.acc for _, s in _late(exam.base)]
+    seen = sum(len(y) for _, y in exam.patient.val)
+    if exam.patient.stopping or len(accs) < 3 or not seen:
+        return 0.0
+    mean = fmean(accs)
+    noise = math.sqrt(mean * (1 - mean) / seen)
+    if max(accs) - min(accs) < _SWING + 2 * noise:
+        return 0.0
+    return 0.5 * max(0.0, accs[-1] - mean)
 
 
 def _best_rate(exam: Examination, disease: str, factors: list[float]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from knep.compose import compose_config
 from knep.doctor import patient as patients
 from knep.doctor import remedies, treatment, trial
 from knep.doctor.examination import Examination
-from knep.doctor.scores import settled
+from knep.doctor.scores import Score, settled
 from knep.errors import InputError
 
 _LINES = ["recipe=baseline", "data=synthetic", "data.images=400", "data.image_size=8", "model=mlp", "model.widths=[16]"]
@@ -214,3 +214,21 @@ def test_of_two_rates_that_gain_the_same_the_nearer_one_is_prescribed(monkeypatc
     monkeypatch.setattr(Examination, "gain", lambda self, patient, disease, what: gains[what])
     assert treatment._best_rate(exam, "lr_too_low", [10.0, 1e3, 1e2]) == (0.8, 100)
     assert treatment._best_rate(exam, "lr_too_high", [0.01, 0.1]) == (0.3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("accs", "stops", "lucky"),
+    [
+        ([0.7, 0.8, 0.95, 0.75, 0.8, 0.94, 0.89, 0.93], False, 0.02),
+        ([0.7, 0.8, 0.95, 0.75, 0.8, 0.94, 0.93, 0.89], False, 0.0),
+        ([0.7, 0.8, 0.95, 0.75, 0.8, 0.94, 0.89, 0.93], True, 0.0),
+        ([0.7, 0.8, 0.85, 0.88, 0.89, 0.9, 0.91, 0.93], False, 0.0),
+    ],
+    ids=["swings and ends high", "swings and ends low", "early stopping keeps the best", "rises"],
+)
+def test_a_swinging_run_that_happens_to_end_high_is_compared_with_its_mean(accs, stops, lucky):
+    y = torch.zeros(400, dtype=torch.long)
+    patient = replace(_patient(), val=[(torch.zeros(400, 1, 8, 8), y)], stopping=3 if stops else None)
+    course = trial.Trial(curve=[(i, Score(0.1, acc)) for i, acc in enumerate(accs)])
+    exam = Examination(patient, 8, course, reached=0.95, expected=0.98)
+    assert treatment._luck(exam) == pytest.approx(lucky, abs=1e-9)
