@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
@@ -21,7 +22,7 @@ from knep.doctor.trial import Trial, run
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
 _FEW = 60  # steps that hardly any run can do with
 _MOST = 6  # suspicions, the gravest
-_SWING = 0.05  # of validation accuracy between late looks, beyond what chance makes of them
+_SWING = 0.05  # that validation accuracy falls below what it was, beyond what chance makes of it
 _OF_RATE = 3  # trials that are kept for other rates and schedules
 
 
@@ -133,15 +134,18 @@ def _luck(exam: Examination) -> float:
 
     Early stopping keeps the best epoch, so that luck is no luck there.
     """
-    accs = [s.acc for _, s in _late(exam.base)]
+    late, learned = (
+        [s.acc for _, s in part] for part in (_late(exam.base), exam.base.curve[len(exam.base.curve) // 4 :])
+    )
     seen = sum(len(y) for _, y in exam.patient.val)
-    if exam.patient.stopping or len(accs) < 3 or not seen:
+    if exam.patient.stopping or len(late) < 3 or not seen:
         return 0.0
-    mean = fmean(accs)
+    mean = fmean(late)
     noise = math.sqrt(mean * (1 - mean) / seen)
-    if max(accs) - min(accs) < _SWING + 2 * noise:
+    fall = max(top - acc for top, acc in zip(accumulate(learned, max), learned, strict=True))
+    if fall < _SWING + 2 * noise:
         return 0.0
-    return 0.5 * max(0.0, accs[-1] - mean)
+    return 0.5 * max(0.0, late[-1] - mean)
 
 
 def _best_rate(exam: Examination, disease: str, factors: list[float]) -> tuple[float, float]:
