@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,10 +11,14 @@ from knep.text import shown
 
 _MOST_BYTES = 1 << 20
 _MOST_ENTRIES = 100_000
+_FILES = frozenset({".ckpt", ".csv", ".html", ".json", ".log", ".png", ".pt", ".txt", ".yaml"})
 
 
 def check_folder(folder: Path) -> None:
-    """Raises InputError for a symbolic link in a run folder that leads outside: what a run writes would land there."""
+    """What a run writes in a run folder must land there.
+
+    Raises InputError for a symbolic link that leads outside or in a circle, and a folder where a file belongs.
+    """
     inside, seen = folder.resolve(), 0
     for here, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -21,8 +26,20 @@ def check_folder(folder: Path) -> None:
             seen += 1
             if seen > _MOST_ENTRIES:
                 raise InputError(f"{shown(folder)} has more than {_MOST_ENTRIES:,} files: give a run folder")
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise InputError(f"{shown(path)} is a link that leads outside the run folder: remove it")
+            if path.is_symlink():
+                _check_link(path, inside)
+            elif path.suffix in _FILES and path.is_dir():
+                raise InputError(f"{shown(path)} is a folder where a file belongs: move it away")
+
+
+def _check_link(path: Path, inside: Path) -> None:
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(f"{shown(path)} is a link that leads back to itself: remove it") from error
+    if not path.resolve().is_relative_to(inside):
+        raise InputError(f"{shown(path)} is a link that leads outside the run folder: remove it")
 
 
 def read_lines(path: Path) -> list[str]:

@@ -10,6 +10,8 @@ import torch
 from resume_storm import storm
 from torchvision.io import write_png
 
+from knep.errors import InputError
+from knep.strangers import check_folder
 from knep.train import main
 
 # What a checkpoint inside an epoch has to carry, each with the batches within which the run is stopped (7 an epoch).
@@ -125,3 +127,24 @@ def test_sigterm_is_told_from_ctrl_c(tmp_path):
     strike = matrix.Strike(3, signal.SIGTERM)
     assert matrix.fit([], tmp_path / "run", [strike]) == signal.SIGTERM
     assert not (tmp_path / "run" / "checkpoints" / "final.ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "git_hash.txt", "checkpoints/final.ckpt", "tensorboard/hparams.yaml"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.mkdir(), "is a folder where a file belongs"),
+        (lambda path: path.symlink_to(path.name), "is a link that leads back to itself"),
+        (lambda path: path.symlink_to("/etc/hostname"), "is a link that leads outside the run folder"),
+    ],
+    ids=["folder", "circle", "outside"],
+)
+def test_a_run_folder_in_which_nothing_could_be_written_is_refused(tmp_path, name, spoil, said):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "kept.txt").touch()
+    (tmp_path / "link.txt").symlink_to("kept.txt")
+    check_folder(tmp_path)
+    spoil(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} {said}"):
+        check_folder(tmp_path)
