@@ -13,7 +13,7 @@ from knep.models.imported import find, imported
 from knep.recipe import Recipe, check_partial, named
 from knep.safe import instantiate
 
-_BESIDE = frozenset({"guard", "doctor"})  # what watches a training, beside the slots
+_BESIDE = ("guard", "doctor")  # what watches a training, beside the slots
 
 
 def _toy() -> nn.Module:
@@ -26,7 +26,7 @@ def rehearse(config: Mapping[str, Any]) -> None:
         recipe = Recipe.from_config(config)
         with named("data"):
             instantiate(config["data"])
-        for part in _BESIDE & config.keys():
+        for part in (name for name in _BESIDE if name in config):
             check_partial(part, config[part])
             with named(part):
                 instantiate(config[part])

@@ -99,4 +99,5 @@ def _course(trial: Trial) -> dict[str, Any]:
         "updates": [list(u) for u in trial.updates],
         "curve": [[step, s.loss, s.acc] for step, s in trial.curve],
         "steps": len(trial.losses),
+        "lag": trial.lag,
     }

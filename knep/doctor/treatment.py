@@ -150,10 +150,8 @@ def _luck(exam: Examination) -> float:
 
 def _best_rate(exam: Examination, disease: str, factors: list[float]) -> tuple[float, float]:
     """The largest gain and its factor, of equals the one nearest to 1."""
-    gain, nearness = max(
-        (exam.gain(rate(f)(exam.patient), disease, f"rate x {f:g}"), -abs(math.log10(f))) for f in factors
-    )
-    return gain, next(f for f in factors if -abs(math.log10(f)) == nearness)
+    rows = [(exam.gain(rate(f)(exam.patient), disease, f"rate x {f:g}"), f) for f in factors]
+    return max(rows, key=lambda row: (row[0], -abs(math.log10(row[1]))))
 
 
 def _lower(exam: Examination) -> list[float]:

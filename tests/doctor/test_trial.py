@@ -13,7 +13,7 @@ from knep.compose import compose_config
 from knep.doctor import patient as patients
 from knep.doctor import remedies, treatment, trial
 from knep.doctor.examination import Examination
-from knep.doctor.scores import Score, settled
+from knep.doctor.scores import Score, norms_of, settled
 from knep.errors import InputError
 
 _LINES = ["recipe=baseline", "data=synthetic", "data.images=400", "data.image_size=8", "model=mlp", "model.widths=[16]"]
@@ -70,9 +70,8 @@ def test_a_trial_of_a_large_model_is_followed_by_few_others():
 def _normed(momentum: float, epochs: int) -> patients.Patient:
     """A net of batch norms whose weights move in every step, so that running statistics are behind."""
     patient = _patient("norm=batch", f"trainer.max_epochs={epochs}", "optimizer=sgd", "optimizer.lr=1.0")
-    for m in patient.model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            m.momentum = momentum
+    for m in norms_of(patient.model):
+        m.momentum = momentum
     return patient
 
 
@@ -89,12 +88,12 @@ def test_statistics_are_judged_once_the_weights_stand_still_where_the_run_goes_o
 def test_statistics_that_a_model_keeps_still_stay_as_they_are():
     patient = _normed(0.02, 40)
     model = copy.deepcopy(patient.model)
-    norm = next(m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    norm = norms_of(model)[0]
     model.train()
     moved = settled(patient, model)
     norm.eval()
     kept = settled(patient, model)
-    mean = [next(b for n, b in m.named_buffers() if n.endswith("running_mean")) for m in (model, moved, kept)]
+    mean = [norms_of(m)[0].running_mean for m in (model, moved, kept)]
     assert not torch.equal(mean[0], mean[1])
     assert torch.equal(mean[0], mean[2])
 
