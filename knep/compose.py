@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +73,7 @@ def compose_config(
         groups = [o for o in parsed if _is_group(o)]
         for override in groups:
             _check_group(override)
-        bare = _compose(primary, [_line(o) for o in parsed if o in groups])
+        bare = (_compose if search or named else _of_knep)(primary, tuple(_line(o) for o in groups))
         for override in parsed:
             if override not in groups:
                 _check_value(override, bare)
@@ -167,6 +168,17 @@ def _line(override: Override) -> str:
 def _compose(primary: str, lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     with _one_line():
         return compose(primary, list(lines), return_hydra_config=return_hydra_config)
+
+
+@functools.lru_cache(maxsize=64)
+def _of_knep(primary: str, lines: tuple[str, ...]) -> DictConfig:
+    """What a choice of options composes to where no folder but knep's own is searched; to look at, not to change.
+
+    Runs of a study, or trials of a cure, differ in values and compose the same options again and again.
+    """
+    cfg = _compose(primary, lines)
+    OmegaConf.set_readonly(cfg, True)
+    return cfg
 
 
 def _check_whole(bare: DictConfig, config: Mapping[str, Any]) -> None:

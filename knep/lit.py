@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from knep.dynamics import Dynamics
 from knep.gradients import gradients
 from knep.groups import decayed
+from knep.guard.late import sentry_of
 from knep.guard.policy import Guard
 from knep.guard.sentry import BadStep, Sentry
 from knep.hardware import at_precision, reseed
@@ -176,13 +177,14 @@ class Classifier(L.LightningModule):
             self.dynamics.load_state_dict(self._resumed)
         self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
         if self.guard.action != "none":
-            self.sentry = Sentry(self.guard, self, self._resumed.get("guard"))
+            self.sentry = sentry_of(self.guard, self, self._resumed.get("guard"))
 
     def on_train_epoch_start(self) -> None:
         self.augment.epoch = self.current_epoch
         self._switch("train")
 
     def on_validation_start(self) -> None:
+        self._settle()
         self.dynamics.write(self.loggers)
         self._switch("eval")
 
@@ -195,12 +197,18 @@ class Classifier(L.LightningModule):
         self.dynamics.write(self.loggers)
         self._switch("eval")
 
+    def _settle(self) -> None:
+        """Nothing is evaluated or saved before the last step is judged."""
+        if self.sentry is not None:
+            self.sentry.settle()
+
     def _switch(self, mode: str) -> None:
         """Optimizers that evaluate at other weights than they train (schedule-free) have `train` and `eval`."""
         for optimizer in self.trainer.optimizers:
             getattr(optimizer, mode, _nothing)()
 
     def on_train_epoch_end(self) -> None:
+        self._settle()
         self.dynamics.write(self.loggers)
         self._log_sums("train")
 
@@ -306,6 +314,7 @@ class Classifier(L.LightningModule):
         self._met.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._settle()
         self.dynamics.write(self.loggers)  # a resumed run goes on behind the points of this one
         checkpoint["knep"] = self.about
         checkpoint["running"] = {

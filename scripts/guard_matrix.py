@@ -33,6 +33,7 @@ from knep import lit
 from knep.compose import compose_config
 from knep.errors import RunFailed
 from knep.fit import about
+from knep.guard import late
 from knep.guard.replay import replay
 from knep.member import fit_member
 from knep.models.cnn import cnn
@@ -44,11 +45,15 @@ MOMENTS = {"optimizer": 0, "second": -1}  # of a parameter's state; SAM over SGD
 VALUES = ("nan", "inf")
 ACTIONS = ("stop", "skip", "rollback")
 PRECISIONS = ("32-true", "bf16-mixed")
+EVERY = 5  # steps from one checkpoint to the next of runs that are judged late
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
     "window": ["accumulate=3"],
     "lightning": ["lean=false", "clip=norm", "norm=batch"],
     "sam": ["optimizer=sam"],
+    "late": [
+        f"checkpoint.every={EVERY}"
+    ],  # judged a step later, as on a GPU; only where the first bad step ends the run
 }
 EPOCHS, BATCHES, BATCH = 3, 7, 15
 BASE = (
@@ -143,6 +148,17 @@ def fault(case: Case, data: Any) -> Iterator[None]:
         Fault.kind, Fault.image, Fault.labels = "", None, None
 
 
+@contextlib.contextmanager
+def judged_late(on: bool) -> Iterator[None]:
+    """The guard as on a device that computes while the host goes on, or as it is."""
+    real = late.LATE_ON
+    late.LATE_ON = frozenset({"cpu"}) if on else real
+    try:
+        yield
+    finally:
+        late.LATE_ON = real
+
+
 class _Functional:
     """torch.nn.functional with the spoiled loss."""
 
@@ -183,7 +199,7 @@ def try_case(case: Case, place: Path) -> str:
     data = instantiate(config["data"])
     data.prepare()
     poison = Poison(case)
-    with fault(case, data), contextlib.redirect_stdout(io.StringIO()):
+    with fault(case, data), judged_late(case.variant == "late"), contextlib.redirect_stdout(io.StringIO()):
         try:
             fit_member(about(config, data), data, place, config["seed"], [poison])
         except RunFailed as failed:
@@ -234,9 +250,11 @@ def last_of_window(case: Case) -> int:
 
 def _step_of(case: Case) -> int:
     """The batch whose optimizer step is to be dropped."""
+    epoch, batch = divmod(case.batch, BATCHES)
+    if case.variant == "late" and case.fault == "second" and case.value == "inf":  # seen before the next checkpoint
+        return min(case.batch // EVERY * EVERY + EVERY - 1, epoch * BATCHES + BATCHES - 1)
     if case.variant != "window":
         return case.batch
-    epoch, batch = divmod(case.batch, BATCHES)
     return epoch * BATCHES + min(batch // 3 * 3 + 2, BATCHES - 1)
 
 
@@ -268,7 +286,7 @@ def cases() -> list[Case]:
     for variant in VARIANTS:
         for fault_ in FAULTS:
             for value in VALUES:
-                for action in ACTIONS:
+                for action in ACTIONS if variant != "late" else ("stop",):
                     for precision in PRECISIONS:
                         draw = random.Random(f"{variant} {fault_} {value} {action} {precision}")
                         # A bad image is met in each epoch, so it strikes in the first.

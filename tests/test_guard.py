@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from typing import ClassVar
 
 import guard_matrix as matrix
 import pytest
@@ -10,12 +11,18 @@ import resume_matrix
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import knep
+from knep.compose import compose_config
 from knep.errors import InputError, RunFailed
+from knep.fit import about
+from knep.guard import late
 from knep.guard.finite import Copies, digest, finite, first_bad
 from knep.guard.policy import Guard
 from knep.guard.spike import Spikes
+from knep.member import fit_member
+from knep.safe import allow, instantiate
 
 # A slice of scripts/guard_matrix.py: (fault, value, action, precision, variant, batch).
 CASES = [
@@ -30,12 +37,66 @@ CASES = [
     ("gradient", "nan", "stop", "bf16-mixed", "plain", 10),
     ("second", "inf", "stop", "32-true", "plain", 8),
     ("second", "inf", "rollback", "32-true", "window", 12),
+    ("layer", "inf", "stop", "bf16-mixed", "late", 12),
+    ("second", "inf", "stop", "32-true", "late", 8),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_a_fault_is_caught_at_its_step_and_reaches_no_checkpoint(case, tmp_path):
     assert matrix.try_case(matrix.Case(*case), tmp_path / "run").startswith("caught: ")
+
+
+@pytest.mark.parametrize(
+    ("batch", "met"), [(8, 9), (9, 9), (13, 13)], ids=["amid", "before a checkpoint", "at the end"]
+)
+def test_a_late_verdict_is_read_at_the_end_of_the_next_step_or_before_anything_is_kept(
+    batch, met, tmp_path, monkeypatch
+):
+    seen = []
+    answer = late.LateSentry.answer
+    monkeypatch.setattr(
+        late.LateSentry,
+        "answer",
+        lambda self, bad: seen.append((bad.step, self._trainer.global_step)) or answer(self, bad),
+    )
+    case = matrix.Case("gradient", "nan", "stop", "32-true", "late", batch)
+    assert matrix.try_case(case, tmp_path / "run").startswith("caught: the gradient is not finite")
+    assert seen == [(batch, met)]
+
+
+def test_a_late_sentry_reads_no_number_of_a_step_while_it_runs(tmp_path):
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    class Counting(Callback):
+        counts: ClassVar[list[int]] = []
+
+        def on_train_batch_start(self, *_):
+            self.mode = Reads().__enter__()
+
+        def on_train_batch_end(self, *_):
+            self.mode.__exit__(None, None, None)
+            self.counts.append(self.mode.count)
+
+    allow("guard_matrix.")
+    lines = [*matrix.BASE, "checkpoint.every=null", "log_every=1000", "clip=norm"]
+    config = compose_config(lines).config
+    data = instantiate(config["data"])
+    data.prepare()
+    counts = {}
+    for on in (False, True):
+        Counting.counts = []
+        with matrix.judged_late(on):
+            fit_member(about(config, data), data, tmp_path / str(on), config["seed"], [Counting()])
+        counts[on] = Counting.counts
+    quiet = [i for i in range(matrix.BATCHES) if i not in (0, matrix.BATCHES - 1)]  # the first is logged
+    assert all(counts[False][i] > 0 for i in quiet)
+    assert all(counts[True][i] == 0 for i in quiet)
 
 
 def test_without_a_guard_the_fault_reaches_the_weights(tmp_path):

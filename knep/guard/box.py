@@ -22,11 +22,14 @@ from knep.guard.state import named_state
 _ROOM = 0.8
 
 
-def write_box(module: Any, kind: str, moment: Moment, loss: float, batch_idx: int, path: Path | None) -> str | None:
+def write_box(
+    module: Any, kind: str, moment: Moment, loss: float, batch_idx: int, step: int, path: Path | None
+) -> str | None:
     """Writes what repeats the step that has just gone wrong; returns the first bad place, in words, where there is one.
 
     The module is as the step found it: for a bad step of the optimizer as it was before the whole step, otherwise as
-    it was before the pass that failed. loss: of that pass, as backward saw it; path: None writes nothing.
+    it was before the pass that failed. loss: of that pass, as backward saw it; step: its number; path: None writes
+    nothing.
     """
     trainer = module.trainer
     met = digest(grads(module).items())
@@ -36,6 +39,8 @@ def write_box(module: Any, kind: str, moment: Moment, loss: float, batch_idx: in
     given = first_bad(zip(("images", "labels"), moment.batch, strict=False))
     place = f"the batch's {given}" if given else found.table.place()
     place = place or (found.bad and f"the gradient of {found.bad}")
+    if step != trainer.global_step:
+        met = found.gradients  # those of the step are gone
     if kind in OF_OPTIMIZER:
         loss, met = found.loss, found.gradients  # the step's first pass, where its optimizer made two
         bad = first_bad(named_state(module.model, optimizer))
@@ -47,7 +52,7 @@ def write_box(module: Any, kind: str, moment: Moment, loss: float, batch_idx: in
         "box": 1,
         "knep": module.about,
         "kind": kind,
-        "step": trainer.global_step,
+        "step": step,
         "epoch": trainer.current_epoch,
         "batch_idx": batch_idx,
         "indices": _indices(module, batch_idx),

@@ -32,11 +32,11 @@ from knep.hardware import reseed, rng_state, set_rng_state
 
 
 class BadStep(Exception):
-    """A step that must not count. kind: see KINDS."""
+    """A step that must not count. kind: see KINDS; step: its number, where it is not the present one."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, step: int | None = None) -> None:
         super().__init__(kind)
-        self.kind = kind
+        self.kind, self.step = kind, step
 
 
 class Sentry:
@@ -140,14 +140,17 @@ class Sentry:
             kind = "weights" if not self._weights_tell or finite(self._found_gradients()) else "gradient"
         else:
             done = self._trainer.global_step + 1
-            if done % LOOK_EVERY == 0 or done % self._every == 0 or self._trainer.is_last_batch:
-                kind = self._wrong_state(done)
+            kind = self._wrong_state(done) if self._looks_closely(done) else None
         self._raise(kind)
         self.spikes.accept(self._step_loss)
         self._loss_so_far = 0.0
 
+    def settle(self) -> None:
+        """Before anything is evaluated or saved: answers for what has not been judged yet."""
+
     def before_save(self) -> None:
         """Before a checkpoint that no step knew of: looks at the optimizer's state, and answers for a bad one."""
+        self.settle()
         try:
             self._raise(self._wrong_state(self._trainer.global_step))
         except BadStep as bad:
@@ -170,7 +173,7 @@ class Sentry:
 
     def answer(self, bad: BadStep) -> None:
         """Undoes a bad step as the guard says. Raises RunFailed where the run ends with it."""
-        kind, step = bad.kind, self._trainer.global_step
+        kind, step = bad.kind, self._trainer.global_step if bad.step is None else bad.step
         if self.guard.decide(kind) == "stop":
             raise RunFailed(self._stop(kind, step)) from bad
         self._undo()
@@ -208,6 +211,9 @@ class Sentry:
             return None if math.isfinite(norm.item()) else "gradient"
         return None if self._weights_tell or finite(self._found_gradients()) else "gradient"
 
+    def _looks_closely(self, done: int) -> bool:
+        return done % LOOK_EVERY == 0 or done % self._every == 0 or self._trainer.is_last_batch
+
     def _wrong_state(self, done: int) -> str | None:
         """Looks once at the state that the optimizer has after so many steps."""
         if not self._looks_at_state or self._looked == done:
@@ -244,7 +250,7 @@ class Sentry:
         self._buffers.restore()
         moment = self.moment(first=kind in OF_OPTIMIZER)
         loss = (self._loss / self._window if self._window > 1 else self._loss).item()
-        place = write_box(module, kind, moment, loss, self._batch_idx, path if module.about else None)
+        place = write_box(module, kind, moment, loss, self._batch_idx, step, path if module.about else None)
         self._undo()
         line = f"step {step}: {KINDS[kind]}" + (f", first in {place}" if place else "")
         if not module.about:

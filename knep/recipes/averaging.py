@@ -110,12 +110,28 @@ class Ema(_Average):
     def __init__(self, *, decay: float = 0.999, bn_batches: int = 20) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        super().__init__(bn_batches, multi_avg_fn=self._update)
+        super().__init__(bn_batches)
         self._decay = decay
 
-    def _update(self, averages: list[Tensor], current: list[Tensor], _: Any) -> None:
-        n = self._updates = self._updates + 1
-        torch._foreach_lerp_(averages, current, 1 - min(self._decay, (1 + n) / (10 + n)))
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.update_parameters = self._update  # type: ignore[method-assign]
+
+    @torch.no_grad()
+    def _update(self, model: nn.Module) -> None:
+        """One step of the average. PyTorch's own asks the device how many there were, and waits for the answer."""
+        average: Any = self._average_model
+        averages: list[Tensor] = list(average.module.parameters())
+        current: list[Tensor] = list(model.parameters())
+        if self.started:
+            n = self._updates = self._updates + 1
+            torch._foreach_lerp_(averages, current, 1 - min(self._decay, (1 + n) / (10 + n)))
+        else:
+            torch._foreach_copy_(averages, current)
+        for mine, its in zip(average.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)
+        average.n_averaged += 1
 
     _updates = 0
 
