@@ -1,7 +1,9 @@
 """Random override lines and damaged folders: `python scripts/fuzz.py --lines 2000 --folders 500 --seed 0`.
 
 Each case must end in a run of two steps that is sane, or in one line that names what was wrong, with exit code 2: no
-traceback, no hang over 30 s, nothing written outside the run folder, none left behind by what was refused.
+traceback, no hang over 30 s, nothing written outside the run folder, none left behind by what was refused. A sound line
+whose numbers overflow all the same, such as N(0, 1) weights in fifty layers, is stopped by the guard in one line, with a
+black box and exit code 1, and counted apart.
 """
 
 from __future__ import annotations
@@ -99,6 +101,8 @@ def judge(case: Case, outcome: Outcome, work: Path) -> str:
         return "hangs"
     if outcome.events:
         return f"reaches out: {outcome.events[0]}"
+    if stopped(outcome, work):
+        return ""
     if "Traceback" in outcome.err or outcome.code not in (0, 2):
         return f"exit code {outcome.code}: {' | '.join(outcome.lines[-3:])[-300:]}"
     said = [line for line in outcome.lines if line.startswith("knep: ")]
@@ -112,6 +116,13 @@ def judge(case: Case, outcome: Outcome, work: Path) -> str:
         return f"not one line: {' | '.join(outcome.lines)[-300:]}"
     parts = {part for key in case.keys for part in (key, key.rpartition(".")[2], key.partition(".")[0]) if part}
     return "" if not parts or any(part in said[-1] for part in parts) else f"names no key: {said[-1][:200]}"
+
+
+def stopped(outcome: Outcome, work: Path) -> bool:
+    """Whether the guard ended a run at a step that was not finite, and left its black box."""
+    said = [line for line in outcome.lines if line.startswith("knep: ")]
+    one = len(said) == 1 and said[0] == outcome.lines[-1] and said[0].startswith("knep: step ")
+    return outcome.code == 1 and one and "Traceback" not in outcome.err and any(work.glob("*/blackbox.pt"))
 
 
 def fight(case: Case) -> tuple[str, Outcome]:
@@ -144,6 +155,9 @@ def warm() -> None:
     rehearse(compose_config(list(QUICK)).config)
 
 
+_END = {0: "ran", 1: "stopped by the guard", 2: "refused", None: "wrong"}
+
+
 def _told(ends: Counter[str]) -> str:
     return ", ".join(f"{end} {count}" for end, count in sorted(ends.items()))
 
@@ -165,7 +179,7 @@ def main() -> None:
         ):
             for case in cases:
                 wrong, outcome = fight(case)
-                ends[f"{kind}: {'wrong' if wrong else 'ran' if outcome.code == 0 else 'refused'}"] += 1
+                ends[f"{kind}: {'wrong' if wrong else _END[outcome.code]}"] += 1
                 if not ends.total() % 100:
                     print(_told(ends), file=sys.stderr, flush=True)
                 if wrong or args.verbose:

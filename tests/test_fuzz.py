@@ -31,6 +31,7 @@ def test_damaged_folders(part, finished):
     [
         (Outcome(None, "", "", 30), "hangs"),
         (Outcome(1, "", "Traceback (most recent call last):", 1), "exit code 1"),
+        (Outcome(1, "", "knep: step 0: the loss is not finite", 1), "exit code 1"),  # and no black box
         (Outcome(2, "", "knep: it is wrong", 1), "names no key"),
         (Outcome(2, "", "seed is wrong", 1), "not one line"),
         (Outcome(0, "", "", 1), "without a summary"),
@@ -42,6 +43,16 @@ def test_the_judge(outcome, wrong, tmp_path):
     said = fuzz.judge(fuzz.Case("seed=x", lambda work: [], ("seed",)), outcome, tmp_path)
     assert wrong in said
     assert bool(said) == bool(wrong)
+
+
+def test_a_run_that_the_guard_stops_is_told_by_its_line_and_its_box(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "blackbox.pt").touch()
+    stopped = Outcome(1, "", "knep: step 0: the loss is not finite", 1)
+    crashed = Outcome(1, "", "Traceback (most recent call last):\nknep: step 0: the loss is not finite", 1)
+    case = fuzz.Case("seed=x", lambda work: [], ("seed",))
+    assert fuzz.judge(case, stopped, tmp_path) == ""
+    assert "exit code 1" in fuzz.judge(case, crashed, tmp_path)
 
 
 def test_the_same_seed_throws_the_same_lines():
