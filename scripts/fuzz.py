@@ -1,9 +1,9 @@
 """Random override lines and damaged folders: `python scripts/fuzz.py --lines 2000 --folders 500 --seed 0`.
 
 Each case must end in a run of two steps that is sane, or in one line that names what was wrong, with exit code 2: no
-traceback, no hang over 30 s, nothing written outside the run folder, none left behind by what was refused. A sound line
-whose numbers overflow all the same, such as N(0, 1) weights in fifty layers, is stopped by the guard in one line, with a
-black box and exit code 1, and counted apart.
+traceback, no hang over 30 s, nothing written outside the run folder, none left behind by what was refused. A sound
+line whose numbers overflow all the same, such as N(0, 1) weights in fifty layers, is stopped by the guard in one line,
+with a black box and exit code 1, and counted apart.
 """
 
 from __future__ import annotations
