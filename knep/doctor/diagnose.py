@@ -58,7 +58,14 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     simple = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate)
     expected = simple.acc if simple is not None else 0.0
     exam = Examination(patient, steps, base, reached(base, patient), expected, found, left=trials_of(patient, steps))
-    measured["trial"] = _course(base) | {"reached": exam.reached, "expected": expected}
+    if not unfit(found):
+        exam.look_ahead()
+    measured["trial"] = _course(base) | {
+        "reached": exam.reached,
+        "expected": expected,
+        "later": exam.later,
+        "ahead": exam.ahead,
+    }
     suspected = suspected_of(exam)
     if not unfit(found):
         tell("remedies")

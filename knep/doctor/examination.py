@@ -24,6 +24,10 @@ LEARNED = 0.97  # accuracy on training images from which on no other rate or sch
 GAIN = 0.025  # of accuracy that a remedy must bring
 _LITTLE = 0.015  # the same, where the evidence alone is strong
 _SOONER = 0.1  # the same, of a run that goes on learning after its trial: whatever is quicker gains there
+_LATER = 0.05  # the same, at the end of a longer trial
+_AHEAD = 4  # times the trial's steps of the longer one
+_BEHIND = 0.1  # of accuracy that is missing, from which on a longer trial says whether it comes later
+_LOST = 0.25  # of accuracy that is still missing there, from which on the run is not excused by going on
 _LONGER = 2.0  # times the trial's steps, from which on a run is longer
 _FALLING = 0.95  # mean loss of a quarter of the trial over that of the quarter before, of one that learns
 _GAINS = Path(__file__).with_name("gains.json")
@@ -42,7 +46,9 @@ def healthy_gains() -> dict[str, float]:
 class Examination:
     """What is known so far.
 
-    treated: findings that a remedy bore out, with its gain; tried: every remedy's; left: trials that may still be made.
+    reached, expected: accuracy of the trial, and of a simple classifier; treated: findings that a remedy bore out, with
+    its gain; tried: every remedy's; left: trials that may still be made; later: the accuracy of a longer trial of
+    `ahead` steps, where one was needed (`look_ahead`).
     """
 
     patient: Patient
@@ -54,6 +60,18 @@ class Examination:
     treated: list[tuple[Finding, float]] = field(default_factory=list)
     tried: list[tuple[str, str, float]] = field(default_factory=list)
     left: int = 100
+    later: float | None = None
+    ahead: int = 0
+
+    def look_ahead(self) -> None:
+        """Of a run that still learns when its trial ends, far from where it should be: whether a longer trial arrives.
+
+        Raises nothing; costs as much as some remedies, which are not tried then.
+        """
+        if self._learns and self.expected - self.reached > _BEHIND:
+            self.ahead = min(self.patient.total_steps, _AHEAD * self.steps)
+            self.later = reached(run(self.patient, self.ahead), self.patient)
+            self.left -= round(self.ahead / self.steps)
 
     def least(self, disease: str, gravity: float = 0.0) -> float:
         """The gain that counts: more than the same remedy brings to healthy runs, and a share of what is missing, since
@@ -62,12 +80,40 @@ class Examination:
         usual = 1.25 * healthy_gains().get(disease, 0.0)
         missing = self.expected - self.reached
         if self.unfinished:
-            return max(_SOONER, usual, 0.5 * missing)
+            return max(_SOONER, usual, 0.0 if self.later is not None else 0.5 * missing)
         return max(_LITTLE if gravity >= 0.75 else GAIN, usual, 0.15 * missing)
+
+    def lasting(self, patient: Patient, disease: str, what: str, gain: float) -> float:
+        """What of a remedy's gain is there at the end of the longer trial, where there was one; 0 where it is little.
+
+        Whatever makes a network learn sooner gains in the trial, and may gain nothing in the run.
+        """
+        if not self.unfinished or self.later is None:
+            return gain
+        what = f"{what}, {self.ahead} steps"
+        again = self._same(disease, what)
+        if again is None:
+            self.left -= round(self.ahead / self.steps)
+            gain = reached(run(patient, self.ahead), patient) - self.later
+            self.tried.append((disease, what, round(gain, 4)))
+        else:
+            gain = again
+        usual = 1.25 * healthy_gains().get(disease, 0.0)
+        return gain if gain >= max(_LATER, usual, 0.25 * (self.expected - self.later)) else 0.0
+
+    @property
+    def arrived(self) -> float:
+        """The accuracy that was reached in the end, of the trial or of the longer one."""
+        return self.reached if self.later is None else max(self.reached, self.later)
 
     @cached_property
     def unfinished(self) -> bool:
-        """Whether the run has most of its steps before it when the trial ends, and still learns there."""
+        """Whether the trial says too little of the run: it still learns there, and does not fail later either."""
+        return self._learns and (self.later is None or self.expected - self.later <= _LOST)
+
+    @cached_property
+    def _learns(self) -> bool:
+        """Whether the run has most of its steps before it when the trial ends, and its loss still falls there."""
         quarter = len(self.base.losses) // 4
         if self.base.diverged or not quarter or self.patient.total_steps < _LONGER * self.steps:
             return False
@@ -76,12 +122,23 @@ class Examination:
 
     def gain(self, patient: Patient, disease: str, what: str) -> float:
         """What a trial of the treated patient reaches more than the first one; it is noted as tried."""
+        again = self._same(disease, what)
+        if again is not None:
+            return again
         self.left -= 1
         try:
             gain = reached(run(patient, self.steps), patient) - self.reached
         except (InputError, RuntimeError):  # the remedy does not fit this model
             gain = -self.reached
         self.tried.append((disease, what, round(gain, 4)))
+        return gain
+
+    def _same(self, disease: str, what: str) -> float | None:
+        """What the same remedy gained against another trouble of the signal, all of which take the same ones."""
+        before = (g for d, w, g in self.tried if w == what and {d, disease} <= SIGNAL)
+        gain = next(before, None)
+        if gain is not None:
+            self.tried.append((disease, what, gain))
         return gain
 
 

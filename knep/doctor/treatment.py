@@ -28,7 +28,7 @@ _OF_RATE = 3  # trials that are kept for other rates and schedules
 
 def treat(exam: Examination, suspected: list[Suspect], measured: dict[str, Any]) -> None:
     """Tries what could mend the patient, and notes what did in `exam.treated`; nothing where all is learned."""
-    if exam.reached < _GOOD:
+    if exam.arrived < _GOOD:
         _treat(exam, suspected)
         if exam.base.train.acc < LEARNED:
             _treat_rate(exam, measured)
@@ -69,7 +69,7 @@ def _ways(patient: Patient, finding: Finding) -> list[tuple[tuple[str, ...], Rem
 def _treat(exam: Examination, suspected: list[Suspect]) -> None:
     """A trial for each suspicion, the gravest first; the first of its ways that mends it is enough."""
     for suspect in suspected[:_MOST]:
-        best, lines = -math.inf, ()
+        best, lines, cured = -math.inf, (), exam.patient
         for way, remedy in suspect.ways:
             treated = applied(remedy, exam.patient)
             if treated is None:
@@ -78,12 +78,16 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
                 break
             gain = exam.gain(treated, suspect.finding.disease, " ".join(way))
             if gain > best:
-                best, lines = gain, way
+                best, lines, cured = gain, way, treated
             if gain >= max(
                 exam.least(suspect.finding.disease, suspect.finding.gravity), 0.5 * (exam.expected - exam.reached)
             ):
                 break
         if best >= exam.least(suspect.finding.disease, suspect.finding.gravity):
+            best = exam.lasting(cured, suspect.finding.disease, " ".join(lines), best)
+        else:
+            best = 0.0
+        if best:
             others = [way for way, _ in suspect.ways if way != lines]
             finding = replace(suspect.finding.prescribed(lines, *others), gain=100 * best)
             exam.treated.append((finding, best))
@@ -101,6 +105,10 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
         if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
             continue  # the run itself is as much longer than the trial
         if gain >= exam.least(disease):
+            gain = exam.lasting(rate(factor)(patient), disease, f"rate x {factor:g}", gain)
+        else:
+            gain = 0.0
+        if gain:
             exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
     _treat_decay(exam)
 
@@ -113,6 +121,9 @@ def _treat_decay(exam: Examination) -> None:
     lucky = _luck(exam)
     gain = exam.gain(remedies.decay(exam.patient), "no_decay", "scheduler=cosine") + lucky
     if gain < exam.least("no_decay"):
+        return
+    gain = exam.lasting(remedies.decay(exam.patient), "no_decay", "scheduler=cosine", gain)
+    if not gain:
         return
     evidence = f"the rate is {base.rates[-1]:.3g} to the end; falling to 0 it reaches {100 * gain:.1f} points more"
     if lucky:

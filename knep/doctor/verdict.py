@@ -94,7 +94,7 @@ def _suffers(exam: Examination) -> bool:
     """Whether the training stays far behind a simple classifier, with any remedy."""
     if exam.unfinished:
         return False
-    left = exam.expected - exam.reached - max((gain for _, gain in exam.treated), default=0.0)
+    left = exam.expected - exam.arrived - max((gain for _, gain in exam.treated), default=0.0)
     return left > 0.1
 
 

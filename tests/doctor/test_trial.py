@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from knep.compose import compose_config
+from knep.doctor import diagnose as diagnose_module
+from knep.doctor import examination, remedies, treatment, trial
 from knep.doctor import patient as patients
-from knep.doctor import remedies, treatment, trial
 from knep.doctor.examination import Examination
 from knep.doctor.scores import Score, norms_of, settled
 from knep.errors import InputError
@@ -205,6 +206,51 @@ def test_a_run_that_goes_on_learning_after_its_trial_is_not_judged_by_where_it_s
     exam = Examination(patient, 40, course, reached=0.5, expected=0.9)
     assert exam.unfinished is unfinished
     assert exam.least("dying_relu") == pytest.approx(0.2 if unfinished else 0.06)
+
+
+@pytest.mark.parametrize(
+    ("later", "excused", "least", "lasts"),
+    [(0.89, True, 0.1, 0.06), (0.72, True, 0.1, 0.23), (0.5, False, 0.06, 0.2)],
+    ids=["arrives", "nearly", "never"],
+)
+def test_a_run_far_behind_is_excused_where_a_longer_trial_arrives(later, excused, least, lasts, monkeypatch):
+    """Then what a remedy gains is measured there, too: 0.95 against what the run itself reaches."""
+    patient = _patient("trainer.max_epochs=40")
+    ends = iter([later, 0.95])
+
+    def ended(patient, steps):
+        assert steps == 160
+        acc = next(ends)
+        return trial.Trial(train=Score(0.1, acc), curve=[(steps, Score(0.1, acc))])
+
+    monkeypatch.setattr(examination, "run", ended)
+    exam = Examination(patient, 40, trial.Trial(losses=[0.9**i for i in range(40)]), reached=0.5, expected=0.9, left=9)
+    exam.look_ahead()
+    assert (exam.later, exam.ahead, exam.left) == (later, 160, 5)
+    assert exam.unfinished is excused
+    assert exam.least("dying_relu") == pytest.approx(least)
+    assert exam.lasting(patient, "dying_relu", "init=he_normal", 0.2) == pytest.approx(lasts)
+    assert exam.lasting(patient, "saturation", "init=he_normal", 0.2) == pytest.approx(lasts)  # the same remedy
+
+
+def test_nobody_looks_ahead_of_a_trial_that_is_near_the_end_or_the_aim(monkeypatch):
+    monkeypatch.setattr(examination, "run", None)
+    falling = trial.Trial(losses=[0.9**i for i in range(40)])
+    for epochs, reached in ((1, 0.5), (40, 0.85)):
+        exam = Examination(_patient(f"trainer.max_epochs={epochs}"), 40, falling, reached=reached, expected=0.9)
+        exam.look_ahead()
+        assert exam.later is None
+
+
+def test_a_waist_of_one_number_is_found_in_a_run_that_goes_on_after_its_trial(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1), nn.Linear(1, 10))
+    lines = ["recipe=baseline", "data=digits", "optimizer.lr=0.01", "trainer.max_epochs=12"]
+    monkeypatch.setattr(diagnose_module, "steps_of", lambda patient: 80)
+    patient = replace(patients.from_config(compose_config(lines).config, lines), model=net, precision="32-true")
+    report = diagnose_module.diagnose(patient)
+    assert report.measured["trial"]["ahead"] == patient.total_steps
+    assert report.findings[0].disease == "too_little_capacity"
 
 
 def test_of_two_rates_that_gain_the_same_the_nearer_one_is_prescribed(monkeypatch):
