@@ -79,8 +79,10 @@ class Examination:
         """
         usual = 1.25 * healthy_gains().get(disease, 0.0)
         missing = self.expected - self.reached
-        if self.unfinished:
-            return max(_SOONER, usual, 0.0 if self.later is not None else 0.5 * missing)
+        if self.unfinished and self.later is None:
+            return max(_SOONER, usual, 0.5 * missing)
+        if self.unfinished:  # the longer trial has the last word
+            return max(_LATER if gravity >= 0.75 else _SOONER, usual)
         return max(_LITTLE if gravity >= 0.75 else GAIN, usual, 0.15 * missing)
 
     def lasting(self, patient: Patient, disease: str, what: str, gain: float) -> float:

@@ -79,7 +79,8 @@ class Weight:
 @dataclass
 class Scores:
     """The model's output (N, K) before training. loss: of the patient's criterion; chance: ln K; ends: what rows are;
-    last: the function that made them, "" where it is not known; axis: along which probabilities sum to 1."""
+    last: the function that made them, "" where it is not known, flat: whether as rows (N, K), not as maps of one pixel;
+    axis: along which probabilities sum to 1."""
 
     mean: float
     std: float
@@ -87,6 +88,7 @@ class Scores:
     chance: float
     ends: Ends = "scores"
     last: str = ""
+    flat: bool = False
     axis: int = 1
 
 

@@ -173,6 +173,7 @@ def _scores(output: Tensor, loss: float, tape: Tape) -> Scores:
     last = tape.last
     if last is not None and last[1].numel() == s.numel() and torch.equal(last[1].detach().flatten(), output.flatten()):
         row.last = last[0]
+        row.flat = last[1].ndim == 2
     if bool((s >= 0).all()) and _ones(s.sum(1)):
         row.ends = "probabilities"
     elif bool((s >= 0).all()) and len(s) > 2 and _ones(s.sum(0)) and row.last == "softmax":

@@ -12,6 +12,7 @@ from knep.doctor.findings import Finding, ordered
 from knep.doctor.patient import Patient
 from knep.doctor.precision import precision
 from knep.doctor.propagation import propagation
+from knep.doctor.rectified import rectified
 from knep.doctor.rows import Signals
 from knep.doctor.signals import signals
 from knep.doctor.steps import stepped
@@ -27,6 +28,7 @@ def model_findings(patient: Patient, seen: Signals) -> list[Finding]:
     later = signals(patient, after)
     found = [
         *double_softmax(patient, seen),
+        *rectified(patient, seen),
         *cut_off(patient, seen, later),
         *unregistered(patient),
         *frozen(patient.model, seen),

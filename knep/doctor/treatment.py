@@ -15,6 +15,7 @@ from knep.doctor.examination import BEARABLE, GAIN, LEARNED, SIGNAL, Examination
 from knep.doctor.findings import Finding
 from knep.doctor.patient import Patient
 from knep.doctor.probes import rate_range
+from knep.doctor.rectified import unrectified
 from knep.doctor.remedies import Remedy, applied, rate
 from knep.doctor.scores import Score
 from knep.doctor.trial import Trial, run
@@ -55,6 +56,8 @@ def suspected_of(exam: Examination) -> list[Suspect]:
 def _ways(patient: Patient, finding: Finding) -> list[tuple[tuple[str, ...], Remedy]]:
     if finding.disease == "unscaled_inputs":
         return [(("scaling=standardize",), remedies.standardized)]
+    if finding.disease == "dying_relu" and finding.mend:
+        return [((), unrectified)]
     if finding.disease in SIGNAL:
         return remedies.inits(patient)
     if finding.disease == "tiny_norm_batches":

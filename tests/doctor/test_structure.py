@@ -14,6 +14,7 @@ from knep.doctor.connection import looks_drawn
 from knep.doctor.findings import Finding
 from knep.doctor.marks import healthy, quantile
 from knep.doctor.patient import Patient
+from knep.doctor.rectified import rectified, unrectified
 from knep.doctor.signals import signals
 from knep.doctor.structure import model_findings
 
@@ -146,6 +147,7 @@ SICK = {
     "100 layers": (lambda: patient_of(mlp(100, init=nn.init.kaiming_normal_)), "signal_collapse", False, "cosine"),
     "softmax": (lambda: patient_of(Functional(end="softmax")), "double_softmax", True, "by softmax"),
     "sigmoid": (lambda: patient_of(mlp(end=nn.Sigmoid)), "double_softmax", True, "by sigmoid"),
+    "relu": (lambda: patient_of(mlp(end=nn.ReLU)), "dying_relu", False, "the scores themselves pass relu"),
     "wrong axis": (lambda: patient_of(mlp(end=lambda: nn.Softmax(0))), "double_softmax", True, "wrong axis"),
     "detach": (lambda: patient_of(Functional("detach")), "cut_off", True, "conv,"),
     "detached scores": (lambda: patient_of(Functional("all")), "cut_off", True, "no parameter"),
@@ -255,3 +257,49 @@ def test_healthy_marks_are_sorted_and_many():
         assert list(values) == sorted(values)
         assert len(values) >= 30
         assert quantile(name, 0) <= quantile(name, 0.5) <= quantile(name, 1)
+
+
+class Ending(nn.Module):
+    """A linear net that ends in a rectifier of some spelling."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.hidden, self.out, self.end = nn.Linear(64, 16), nn.Linear(16, 10), end
+
+    def forward(self, x):
+        return self.end(self.out(torch.relu(self.hidden(x.flatten(1)))))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        nn.ReLU(),
+        nn.ReLU(inplace=True),
+        nn.ReLU6(),
+        torch.relu,
+        lambda s: nn.functional.relu(s, inplace=True),
+        lambda s: s.clamp(min=0),
+    ],
+    ids=["module", "in place", "relu6", "function", "function in place", "clamp"],
+)
+def test_scores_before_their_last_rectifier(end):
+    torch.manual_seed(0)
+    patient = patient_of(Ending(end))
+    assert [f.disease for f in rectified(patient, signals(patient))] == ["dying_relu"]
+    x = patient.train[0][0]
+    with torch.no_grad():
+        scores = unrectified(patient).model(x)
+        bare = patient.model.out(torch.relu(patient.model.hidden(x.flatten(1))))
+        made = patient.model(x)
+    assert torch.equal(scores, bare)
+    assert not torch.equal(made, bare)
+
+
+def test_rectified_maps_that_are_averaged_and_hidden_rectifiers_are_left_alone():
+    maps = nn.Sequential(nn.Conv2d(1, 10, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # as SqueezeNet ends
+    patient = patient_of(maps)
+    assert rectified(patient, signals(patient)) == []
+    patient = patient_of(mlp())
+    assert rectified(patient, signals(patient)) == []
+    x = patient.train[0][0]
+    assert torch.equal(unrectified(patient).model(x), patient.model(x))
