@@ -233,9 +233,10 @@ def _options(group: str) -> list[str]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """ ": write X" for the nearest known name, or the list of all."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f": did you mean {close[0]}?" if close else f": choose from {', '.join(known)}"
+    """ ": did you mean X?" for the names that begin so, otherwise the nearest one; or the list of all."""
+    begun = [name for name in known if word and name.startswith(f"{word}_")]
+    close = begun if 0 < len(begun) <= 3 else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f": did you mean {' or '.join(close)}?" if close else f": choose from {', '.join(known)}"
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:
