@@ -69,6 +69,12 @@ class Finding:
     def about(self) -> Disease:
         return diseases()[self.disease]
 
+    @property
+    def gained(self) -> str:
+        """What a trial gained, in words."""
+        how = "with the first" if self.overrides else "once it is mended"
+        return f"{self.gain:+.1f} points of validation accuracy {how}"
+
     def prescribed(self, *ways: Sequence[str]) -> Finding:
         """The same finding with these ways of mending it; a way without lines is one that only the user can go."""
         return replace(self, overrides=tuple(tuple(way) for way in ways if way))
@@ -144,7 +150,7 @@ class Report:
             rows += [("try" if i == 0 else "or", " ".join(way)) for i, way in enumerate(finding.overrides)]
             rows += [("mend", finding.mend)] if finding.mend else []
             if finding.gain is not None:
-                rows.append(("trial", f"{finding.gain:+.1f} points of validation accuracy with the first"))
+                rows.append(("trial", finding.gained))
             for word, text in rows:
                 console.print(f"   {word:9}{shown(text)}", soft_wrap=True)
         for note in self.notes:

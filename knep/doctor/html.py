@@ -71,7 +71,7 @@ def _rows(finding: Finding) -> Iterator[tuple[str, str]]:
     if finding.mend:
         yield "mend", escape(finding.mend)
     if finding.gain is not None:
-        yield "trial", f"{finding.gain:+.1f} points of validation accuracy with the first"
+        yield "trial", finding.gained
 
 
 def _figures(measured: Mapping[str, Any]) -> Iterator[str]:
