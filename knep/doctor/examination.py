@@ -10,7 +10,7 @@ from statistics import fmean
 
 from knep.doctor.findings import Finding
 from knep.doctor.patient import Patient
-from knep.doctor.trial import Trial, run
+from knep.doctor.trial import FEWEST, Trial, run
 from knep.errors import InputError
 
 SIGNAL = frozenset({"vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse"})
@@ -66,12 +66,12 @@ class Examination:
     def look_ahead(self) -> None:
         """Of a run that still learns when its trial ends, far from where it should be: whether a longer trial arrives.
 
-        Raises nothing; costs as much as some remedies, which are not tried then.
+        It costs as much as some remedies, which are not tried then; a few always are.
         """
         if self._learns and self.expected - self.reached > _BEHIND:
             self.ahead = min(self.patient.total_steps, _AHEAD * self.steps)
             self.later = reached(run(self.patient, self.ahead), self.patient)
-            self.left -= round(self.ahead / self.steps)
+            self.left = max(min(self.left, FEWEST), self.left - round(self.ahead / self.steps))
 
     def least(self, disease: str, gravity: float = 0.0) -> float:
         """The gain that counts: more than the same remedy brings to healthy runs, and a share of what is missing, since

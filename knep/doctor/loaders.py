@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from knep.doctor.draws import undisturbed
 from knep.doctor.patient import Batch, gathered, held_back, reshuffles
 from knep.errors import InputError
 from knep.models.imported import accepted, build, find
@@ -25,6 +26,10 @@ class Loaders:
     """
 
     def __init__(self, path: str, model: str | None = None) -> None:
+        with undisturbed(0):
+            self._read(path, model)
+
+    def _read(self, path: str, model: str | None) -> None:
         builder = find(path, key="--data")
         try:
             made = builder()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from knep.doctor.copies import copied, unwrapped
+from knep.doctor.draws import undisturbed
 from knep.errors import InputError
 from knep.recipes import augment as augments
 from knep.recipes import clip as clips
@@ -171,10 +172,13 @@ def of(
     """
     model = unwrapped(model)
     own = copied(model)
-    seen = gathered(train, most=_MOST_BATCHES)
+    with undisturbed(seed, train, val):
+        seen = gathered(train, most=_MOST_BATCHES)
+        held = gathered(val, most=64) if val is not None else []
+        shuffled = reshuffles(train, seen) if seen else False
     if not seen:
         raise InputError("the training loader gives no batch: check its data set and drop_last")
-    kept, held = (seen, gathered(val, most=64)) if val is not None else held_back(seen)
+    kept, held = (seen, held) if val is not None else held_back(seen)
     if num_classes is None:
         from knep.probe import probe
 
@@ -199,7 +203,7 @@ def of(
         images=sum(len(y) for _, y in kept),
         batches=batches,
         epochs=epochs,
-        shuffled=reshuffles(train, seen),
+        shuffled=shuffled,
         seed=seed,
     )
 

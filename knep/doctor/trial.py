@@ -23,7 +23,7 @@ from knep.seeds import generator, mix
 _MACS = 6e10  # of a whole trial: a few seconds on one core
 _OF_A_NUMBER = 30  # multiply-adds in the time that a number takes to be written: 10 in large layers, 60 in small ones
 _TRIALS = 40  # of an examination, where a trial costs no more than that
-_FEWEST = 6
+FEWEST = 6
 _SHORT, _LONG = 60, 600  # steps
 _USUAL = 0.1  # momentum of batch norm, PyTorch's
 _LAG = 0.05  # of accuracy, between statistics of the batch and running ones
@@ -116,7 +116,7 @@ def steps_of(patient: Patient, budget: float = 1.0, least: int = _SHORT, most: i
 def trials_of(patient: Patient, steps: int) -> int:
     """How many trials of `steps` an examination can afford; again a matter of the model and not of the clock."""
     dear = steps * cost(patient)[1] / _MACS
-    return max(_FEWEST, int(_TRIALS / max(dear, 1.0)))
+    return max(FEWEST, int(_TRIALS / max(dear, 1.0)))
 
 
 def run(

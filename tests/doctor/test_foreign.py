@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import sys
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 import knep
 from knep.doctor import trial
@@ -14,6 +19,7 @@ from knep.doctor.diagnose import diagnose
 from knep.doctor.dropouts import capped, functional, settings
 from knep.doctor.examination import Examination
 from knep.doctor.findings import Finding
+from knep.doctor.loaders import Loaders
 from knep.doctor.patient import of
 from knep.doctor.probes import memorised
 from knep.doctor.scores import Score
@@ -276,3 +282,51 @@ def test_slow_statistics_follow_a_trial_as_far_as_the_run():
         trained = trial.run(p, 2).model
         assert trained is not None
         assert trained.get_submodule("2").momentum == pytest.approx(expected)
+
+
+class Noisy(Dataset):
+    """Images to which Python, NumPy and PyTorch add a number each."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        noise = random.random() + float(np.random.rand()) + float(torch.rand(()))
+        return torch.full((1, 4, 4), index + noise), index % 2
+
+
+def test_two_examinations_see_the_same_draws_and_chance_goes_on_as_if_there_were_none():
+    own = torch.Generator().manual_seed(3)
+    loaders = [DataLoader(Noisy(), 8, shuffle=True), DataLoader(Noisy(), 8, shuffle=True, generator=own)]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state(), own.get_state()
+    for loader in loaders:
+        seen = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(5)
+            made = of(model, loader, optimizer=torch.optim.SGD(model.parameters(), 0.1), seed=seed)
+            assert made.shuffled
+            seen.append(torch.cat([x for x, _ in made.train]))
+        assert torch.equal(seen[0], seen[1])
+        assert not torch.equal(seen[0], seen[2])
+    torch.set_rng_state(states[2])
+    of(model, loaders[1], optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    after = random.getstate(), np.random.get_state()[1].tolist()
+    assert after == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert torch.equal(own.get_state(), states[3])
+
+
+def shuffled_loaders():
+    return DataLoader(Noisy(), 8, shuffle=True), DataLoader(Noisy(), 8)
+
+
+def test_loaders_by_their_name_give_the_same_batches_each_time(monkeypatch):
+    monkeypatch.setitem(sys.modules, "noisy_project", sys.modules[__name__])
+    first = Loaders("noisy_project:shuffled_loaders")
+    torch.manual_seed(99)
+    second = Loaders("noisy_project:shuffled_loaders")
+    assert all(
+        torch.equal(a[0], b[0]) for a, b in zip(first.train_dataloader(), second.train_dataloader(), strict=True)
+    )
+    assert first.shuffled
