@@ -17,13 +17,14 @@ import torch
 
 from knep.compose import compose_config
 from knep.doctor import ways as known
+from knep.doctor.budget import steps_of, thinned
 from knep.doctor.cured import FAR, Cured
 from knep.doctor.diagnose import diagnose
 from knep.doctor.examination import UNFIT, looks
 from knep.doctor.findings import Report
 from knep.doctor.patient import Patient, from_config
 from knep.doctor.scores import Score
-from knep.doctor.trial import run, steps_of, stopped
+from knep.doctor.trial import run, stopped
 from knep.doctor.ways import OVERFITS, Way, apart, merged, tidied
 from knep.errors import InputError
 
@@ -134,6 +135,7 @@ def _computed() -> float:
 
 def measured(patient: Patient) -> Score:
     """Validation score where the patient's trial ends, early stopping included; accuracy 0 where it diverged."""
+    patient = thinned(patient)[0]
     steps = steps_of(patient)
     trial = run(patient, steps, looks=looks(patient, steps))
     score = stopped(patient, trial)[1]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from knep.doctor.budget import steps_of, thinned, trials_of
 from knep.doctor.course import broken_images, without_outliers
 from knep.doctor.data import Data
 from knep.doctor.examination import Examination, looks, reached, unfit
@@ -25,7 +26,7 @@ from knep.doctor.signals import signals
 from knep.doctor.split import IGNORED
 from knep.doctor.structure import model_findings
 from knep.doctor.treatment import suspected_of, treat
-from knep.doctor.trial import Trial, run, steps_of, trials_of
+from knep.doctor.trial import Trial, run
 from knep.doctor.verdict import verdict
 
 # What leaves nothing to examine behind it.
@@ -53,6 +54,7 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     if not seen.reached:  # nothing can be trained
         return _report(found, measured, began)
     tell("trial")
+    patient, thin = thinned(patient)
     steps = steps_of(patient)
     base = run(patient, steps, looks=looks(patient, steps))
     simple = reference(patient, steps * len(patient.train[0][0]) * patient.accumulate)
@@ -70,7 +72,7 @@ def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> 
     if not unfit(found):
         tell("remedies")
         treat(exam, suspected, measured)
-    return _report(verdict(exam, suspected), measured, began)
+    return _report(verdict(exam, suspected), measured, began, thin)
 
 
 def _drawn(seen: dict[str, Any]) -> dict[str, Any]:
@@ -89,9 +91,9 @@ def _strange_labels(patient: Patient) -> bool:
     return bool((y < 0).any() or (y >= patient.num_classes).any())
 
 
-def _report(found: list[Finding], measured: Mapping[str, Any], began: float) -> Report:
+def _report(found: list[Finding], measured: Mapping[str, Any], began: float, note: str = "") -> Report:
     prescribed = [f if f.overrides or f.mend else _from_table(f) for f in found]
-    return Report(ordered(prescribed), measured, time.perf_counter() - began)
+    return Report(ordered(prescribed), measured, time.perf_counter() - began, (note,) if note else ())
 
 
 def _from_table(finding: Finding) -> Finding:

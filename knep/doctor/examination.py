@@ -8,9 +8,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
 
+from knep.doctor.budget import FEWEST, affordable_steps
 from knep.doctor.findings import Finding
 from knep.doctor.patient import Patient
-from knep.doctor.trial import FEWEST, Trial, run
+from knep.doctor.trial import Trial, run
 from knep.errors import InputError
 
 SIGNAL = frozenset({"vanishing_gradient", "exploding_gradient", "dying_relu", "saturation", "signal_collapse"})
@@ -68,8 +69,9 @@ class Examination:
 
         It costs as much as some remedies, which are not tried then; a few always are.
         """
-        if self._learns and self.expected - self.reached > _BEHIND:
-            self.ahead = min(self.patient.total_steps, _AHEAD * self.steps)
+        ahead = min(self.patient.total_steps, _AHEAD * self.steps, affordable_steps(self.patient))
+        if self._learns and self.expected - self.reached > _BEHIND and ahead >= _LONGER * self.steps:
+            self.ahead = ahead
             self.later = reached(run(self.patient, self.ahead), self.patient)
             self.left = max(min(self.left, FEWEST), self.left - round(self.ahead / self.steps))
 

@@ -17,14 +17,8 @@ from knep.doctor.scores import Score, norms_of, score, settled
 from knep.doctor.signals import forward
 from knep.gradients import gradients
 from knep.groups import decayed
-from knep.layers import calls
 from knep.seeds import generator, mix
 
-_MACS = 6e10  # of a whole trial: a few seconds on one core
-_OF_A_NUMBER = 30  # multiply-adds in the time that a number takes to be written: 10 in large layers, 60 in small ones
-_TRIALS = 40  # of an examination, where a trial costs no more than that
-FEWEST = 6
-_SHORT, _LONG = 60, 600  # steps
 _USUAL = 0.1  # momentum of batch norm, PyTorch's
 _LAG = 0.05  # of accuracy, between statistics of the batch and running ones
 
@@ -85,38 +79,6 @@ def stopped(patient: Patient, trial: Trial) -> tuple[int, Score]:
         if since >= patient.stopping:
             return step, best
     return len(trial.losses), best
-
-
-def cost(patient: Patient) -> tuple[float, float]:
-    """Of a training step, as three times the forward's: multiply-adds of convolutions and linear layers, and these with
-    what else takes time, the memory that every layer writes."""
-    x = patient.inputs(patient.train[0][0][:2])
-    macs = numbers = 0.0
-    for call in calls(patient.model, x):
-        if not isinstance(call.output, Tensor):
-            continue
-        weight = getattr(call.module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim >= 2:
-            places = call.output.numel() / max(1, call.output.shape[1 if weight.ndim > 2 else -1])
-            macs += places * weight.numel()
-        numbers += call.output.numel()
-    times = 3 / len(x) * len(patient.train[0][0])
-    return times * macs, times * (macs + _OF_A_NUMBER * numbers)
-
-
-def steps_of(patient: Patient, budget: float = 1.0, least: int = _SHORT, most: int = _LONG) -> int:
-    """How many steps a trial takes: the whole run, or what `budget` times a few seconds of one core allow.
-
-    It depends on the model and not on the clock, so that two examinations see the same.
-    """
-    allowed = int(budget * _MACS / max(cost(patient)[0], 1.0))
-    return max(1, min(patient.total_steps, max(least, min(allowed, most))))
-
-
-def trials_of(patient: Patient, steps: int) -> int:
-    """How many trials of `steps` an examination can afford; again a matter of the model and not of the clock."""
-    dear = steps * cost(patient)[1] / _MACS
-    return max(FEWEST, int(_TRIALS / max(dear, 1.0)))
 
 
 def run(

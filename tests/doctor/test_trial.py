@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from knep.compose import compose_config
+from knep.doctor import budget, examination, remedies, treatment, trial
 from knep.doctor import diagnose as diagnose_module
-from knep.doctor import examination, remedies, treatment, trial
 from knep.doctor import patient as patients
 from knep.doctor.examination import Examination
 from knep.doctor.scores import Score, norms_of, settled
@@ -50,6 +50,21 @@ def test_a_trial_takes_the_steps_that_training_takes():
     assert trial.run(patient, 5).losses == pytest.approx(losses, rel=1e-5)
 
 
+def test_of_a_dear_network_fewer_images_and_steps_are_tried():
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 20000), nn.ReLU(), nn.Linear(20000, 10))
+    batches = [(torch.randn(128, 3, 32, 32), torch.arange(128) % 10) for _ in range(40)]
+    dear = patients.of(wide, batches, batches[:4], optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1), epochs=5)
+    less, note = budget.thinned(dear)
+    assert budget.steps_of(dear) < 60
+    assert budget.steps_of(less) == 60
+    assert 16 <= len(less.train[0][0]) < 128
+    assert sum(len(y) for _, y in less.val) == 256
+    assert torch.equal(less.train[3][0], dear.train[3][0][: len(less.train[3][0])])
+    assert f"{len(less.train[0][0])} of the 128 images" in note
+    small = _patient()
+    assert budget.thinned(small) == (small, "")
+
+
 def test_the_schedule_runs_through_in_the_steps_of_the_trial():
     rates = trial.run(_patient("scheduler=cosine", "scheduler.warmup=0"), 20).rates
     assert rates[0] > 10 * rates[-1]
@@ -57,15 +72,15 @@ def test_the_schedule_runs_through_in_the_steps_of_the_trial():
 
 def test_steps_depend_on_the_model_and_not_on_the_clock():
     small, large = _patient("trainer.max_epochs=500"), _patient("trainer.max_epochs=500", "model.widths=[4096,4096]")
-    assert trial.steps_of(small) == 600
-    assert 60 <= trial.steps_of(large) < 600
-    assert trial.steps_of(_patient("trainer.max_epochs=1")) == 5
+    assert budget.steps_of(small) == 600
+    assert 60 <= budget.steps_of(large) < 600
+    assert budget.steps_of(_patient("trainer.max_epochs=1")) == 5
 
 
 def test_a_trial_of_a_large_model_is_followed_by_few_others():
     small, large = _patient(), _patient("model.widths=[8192,8192]")
-    assert trial.trials_of(small, 60) == 40
-    assert trial.trials_of(large, 60) == 6
+    assert budget.trials_of(small, 60) == 40
+    assert budget.trials_of(large, 60) == 6
 
 
 def _normed(momentum: float, epochs: int) -> patients.Patient:
