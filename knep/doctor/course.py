@@ -268,7 +268,7 @@ def _statistics(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         gravity = 0.85 if gap > 0.15 else 0.6
         ways: list[tuple[tuple[str, ...], Remedy]] = [(("norm=group",), remedies.group_norm)]
         if odd:
-            ways.insert(0, (("norm=group",), remedies.lively_statistics))
+            ways.insert(0, (remedies.LIVELY, remedies.lively_statistics))
         if tiny:
             ways.insert(0, (("data.batch_size=64",), remedies.merged(64)))
         yield Suspect(Finding(name, evidence, gravity, certain=gap > 0.3), tuple(ways))

@@ -167,6 +167,9 @@ class _Float(nn.Module):
         return self._before(x).float()
 
 
+LIVELY = ("norm=batch", "norm.momentum=0.1")
+
+
 def lively_statistics(patient: Patient) -> Patient:
     """Batch norm that keeps up: momentum 0.1, running statistics kept and renewed."""
     model = copy.deepcopy(patient.model)

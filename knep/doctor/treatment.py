@@ -17,7 +17,7 @@ from knep.doctor.patient import Patient
 from knep.doctor.probes import rate_range
 from knep.doctor.rectified import unrectified
 from knep.doctor.remedies import Remedy, applied, rate
-from knep.doctor.scores import Score
+from knep.doctor.scores import Score, norms_of
 from knep.doctor.trial import Trial, run
 
 _GOOD = 0.985  # accuracy from which on nothing is left to gain
@@ -63,7 +63,9 @@ def _ways(patient: Patient, finding: Finding) -> list[tuple[tuple[str, ...], Rem
     if finding.disease == "tiny_norm_batches":
         return [(("data.batch_size=64",), remedies.merged(64)), (("norm=group",), remedies.group_norm)]
     if finding.disease == "stale_statistics":
-        return [(("norm=group",), remedies.lively_statistics), (("norm=group",), remedies.group_norm)]
+        slow = any(m.momentum != 0.1 for m in norms_of(patient.model))  # else there is nothing for the lines to change
+        lively = remedies.LIVELY if slow else ("norm=group",)
+        return [(lively, remedies.lively_statistics), (("norm=group",), remedies.group_norm)]
     if finding.disease == "precision_underflow":
         return [(("trainer.precision=32-true",), remedies.full_precision)]
     return []

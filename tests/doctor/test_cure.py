@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from doctor.ward import made, patient
 from knep.compose import compose_config, compose_recipe
 from knep.doctor import cure as cures
-from knep.doctor import ways
+from knep.doctor import remedies, treatment, ways
 from knep.doctor.cure import cure
 from knep.doctor.cured import beside, by_recipe, command, load, recipe_yaml
 from knep.doctor.findings import Finding, Report
+from knep.doctor.patient import of
 from knep.doctor.scores import Score
 from knep.doctor.ways import merged, tidied
 from knep.errors import InputError
 from knep.listing import CONF, SLOTS, options
+from knep.recipes import norm
 
 _SICK = (
     "recipe=baseline",
@@ -311,3 +314,33 @@ def test_what_is_not_sick_is_left_as_it_is():
     cured = cure(lines)
     assert not cured.kept
     assert cured.overrides == tuple(lines)
+
+
+@pytest.mark.parametrize(
+    ("sick", "cured", "kept"),
+    [
+        ((0.5, 0.6, 0.6), (0.9, 0.9, 0.7), True),
+        ((0.5, 0.6, 0.9), (0.9, 0.9, 0.9), True),  # it happened to learn once, as it was
+        ((0.86, 0.86, 0.9), (0.9, 0.9, 0.9), False),
+        ((0.7, 0.7, 0.9), (0.9, 0.9, 0.6), False),
+    ],
+    ids=["borne out", "the sick run had luck", "little, and not borne out", "worse elsewhere"],
+)
+def test_a_third_seed_has_the_last_word_but_for_a_large_gain(sick, cured, kept):
+    start, lines = ("model=mlp",), ("model=mlp", "optimizer.lr=0.01")
+    ward = cures._Ward(make=patient, told=print, until=0.0)
+    for seed, (before, after) in enumerate(zip(sick, cured, strict=True)):
+        ward.seen[start, seed], ward.seen[lines, seed] = Score(1.0, before), Score(1.0, after)
+    way = ("optimizer.lr=0.01",)
+    assert cures._borne_out(ward, start, lines, [(way, 0.9)]) == ((lines, [(way, 0.9)]) if kept else (start, []))
+
+
+@pytest.mark.parametrize(("momentum", "lines"), [(0.001, remedies.LIVELY), (0.1, ("norm=group",))])
+def test_slow_statistics_are_quickened_by_lines_that_change_the_net(momentum, lines):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.Flatten())
+    x = torch.randn(8, 1, 8, 8)
+    batches = [(x, torch.arange(8))]
+    slow = of(net, batches, batches, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1))
+    assert treatment._ways(slow, Finding("stale_statistics", "", 0.8))[0][0] == lines
+    if lines == remedies.LIVELY:
+        assert norm.batch(net, sample=x, momentum=0.1)
