@@ -171,7 +171,7 @@ def _best_rate(exam: Examination, disease: str, factors: list[float]) -> tuple[f
 
 
 def _lower(exam: Examination) -> list[float]:
-    return [0.1, 0.01, 0.001] if exam.base.diverged or exam.reached < 0.5 * exam.expected else [0.1]
+    return [0.1, 0.01, 0.001] if exam.base.diverged or exam.arrived < 0.5 * exam.expected else [0.1]
 
 
 def _higher(curve: Mapping[str, Any]) -> list[float]:
