@@ -16,7 +16,7 @@ _TRIALS = 40  # of an examination, where a trial costs no more than that
 FEWEST = 6
 _SHORT, _LONG = 60, 600  # steps
 _LEAST = 20  # the same, of networks whose trial would cost more than _DEAREST
-_DEAREST = 1e12  # of a trial, as `cost` counts it: about 20 seconds on one core
+_DEAREST = 6e11  # of a trial, as `cost` counts it: 10 to 20 seconds on one core
 _IMAGES = 16  # in a batch, at the least: of fewer, the statistics of batch norm are noise
 _LOOKS = 256  # images of validation
 
