@@ -69,6 +69,7 @@ def cnn(
     if side < 1:
         most = image_size.bit_length() - 1
         raise InputError(
-            f"widths must have at most {most} stages, each halves the image of {image_size} pixels: got {list(widths)}"
+            f"widths must have at most {most} stages for image_size={image_size}, which each stage halves: "
+            f"got {list(widths)}"
         )
     return CNN((in_channels, *widths), convs, pool, side**2, num_classes, norm, activation)
