@@ -51,9 +51,8 @@ VARIANTS: dict[str, list[str]] = {
     "window": ["accumulate=3"],
     "lightning": ["lean=false", "clip=norm", "norm=batch"],
     "sam": ["optimizer=sam"],
-    "late": [
-        f"checkpoint.every={EVERY}"
-    ],  # judged a step later, as on a GPU; only where the first bad step ends the run
+    # judged a step later, as on a GPU; only where the first bad step ends the run
+    "late": [f"checkpoint.every={EVERY}"],
 }
 EPOCHS, BATCHES, BATCH = 3, 7, 15
 BASE = (

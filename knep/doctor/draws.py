@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 
 @contextmanager
@@ -17,16 +18,13 @@ def undisturbed(seed: int, *loaders: Any) -> Iterator[None]:
     were; so do the generators that the loaders or their samplers have of their own, which keep their state."""
     own = {id(g): g for g in map(_generator, _parts(loaders)) if g is not None}
     kept = {key: g.get_state() for key, g in own.items()}
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with isolate_rng():
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
             for key, g in own.items():
                 g.set_state(kept[key])
 

@@ -87,11 +87,14 @@ class Examination:
             return max(_LATER if gravity >= 0.75 else _SOONER, usual)
         return max(_LITTLE if gravity >= 0.75 else GAIN, usual, 0.15 * missing)
 
-    def lasting(self, patient: Patient, disease: str, what: str, gain: float) -> float:
-        """What of a remedy's gain is there at the end of the longer trial, where there was one; 0 where it is little.
+    def lasting(self, patient: Patient, disease: str, what: str, gain: float, gravity: float = 0.0) -> float:
+        """What of a remedy's gain counts (`least`), and is there at the end of the longer trial, where there was one; 0
+        where it is little.
 
         Whatever makes a network learn sooner gains in the trial, and may gain nothing in the run.
         """
+        if gain < self.least(disease, gravity):
+            return 0.0
         if not self.unfinished or self.later is None:
             return gain
         what = f"{what}, {self.ahead} steps"

@@ -88,10 +88,7 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
                 exam.least(suspect.finding.disease, suspect.finding.gravity), 0.5 * (exam.expected - exam.reached)
             ):
                 break
-        if best >= exam.least(suspect.finding.disease, suspect.finding.gravity):
-            best = exam.lasting(cured, suspect.finding.disease, " ".join(lines), best)
-        else:
-            best = 0.0
+        best = exam.lasting(cured, suspect.finding.disease, " ".join(lines), best, suspect.finding.gravity)
         if best:
             others = [way for way, _ in suspect.ways if way != lines]
             finding = replace(suspect.finding.prescribed(lines, *others), gain=100 * best)
@@ -109,10 +106,7 @@ def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
             gain, factor = _best_rate(exam, disease, [factors[1] / 10])  # the range test's end may be too high by much
         if disease == "lr_too_low" and factor <= 3 * stretch and stretch > 1.5:
             continue  # the run itself is as much longer than the trial
-        if gain >= exam.least(disease):
-            gain = exam.lasting(rate(factor)(patient), disease, f"rate x {factor:g}", gain)
-        else:
-            gain = 0.0
+        gain = exam.lasting(rate(factor)(patient), disease, f"rate x {factor:g}", gain)
         if gain:
             exam.treated.append((_rate_finding(patient, base, curve, disease, factor, gain), gain))
     _treat_decay(exam)
@@ -125,8 +119,6 @@ def _treat_decay(exam: Examination) -> None:
         return
     lucky = _luck(exam)
     gain = exam.gain(remedies.decay(exam.patient), "no_decay", "scheduler=cosine") + lucky
-    if gain < exam.least("no_decay"):
-        return
     gain = exam.lasting(remedies.decay(exam.patient), "no_decay", "scheduler=cosine", gain)
     if not gain:
         return
