@@ -299,17 +299,20 @@ def test_two_examinations_see_the_same_draws_and_chance_goes_on_as_if_there_were
     own = torch.Generator().manual_seed(3)
     loaders = [DataLoader(Noisy(), 8, shuffle=True), DataLoader(Noisy(), 8, shuffle=True, generator=own)]
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state(), own.get_state()
     for loader in loaders:
         seen = []
-        for seed in (0, 0, 1):
-            torch.manual_seed(5)
+        for outside, seed in enumerate((0, 0, 1)):
+            torch.manual_seed(outside)
+            random.seed(outside)
+            np.random.seed(outside)
             made = of(model, loader, optimizer=torch.optim.SGD(model.parameters(), 0.1), seed=seed)
             assert made.shuffled
             seen.append(torch.cat([x for x, _ in made.train]))
         assert torch.equal(seen[0], seen[1])
         assert not torch.equal(seen[0], seen[2])
-    torch.set_rng_state(states[2])
+    random.seed(4)
+    np.random.seed(4)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state(), own.get_state()
     of(model, loaders[1], optimizer=torch.optim.SGD(model.parameters(), 0.1))
     after = random.getstate(), np.random.get_state()[1].tolist()
     assert after == states[:2]
