@@ -35,7 +35,9 @@ def main() -> None:
     """One kind of measurement: printed, held against its bars, and written to outputs/bench/<kind>.json."""
     args = _arguments()
     if args.kind == "report":
-        Path("docs/performance.md").write_text(bars.page(OUT), encoding="utf-8")
+        page = Path("docs/performance.md")
+        earlier = page.read_text(encoding="utf-8") if page.is_file() else ""
+        page.write_text(bars.page(OUT, earlier), encoding="utf-8")
         return
     with threads(args.threads):
         if args.kind == "peak":

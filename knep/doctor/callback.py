@@ -89,6 +89,10 @@ class Doctor(Callback):
             if fused(model):
                 self._say(trainer, "doctor: the model is compiled to one graph: what goes on in its layers is not seen")
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._watch is not None:
+            self._watch.given(batch[0])
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         if self._watch is not None:
             self._watch.arrived()

@@ -78,7 +78,7 @@ class Watch:
     def __enter__(self) -> Watch:
         self.stream.meet(self._model, self._optimizer)
         self._open = True
-        if not compiled(self._door):
+        if not self._told and not compiled(self._door):
             self._held = self._door.register_forward_pre_hook(self._keep)
         self._look()
         return self
@@ -93,6 +93,10 @@ class Watch:
     def _keep(self, module: nn.Module, args: Any) -> None:
         if args and torch.is_grad_enabled():
             self._kept = args[0]
+
+    def given(self, x: Any) -> None:
+        """For those who told that they tell: the batch of this step, in place of what a hook on the model would see."""
+        self._kept = x
 
     def arrived(self) -> None:
         """For those who told that they tell: the gradients of this step are whole, and not clipped yet."""

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from knep.doctor.moves import Weight, read
 
-_IMAGES, _FEWER = 64, 24  # of a batch that a reading takes in; that it compares with each other
+IMAGES, _FEWER = 64, 24  # of a batch that a reading takes in; that it compares with each other
 _SETTLED = 40  # steps after which statistics of momentum 0.1 are those of the present weights
 _FLAT = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh)
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)
@@ -37,7 +37,7 @@ class Values:
 
     @classmethod
     def of(cls, t: Tensor) -> Values:
-        values = t.detach()[:_IMAGES].float()
+        values = t.detach()[:IMAGES].float()
         if not values.numel():
             return cls(0.0, 0.0, 0.0, 1.0, 0.0)
         found = cls._read(values, 1.0)
@@ -95,13 +95,13 @@ Reading = tuple[str, Tensor]  # the name of a Layer's field, and what it is goin
 
 def signal(output: Tensor) -> Iterator[Reading]:
     """Of any layer's output (N, ...)."""
-    values = output.detach()[:_IMAGES].float()
+    values = output.detach()[:IMAGES].float()
     yield from (("mean", values.mean()), ("std", deviation(values)), ("similarity", _similarity(values)))
 
 
 def ends(layer: Layer, module: nn.Module, output: Tensor) -> Iterator[Reading]:
     """Of the output (N, C, ...) of a rectifier, or of what has flat ends: the units or values that do not react."""
-    values = output.detach()[:_IMAGES]
+    values = output.detach()[:IMAGES]
     if isinstance(module, _RECTIFIERS):
         yield from rectified(layer, values)
     elif isinstance(module, _FLAT):
@@ -110,7 +110,7 @@ def ends(layer: Layer, module: nn.Module, output: Tensor) -> Iterator[Reading]:
 
 def rectified(layer: Layer, output: Tensor) -> Iterator[Reading]:
     """Of the output of a rectifier, also of a function such as F.relu: what share of its units no image reaches."""
-    values = output.detach()[:_IMAGES]
+    values = output.detach()[:IMAGES]
     if values.ndim > 1:
         layer.alive = _alive(values)
         yield "dead", 1 - layer.alive.float().mean()

@@ -69,6 +69,7 @@ def rows(kind: str, found: dict[str, Any]) -> Iterator[Row]:
     if kind in OVERHEAD:
         for case, values in found.items():
             measured = f"{values['cpu']:.1%} of processor time, {values['cpu_fastest']:.1%} between the fastest runs"
+            measured += f", over {values['steps']} steps" if "steps" in values else ""
             bar = COSTS.get(kind, COST)
             yield f"{OVERHEAD[kind]}, {case}", f"<= {bar:.0%}", measured, _verdict(values["cpu"] <= bar)
     if kind == "members":
@@ -94,8 +95,8 @@ def table(kind: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page(folder: Path) -> str:
-    """docs/performance.md, from the JSON files of the bench."""
+def page(folder: Path, earlier: str = "") -> str:
+    """docs/performance.md, from the JSON files of the bench; sections that have none are those of the earlier page."""
     parts = [
         "# Performance",
         "",
@@ -106,19 +107,34 @@ def page(folder: Path) -> str:
         "The hand-written loop uses knep's model, scaling and parameter groups; the usual set-up loads in the main",
         "process (`num_workers=0`, Lightning's and PyTorch's default).",
     ]
+    sections = _sections(earlier)
     for path in sorted(folder.glob("*.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if path.stem == "images":
-            parts += ["", "## images", "", *_images(stored)]
-            continue
-        where = ", ".join(f"{k} {v}" for k, v in stored["where"].items())
-        parts += ["", f"## {stored['kind']}", "", f"`{stored['command']}`: {where}.", ""]
-        if stored["kind"] in ("steps", "peers"):
-            parts += [*_rates(stored["found"]), ""]
-        if stored["kind"] == "race":
-            parts += ["![validation accuracy over processor time](images/speedrun.png)", ""]
-        parts.append(table(stored["kind"], stored["found"]) if stored["kind"] != "peers" else "")
+        sections[path.stem] = "\n".join(_section(path.stem, stored)).strip()
+    for name, text in sorted(sections.items()):
+        parts += ["", f"## {name}", "", text]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _sections(page: str) -> dict[str, str]:
+    """What a page says under each of its headings."""
+    found = (part.partition("\n") for part in f"\n{page}".split("\n## ")[1:])
+    return {name.strip(): text.strip() for name, _, text in found}
+
+
+def _section(kind: str, stored: dict[str, Any]) -> Iterator[str]:
+    if kind == "images":
+        yield from _images(stored)
+        return
+    yield f"`{stored['command']}`: {', '.join(f'{k} {v}' for k, v in stored['where'].items())}."
+    yield ""
+    if kind in ("steps", "peers"):
+        yield from _rates(stored["found"])
+        yield ""
+    if kind == "race":
+        yield from ("![validation accuracy over processor time](images/speedrun.png)", "")
+    if kind != "peers":
+        yield table(kind, stored["found"])
 
 
 def _rates(found: dict[str, Any]) -> Iterator[str]:
