@@ -29,7 +29,7 @@ _DOCTORED = {
 
 
 def overhead(kind: str, names: Sequence[str], repeats: int, count: int | None) -> dict[str, Any]:
-    """What the first of an option's two lines adds over the second, per case: see `_shares`; with the steps measured."""
+    """What the first of an option's two lines adds over the second, per case: see `_shares`, and the steps."""
     found: dict[str, Any] = {}
     more, less = OPTIONS[kind]
     for name in names:
