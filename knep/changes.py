@@ -28,6 +28,7 @@ _HARMLESS = (
     "data.workers",
     "data.write_cache",
     "doctor.*",
+    "keep_memory",
     "lean",
     "log_every",
     "name",

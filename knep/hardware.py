@@ -130,8 +130,8 @@ def quick_checks() -> Iterator[None]:
             os.environ[_NVML] = before
 
 
-def levers(config: Any, chosen: Any, device: torch.device, lean: bool, processes: int = 1) -> str:
-    """One line: where and how a run computes."""
+def levers(config: Any, chosen: Any, device: torch.device, lean: bool, processes: int = 1, kept: bool = False) -> str:
+    """One line: where and how a run computes; kept: freed memory stays with the process."""
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     shown = [place, f"precision {chosen}"]
     if processes > 1:
@@ -146,6 +146,8 @@ def levers(config: Any, chosen: Any, device: torch.device, lean: bool, processes
         shown.append("compiled" + (" with a search for kernels" if config["compile"] == "max" else ""))
     if device.type == "cuda" and not config["trainer"]["deterministic"]:
         shown.append("TF32, cudnn.benchmark")
+    if kept:
+        shown.append("freed memory kept")
     if lean:
         shown.append("lean loop")
     return "runs on " + ", ".join(shown)

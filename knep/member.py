@@ -23,6 +23,7 @@ from knep.fit import Clock, History, build_module, build_trainer, watched
 from knep.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
 from knep.lean import LeanEpoch
 from knep.lit import Classifier
+from knep.malloc import keep_freed_memory
 from knep.profile import StepProfile
 from knep.resume import find_whole
 from knep.safe import instantiate
@@ -76,8 +77,9 @@ def fit_member(
     doctor = instantiate(cfg["doctor"]) if "doctor" in cfg else None
     observers += [] if doctor is None else [doctor]
     trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers], wrong)
+    kept = trainer.strategy.root_device.type == "cpu" and cfg.get("keep_memory", False) and keep_freed_memory()
     if seed == cfg["seed"] and trainer.is_global_zero:
-        _print_levers(cfg, trainer, wrong)
+        _print_levers(cfg, trainer, wrong, kept)
     start = _resume_from(cfg, folder, module, trainer)
     interrupted = 0
     try:
@@ -112,13 +114,13 @@ def fit_member(
     )
 
 
-def _print_levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None) -> None:
+def _print_levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None, kept: bool) -> None:
     device = trainer.strategy.root_device
     why = why_not_bf16(wrong)
     if why and cfg["trainer"]["precision"] == "auto" and device.type == "cpu":
         print(why)
     lean = isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
-    print(levers(cfg, trainer.precision, device, lean, trainer.world_size))
+    print(levers(cfg, trainer.precision, device, lean, trainer.world_size, kept))
 
 
 def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:

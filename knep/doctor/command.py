@@ -39,6 +39,7 @@ def doctor(args: argparse.Namespace) -> None:
     """Prints the report; exits with 0 for a healthy patient, 1 for a sick one, 2 for input that cannot be examined."""
     from knep.doctor.diagnose import diagnose
     from knep.fit import threads
+    from knep.malloc import keep_freed_memory
     from knep.train import hush
 
     hush()
@@ -46,6 +47,8 @@ def doctor(args: argparse.Namespace) -> None:
     lines = [*_foreign(args), *args.overrides]
     tell = _teller()
     patient = _patient(lines, args.data)
+    if patient.config["keep_memory"] and patient.device.type == "cpu":
+        keep_freed_memory()
     with threads(patient.config["threads"]):
         report = diagnose(patient, told=tell)
         tell("")

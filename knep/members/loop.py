@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 
 from knep.hardware import fast_products, precision, quick_checks, wrong_in_bf16
+from knep.malloc import keep_freed_memory
 from knep.members.draws import Draws
 from knep.members.folded import computes_the_same, fold, same_shape, stacked
 from knep.members.member import Member
@@ -30,6 +31,8 @@ def fit(configs: Sequence[Mapping[str, Any]], data: Any, together: bool | None =
     for member in members:
         plugin.convert_module(member.module.to(device))
     fast_products(trainer["deterministic"])
+    if not gpu and configs[0].get("keep_memory", False):
+        keep_freed_memory()
     data.drop_last = members[0].module.recipe.accumulate != "epoch"
     with quick_checks():
         _Fit(members, data, device, plugin, _stepper(members, data, device, plugin, together)).run()

@@ -101,11 +101,11 @@ def page(folder: Path, earlier: str = "") -> str:
         "# Performance",
         "",
         "Written by `python scripts/bench.py report` from the measurements of `scripts/bench.py`; do not edit.",
-        "Contenders take turns in one process; a ratio is the median over neighbouring runs, with the lowest and the",
-        "highest in brackets, and beside it the ratio of processor time, which a busy machine disturbs less. The load",
-        "is that of the machine when a measurement ended: above the number of cores it was shared with other work.",
-        "The hand-written loop uses knep's model, scaling and parameter groups; the usual set-up loads in the main",
-        "process (`num_workers=0`, Lightning's and PyTorch's default).",
+        "Contenders take turns, in steps and peers in a process each; a ratio is the median over neighbouring runs,",
+        "with the lowest and the highest in brackets, and beside it the ratio of processor time, which a busy machine",
+        "disturbs less. The load is that of the machine when a measurement ended: above the number of cores it was",
+        "shared with other work. The hand-written loop uses knep's model, scaling, parameter groups and freed memory;",
+        "the usual set-up loads in the main process (`num_workers=0`, Lightning's and PyTorch's default).",
     ]
     sections = _sections(earlier)
     for path in sorted(folder.glob("*.json")):

@@ -21,6 +21,7 @@ from benching.cases import Case, compose, read
 from benching.watch import StopWatch, Timing, screen
 from knep.fit import about, build_module
 from knep.hardware import precision
+from knep.malloc import keep_freed_memory
 from knep.member import fit_member
 from knep.train import hush
 
@@ -39,8 +40,12 @@ def knep(case: Case, data: Any, lines: Sequence[str] = ()) -> Timing:
 
 
 def hand(case: Case, data: Any) -> Timing:
-    """A plain loop with knep's levers: batches by index, mixed precision, channels_last, fused Adam, sums on device."""
+    """A plain loop with knep's levers: batches by index, mixed precision, channels_last, fused Adam, sums on device,
+    freed memory kept.
+    """
     config = compose(case)
+    if config["trainer"]["accelerator"] == "cpu":
+        keep_freed_memory()
     module = build_module(about(config, data), data)
     net, scaling, optimizer = module.model.train(), module.scaling, module.recipe.optimizer(module.model)
     mixed = precision(config["trainer"]["precision"], "cpu") == "bf16-mixed"

@@ -1,17 +1,24 @@
-"""Taking turns, and what is said of the numbers: medians, ratios of neighbours, their spread."""
+"""Taking turns, and what is said of the numbers: medians, ratios of neighbours, their spread.
+
+Each turn is a process of its own, a child of one that has imported all: what a contender sets for its process, such as
+how memory is kept, is no other's.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from benching.cases import CASES
+from benching.cases import CASES, Case
 from benching.contenders import contenders, prepared
 from benching.watch import Timing
+from knep.fit import threads
 
 
 def steps(names: Sequence[str], repeats: int, count: int | None, peers: bool = False) -> dict[str, Any]:
@@ -19,14 +26,27 @@ def steps(names: Sequence[str], repeats: int, count: int | None, peers: bool = F
     found: dict[str, Any] = {}
     for name in names:
         case = CASES[name] if count is None else replace(CASES[name], steps=count)
-        data, taken = prepared(case), {who: [] for who in contenders(peers)}
-        for turn in range(repeats):
-            for who, run in contenders(peers).items():
-                torch.manual_seed(turn)
-                taken[who].append(run(case, data))
+        taken: dict[str, list[Timing]] = {who: [] for who in contenders(peers)}
+        with _processes() as pool:
+            for turn in range(repeats):
+                for who in taken:
+                    taken[who].append(pool.submit(_turn, who, case, turn, peers, torch.get_num_threads()).result())
         found[name] = summary(taken, case.batch * case.steps)
         print(name, line(found[name]), flush=True)
     return found
+
+
+def _processes() -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benching.contenders", "knep.train", "knep.recipe"])
+    return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
+
+
+def _turn(who: str, case: Case, turn: int, peers: bool, count: int) -> Timing:
+    """One contender's run, in a process that does nothing else."""
+    with threads(count):
+        torch.manual_seed(turn)
+        return contenders(peers)[who](case, prepared(case))
 
 
 def summary(taken: Mapping[str, Sequence[Timing]], images: int) -> dict[str, Any]:
