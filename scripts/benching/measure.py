@@ -27,19 +27,19 @@ def steps(names: Sequence[str], repeats: int, count: int | None, peers: bool = F
     for name in names:
         case = CASES[name] if count is None else replace(CASES[name], steps=count)
         taken: dict[str, list[Timing]] = {who: [] for who in contenders(peers)}
-        with _processes() as pool:
-            for turn in range(repeats):
-                for who in taken:
-                    taken[who].append(pool.submit(_turn, who, case, turn, peers, torch.get_num_threads()).result())
+        for turn in range(repeats):
+            for who in taken:
+                with _process() as one:
+                    taken[who].append(one.submit(_turn, who, case, turn, peers, torch.get_num_threads()).result())
         found[name] = summary(taken, case.batch * case.steps)
         print(name, line(found[name]), flush=True)
     return found
 
 
-def _processes() -> ProcessPoolExecutor:
+def _process() -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benching.contenders", "knep.train", "knep.recipe"])
-    return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
+    return ProcessPoolExecutor(1, context)
 
 
 def _turn(who: str, case: Case, turn: int, peers: bool, count: int) -> Timing:
