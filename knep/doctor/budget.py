@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from knep.doctor.patient import Batch, Patient
+from knep.doctor.batches import Batch
+from knep.doctor.patient import Patient
 from knep.layers import calls
 
 _MACS = 6e10  # of a whole trial: a few seconds on one core

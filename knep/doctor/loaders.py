@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from knep.doctor.batches import Batch, gathered, held_back, reshuffles
 from knep.doctor.draws import undisturbed
-from knep.doctor.patient import Batch, gathered, held_back, reshuffles
 from knep.errors import InputError
 from knep.models.imported import accepted, build, find
 from knep.probe import probe

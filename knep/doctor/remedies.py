@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from knep.doctor.patient import Batch, Patient
+from knep.doctor.batches import Batch
+from knep.doctor.patient import Patient
 from knep.doctor.signals import widened
 from knep.errors import InputError
 from knep.recipe import Recipe

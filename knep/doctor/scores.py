@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from knep.doctor.batches import Batch
 from knep.doctor.copies import copied
-from knep.doctor.patient import Batch, Patient
+from knep.doctor.patient import Patient
 
 _BATCHES = 30  # with the usual momentum of 0.1 they leave 4 % of what was before
 _IMAGES = 16  # in a batch; the statistics of fewer are noise, however many batches they come from

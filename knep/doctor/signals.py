@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from knep.doctor.batches import Batch
 from knep.doctor.copies import copied
-from knep.doctor.patient import Batch, Patient
+from knep.doctor.patient import Patient
 from knep.doctor.rows import Scores, Signals, Weight
 from knep.doctor.tape import Tape, taped
 from knep.errors import InputError

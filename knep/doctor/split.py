@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knep.doctor.patient import Batch, Patient
+from knep.doctor.batches import Batch
+from knep.doctor.patient import Patient
 
 _IMAGES = 4000  # of a split that are looked at closely
 _SIDE = 32  # pixels of the small copies

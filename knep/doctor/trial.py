@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knep.doctor.patient import Batch, Patient
+from knep.doctor.batches import Batch
+from knep.doctor.patient import Patient
 from knep.doctor.scores import Score, norms_of, score, settled
 from knep.doctor.signals import forward
 from knep.gradients import gradients

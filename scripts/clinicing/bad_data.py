@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from knep.doctor.patient import Batch, Patient
+from knep.doctor.batches import Batch
+from knep.doctor.patient import Patient
 from knep.seeds import generator
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from knep.compose import compose_config
-from knep.doctor import budget, examination, remedies, treatment, trial
+from knep.doctor import batches, budget, examination, remedies, treatment, trial
 from knep.doctor import diagnose as diagnose_module
 from knep.doctor import patient as patients
 from knep.doctor.examination import Examination
@@ -180,7 +180,7 @@ def test_somebody_elses_model_and_optimizer_are_examined_as_they_are():
 )
 def test_batches_that_are_no_images_with_classes_are_one_line(batch, what):
     with pytest.raises(InputError) as caught:
-        patients.gathered([batch], most=3)
+        batches.gathered([batch], most=3)
     assert what in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -190,7 +190,7 @@ def test_a_loader_that_never_ends_ends_here():
         while True:
             yield torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)
 
-    assert len(patients.gathered(endless(), most=10)) == 10
+    assert len(batches.gathered(endless(), most=10)) == 10
 
 
 def test_an_empty_or_failing_loader_is_one_line():
@@ -201,7 +201,7 @@ def test_an_empty_or_failing_loader_is_one_line():
     with pytest.raises(InputError, match="no batch"):
         patients.of(_net(), [], optimizer=torch.optim.SGD(_net().parameters(), lr=1))
     with pytest.raises(InputError, match="disk on fire"):
-        patients.gathered(failing(), most=3)
+        batches.gathered(failing(), most=3)
 
 
 def test_scores_of_another_shape_are_one_line():

@@ -6,7 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from knep.doctor.patient import Batch, Patient, of
+from knep.doctor.batches import Batch
+from knep.doctor.patient import Patient, of
 from knep.seeds import generator
 
 DIGITS = load_digits()
