@@ -106,6 +106,9 @@ def page(folder: Path, earlier: str = "") -> str:
         "disturbs less. The load is that of the machine when a measurement ended: above the number of cores it was",
         "shared with other work. The hand-written loop uses knep's model, scaling, parameter groups and freed memory;",
         "the usual set-up loads in the main process (`num_workers=0`, Lightning's and PyTorch's default).",
+        "",
+        "A run says in one line which levers it uses; each is an override: `trainer.precision=32-true`,",
+        "`channels_last=false`, `optimizer.fused=false`, `keep_memory=false`, `lean=false`, `compile=true`.",
     ]
     sections = _sections(earlier)
     for path in sorted(folder.glob("*.json")):
