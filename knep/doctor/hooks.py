@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from knep.doctor.moves import dense, lengths, read, weights_of
 from knep.doctor.readings import (
-    IMAGES,
     Layer,
     Look,
     Reading,
@@ -22,6 +21,7 @@ from knep.doctor.readings import (
     ends,
     looks_rectified,
     rectified,
+    sample,
     signal,
     statistics,
 )
@@ -138,7 +138,7 @@ class Eye:
         self._later += [(layer, name, value) for name, value in readings]
 
     def _returned(self, layer: Layer, gradient: Tensor) -> None:
-        self._note(layer, [("grad_std", deviation(gradient.detach()[:IMAGES].float()))])
+        self._note(layer, [("grad_std", deviation(sample(gradient)))])
 
     def _entered(self, path: str, module: nn.Module, given: Tensor) -> None:
         """What a layer with weights is given: the first one's scale, and the work of a function such as F.relu."""
