@@ -102,7 +102,7 @@ def test_one_run_goes_on_in_its_own_folder_or_starts_afresh(tmp_path, monkeypatc
     first = next(tmp_path.rglob("summary.json")).parent
     assert "going on" not in capsys.readouterr().out
     write_summary(first, read_summary(first) | {"status": "running"})  # as a kill leaves it
-    main([*once, "seed=1"])
+    main([*once, "seed=1", "name=other"])  # a folder of its own, also within the same second
     assert "going on" not in capsys.readouterr().out
     main(once)
     assert f"resume=auto: going on with {first}\n" in capsys.readouterr().out
