@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process: fewer page faults, the same numbers, and a line that says so."""
+"""Freed memory that stays with the process: fewer page faults, and a line that says so."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from knep import malloc
+from knep import malloc, member
+from knep.train import main
 
 _glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no mallopt")
 
@@ -64,3 +66,15 @@ def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch, librar
         assert not malloc.keep_freed_memory()
     finally:
         malloc.keep_freed_memory.cache_clear()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_run_asks_for_it_and_says_so(
+    wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(member, "keep_freed_memory", lambda: asked.append(True) or True)
+    lines = ["model=mlp", "model.widths=[8]", "trainer=cpu", "trainer.max_steps=1", f"hydra.run.dir={tmp_path}/run"]
+    main([*lines, f"keep_memory={str(wanted).lower()}"])
+    assert asked == [True] * wanted
+    assert ("freed memory kept" in capsys.readouterr().out) is wanted
