@@ -140,11 +140,11 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         sentry = self.sentry
         if sentry is None:
-            total, met = self.loss(batch, self.weight(len(batch[0])))
+            total, met = self.loss(batch, self.weight(batch[0].shape[0]))
             self._add("train", *met)
             return total
         sentry.before_pass()
-        total, met = self.loss(batch, self.weight(len(batch[0])))
+        total, met = self.loss(batch, self.weight(batch[0].shape[0]))
         self._met.append(met)
         sentry.after_pass(total)
         return total
@@ -154,9 +154,9 @@ class Classifier(L.LightningModule):
         x, y = self.augment(*batch, self.num_classes)
         logits_NK = self(x)
         loss = F.cross_entropy(logits_NK, y, label_smoothing=self.recipe.regularization.label_smoothing)
-        target_N = y if y.ndim == 1 else y.argmax(1)
+        target_N, images = y if y.ndim == 1 else y.argmax(1), x.shape[0]
         with torch.no_grad():
-            met = (loss * len(x), (logits_NK.argmax(1) == target_N).sum(), len(x))
+            met = (loss * images, (logits_NK.argmax(1) == target_N).sum(), images)
         # Terms and factors that change nothing are left out: each would be a kernel forward and another backward.
         penalty = self.recipe.regularization.penalty(self._decayed)
         total = loss if isinstance(penalty, float) and not penalty else loss + penalty

@@ -33,7 +33,7 @@ class Lines(LightningBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch[0]) * trainer.world_size
+        self._images += batch[0].shape[0] * trainer.world_size
 
     @property
     def rate(self) -> float:

@@ -37,6 +37,20 @@ def staircase(optimizer: Optimizer, warm: int, steps_per_epoch: int, curve: Fact
     return LambdaLR(optimizer, lambda step: ramp(step, warm) * curve(step // steps_per_epoch))
 
 
+class Unchanged(LambdaLR):
+    """`LambdaLR` of factor 1, whose steps only count: the rates are already what they would be set to."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer, lambda step: 1.0)
+
+    def step(self, epoch: int | None = None) -> None:
+        if epoch is not None or self.last_epoch < 0:  # the first one, of the constructor, notes the rates
+            super().step(epoch)
+            return
+        self._step_count += 1
+        self.last_epoch += 1
+
+
 class CycledMomentum(LambdaLR):
     """`LambdaLR` that sets momentum too, to momentum(step), in the groups that have any.
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from knep.ranges import check
-from knep.schedules import CycledMomentum, ramp, staircase, warmed, warmup_steps
+from knep.schedules import CycledMomentum, Unchanged, ramp, staircase, warmed, warmup_steps
 
 __all__ = [
     "constant",
@@ -36,7 +36,7 @@ __all__ = [
 
 def none(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LRScheduler:
     """Leaves the rate as the optimizer has it."""
-    return LambdaLR(optimizer, lambda step: 1.0)
+    return Unchanged(optimizer)
 
 
 def constant(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int, warmup: float = 0.05) -> LRScheduler:
