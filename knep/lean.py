@@ -87,7 +87,8 @@ class LeanEpoch(ExactEpoch):
             super().advance(data_fetcher)
             return
         trainer, progress = self.trainer, self.batch_progress
-        self.val_loop.restarting = False
+        if self.val_loop.restarting:
+            self.val_loop.restarting = False
         batch = next(data_fetcher)[0]
         batch_idx = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done

@@ -290,16 +290,18 @@ class Classifier(L.LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             self.after_optimizer(optimizer)
             return
-        with sentry.step(optimizer):
-            try:
-                super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-                self.after_optimizer(optimizer)
-                sentry.after_step()
-            except BadStep as bad:
-                self._count(False)
-                sentry.answer(bad)
-            else:
-                self._count(True)
+        rates = sentry.begin(optimizer)
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            self.after_optimizer(optimizer)
+            sentry.after_step()
+        except BadStep as bad:
+            self._count(False)
+            sentry.answer(bad)
+        else:
+            self._count(True)
+        finally:
+            sentry.end(optimizer, rates)
 
     def after_optimizer(self, optimizer: Any) -> None:
         """What the recipe's regularization does to the weights after the optimizer's step."""

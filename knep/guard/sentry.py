@@ -11,8 +11,6 @@ after any other step. Weights that the optimizer itself made bad are put back to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,20 +154,23 @@ class Sentry:
         except BadStep as bad:
             self.answer(bad)
 
-    @contextmanager
-    def step(self, optimizer: Any) -> Iterator[None]:
-        """Around an optimizer's step: copies the weights, and lowers the learning rate after rollbacks."""
+    def begin(self, optimizer: Any) -> list[Any]:
+        """Before an optimizer's step: copies the weights, and lowers the rates after rollbacks. Returns what they were.
+
+        `end` follows, whatever happens: these two are no context manager, whose generator costs 1 % of a small step.
+        """
         self._weights.take()
         self._in_step = True
         rates = [group["lr"] for group in optimizer.param_groups] if self.guard.factor != 1 else []
         for group in optimizer.param_groups if rates else ():
             group["lr"] *= self.guard.factor
-        try:
-            yield
-        finally:
-            self._in_step = False
-            for group, rate in zip(optimizer.param_groups, rates, strict=False):
-                group["lr"] = rate
+        return rates
+
+    def end(self, optimizer: Any, rates: list[Any]) -> None:
+        """After the step: puts the rates back that `begin` returned."""
+        self._in_step = False
+        for group, rate in zip(optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate
 
     def answer(self, bad: BadStep) -> None:
         """Undoes a bad step as the guard says. Raises RunFailed where the run ends with it."""
