@@ -61,24 +61,15 @@ def norm_at(norm: Norm | None, features: int) -> nn.Module:
 
 
 def conv_unit(
-    channels_in: int,
-    channels: int,
-    kernel: int,
-    *,
-    norm: Norm | None,
-    activation: Activation,
-    stride: int = 1,
-    pool: nn.Module | None = None,
+    channels_in: int, channels: int, kernel: int, *, norm: Norm | None, activation: Activation, stride: int = 1
 ) -> nn.Sequential:
     """(N, channels_in, H, W) to (N, channels, H/stride, W/stride): convolution, norm, activation.
 
-    The convolution has a bias only where a place is left; the norm that fills the place takes it away. pool: between
-    the convolution and the norm.
+    The convolution has a bias only where a place is left; the norm that fills the place takes it away.
     """
     conv = nn.Conv2d(channels_in, channels, kernel, stride, padding=kernel // 2, bias=norm is None)
     parts = {
         "conv": conv,
-        **({} if pool is None else {"pool": pool}),
         "norm": norm_at(norm, channels),
         "act": activation(),
         "norm_after": Place("norm_after", channels),

@@ -26,11 +26,10 @@ class CNN(nn.Module):
         super().__init__()
         self.stages = nn.Sequential()
         for before, width in pairwise(channels):
-            inside = nn.MaxPool2d(2) if pool == "before_norm" else None
-            units: list[nn.Module] = [conv_unit(before, width, 3, norm=norm, activation=act, pool=inside)]
-            units += [conv_unit(width, width, 3, norm=norm, activation=act) for _ in range(convs - 1)]
-            if inside is None:
-                units.insert(1 if pool == "first" else convs, nn.MaxPool2d(2))
+            units: list[nn.Module] = [
+                conv_unit(n, width, 3, norm=norm, activation=act) for n in (before, *[width] * (convs - 1))
+            ]
+            units.insert(1 if pool == "first" else convs, nn.MaxPool2d(2))
             self.stages.append(nn.Sequential(*units, Place("features", width)))
         self.dropout = Place("head", channels[-1] * pixels)
         self.classifier = nn.Linear(channels[-1] * pixels, num_classes)
@@ -56,15 +55,14 @@ def cnn(
     Places: norm and norm_after behind each convolution, features behind each pooling, head before the classifier.
 
     widths: channels of each stage, which halves the image; convs: convolutions per stage, from 1 on; two or more make
-    it a small VGG (Simonyan and Zisserman 2015); pool: "last" in a stage; "first", behind the activation of its first
-    convolution, which leaves the others a quarter of the pixels; or "before_norm", right behind that convolution, which
-    leaves them to its norm and activation as well (Jordan 2024, airbench). norm: None leaves the places.
+    it a small VGG (Simonyan and Zisserman 2015); pool: "last" in a stage, or "first", behind its first convolution,
+    which leaves the others a quarter of the pixels. norm: None leaves the places.
     Raises InputError for widths or convs that are not positive whole numbers, an unknown pool, or more stages than the
     image can be halved.
     """
     whole("convs", convs, 1)
-    if pool not in ("before_norm", "first", "last"):
-        raise InputError(f"pool must be before_norm, first or last, got {pool}")
+    if pool not in ("first", "last"):
+        raise InputError(f"pool must be first or last, got {pool}")
     if not widths or not all(isinstance(w, int) and w > 0 for w in widths):
         raise InputError(f"widths must be positive whole numbers such as [32,64], got {list(widths)}")
     side = image_size >> len(widths)

@@ -47,13 +47,3 @@ def test_pooling_first_leaves_fewer_pixels_to_the_other_convolutions():
     assert sizes == [28, 14, 14, 7]
     with pytest.raises(InputError, match="pool"):
         cnn(1, 10, 28, pool="middle")
-
-
-def test_pooling_before_the_norm_leaves_fewer_pixels_to_it_and_to_the_activation():
-    sizes = {torch.nn.Conv2d: [], torch.nn.BatchNorm2d: [], torch.nn.ReLU: []}
-    model = cnn(1, 10, 28, widths=[4, 8], convs=2, pool="before_norm", norm=torch.nn.BatchNorm2d)
-    for m in model.modules():
-        if type(m) in sizes:
-            m.register_forward_hook(lambda m, x, y: sizes[type(m)].append(y.shape[-1]))
-    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
-    assert sizes == {torch.nn.Conv2d: [28, 14, 14, 7], **dict.fromkeys(list(sizes)[1:], [14, 14, 7, 7])}
