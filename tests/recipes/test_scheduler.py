@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
 import knep
 
@@ -194,6 +194,18 @@ def test_property(option: str) -> None:
 
 def test_none_leaves_the_rate() -> None:
     equal(factors("none"), 1.0)
+
+
+def test_none_counts_its_steps_as_a_schedule_of_factor_1() -> None:
+    states = []
+    ours = make("none", total_steps=9, steps_per_epoch=3)
+    for start in (ours, lambda opt: LambdaLR(opt, lambda step: 1.0)):
+        opt = optimizer()
+        scheduler = start(opt)
+        walk(opt, scheduler, 7)
+        assert scheduler.get_last_lr() == list(RATES)
+        states.append(scheduler.state_dict())
+    assert states[0] == states[1]
 
 
 def stored(state: dict[str, Any]) -> dict[str, Any]:
