@@ -1,7 +1,7 @@
 """Accuracy of a command over several seeds: `python scripts/seeds.py --seeds 5 recipe=digits_best`.
 
 Prints mean and deviation of the test accuracy, the validation accuracy that chose, and the seconds; `--out` keeps them,
-and goes on where an earlier call with the same overrides was stopped. With `--processes 2 threads=1` seeds run side by
+and goes on where an earlier call of the same config was stopped. With `--processes 2 threads=1` seeds run side by
 side; the seconds are then those of a run that shares the machine; its processor time hardly changes.
 """
 
@@ -21,7 +21,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from knep.compose import compose_config
 from knep.evidence.where import processor
+from knep.files import config_hash
 
 
 def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:
@@ -57,12 +59,17 @@ def result(overrides: Sequence[str], runs: dict[int, dict[str, Any]]) -> dict[st
     }
 
 
-def earlier(path: Path | None, command: str) -> dict[int, dict[str, Any]]:
-    """The runs that `path` already holds of this command."""
+def earlier(path: Path | None, overrides: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """The runs that `path` already holds of what these overrides mean today: a recipe may have changed since."""
     if path is None or not path.is_file():
         return {}
-    kept = json.loads(path.read_text())
-    return {int(seed): run for seed, run in kept.get("runs", {}).items()} if kept["command"] == command else {}
+    kept = {int(seed): run for seed, run in json.loads(path.read_text()).get("runs", {}).items()}
+    return {seed: run for seed, run in kept.items() if run["config_hash"] == hashed(overrides, seed)}
+
+
+def hashed(overrides: Sequence[str], seed: int) -> str:
+    """The hash of the config that a run with this seed has."""
+    return config_hash(compose_config([*overrides, f"seed={seed}", "progress=false"]).config)
 
 
 def main() -> None:
@@ -72,7 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    runs = earlier(args.out, " ".join(["python train.py", *args.overrides]))
+    runs = earlier(args.out, args.overrides)
     with ThreadPoolExecutor(args.processes) as pool:
         waiting = {pool.submit(one, args.overrides, s): s for s in range(args.seeds) if s not in runs}
         for done in as_completed(waiting):

@@ -66,6 +66,10 @@ def rows(kind: str, found: dict[str, Any]) -> Iterator[Row]:
         measured = f"{found['ratio']:.2f} ({plain['seconds']:.0f} s to {plain['test']:.2%}, n = {plain['n']})"
         verdict = _verdict(reached and found["ratio"] >= RACE)
         yield "plain Adam to its best over fashion_speedrun, time", f">= {RACE}", measured, verdict
+        shared = found.get("shared")
+        if shared:
+            what = f"the same, both to plain Adam's best validation accuracy, {shared['val']:.2%}"
+            yield what, "", f"{shared['ratio']:.2f} ({plain['seconds']:.0f} s and {shared['seconds']:.0f} s)", ""
     if kind in OVERHEAD:
         for case, values in found.items():
             measured = f"{values['cpu']:.1%} of processor time, {values['cpu_fastest']:.1%} between the fastest runs"
