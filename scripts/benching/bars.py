@@ -74,6 +74,7 @@ def rows(kind: str, found: dict[str, Any]) -> Iterator[Row]:
         for case, values in found.items():
             measured = f"{values['cpu']:.1%} of processor time, {values['cpu_fastest']:.1%} between the fastest runs"
             measured += f", over {values['steps']} steps" if "steps" in values else ""
+            measured += f", saved every {values['every']} and scaled" if values.get("every", 200) < 200 else ""
             bar = COSTS.get(kind, COST)
             yield f"{OVERHEAD[kind]}, {case}", f"<= {bar:.0%}", measured, _verdict(values["cpu"] <= bar)
     if kind == "members":

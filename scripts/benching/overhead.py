@@ -14,8 +14,9 @@ from benching.watch import Timing
 OPTIONS = {
     "guard": ("guard=stop", "guard=none"),
     "doctor": ("callbacks=doctor", "callbacks=none"),
-    "saving": ("checkpoint.every=200", "checkpoint.every=null"),
+    "saving": ("checkpoint.every={every}", "checkpoint.every=null"),
 }
+_EVERY = 200  # steps from one checkpoint to the next, for which the cost is given
 # The doctor's looks are close together at the start of a run and 200 steps apart behind it: its cost is that of a run
 # as long as people's, not of a dozen steps. Minutes each for the largest network.
 _DOCTORED = {
@@ -29,15 +30,22 @@ _DOCTORED = {
 
 
 def overhead(kind: str, names: Sequence[str], repeats: int, count: int | None) -> dict[str, Any]:
-    """What the first of an option's two lines adds over the second, per case: see `_shares`, and the steps."""
+    """What the first of an option's two lines adds over the second, per case: see `_shares`, and the steps.
+
+    Runs that are shorter than two intervals between checkpoints save twice all the same, and what that adds is
+    scaled to the interval; every: the steps between the checkpoints of the run.
+    """
     found: dict[str, Any] = {}
     more, less = OPTIONS[kind]
     for name in names:
         steps = count or (_DOCTORED[name] if kind == "doctor" else CASES[name].steps)
         case = replace(CASES[name], steps=steps)
         data = prepared(case)
-        pairs = [_pair(case, data, turn, [more], [less]) for turn in range(repeats)]
+        every = min(_EVERY, max(1, steps // 2))
+        pairs = [_pair(case, data, turn, [more.format(every=every)], [less]) for turn in range(repeats)]
         found[name] = _shares(pairs) | {"steps": steps}
+        if kind == "saving":
+            found[name] = _scaled(_shares(pairs), every / _EVERY) | {"steps": steps, "every": every}
         print(name, found[name], flush=True)
     return found
 
@@ -47,6 +55,10 @@ def _pair(case: Case, data: Any, turn: int, more: list[str], less: list[str]) ->
     order = [more, less] if turn % 2 else [less, more]
     taken = {tuple(lines): knep(case, data, lines) for lines in order}
     return taken[tuple(more)], taken[tuple(less)]
+
+
+def _scaled(shares: dict[str, float], factor: float) -> dict[str, float]:
+    return {name: round(share * factor, 4) for name, share in shares.items()}
 
 
 def _shares(pairs: Sequence[tuple[Timing, Timing]]) -> dict[str, float]:
