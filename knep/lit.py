@@ -154,7 +154,8 @@ class Classifier(L.LightningModule):
         x, y = self.augment(*batch, self.num_classes)
         logits_NK = self(x)
         loss = F.cross_entropy(logits_NK, y, label_smoothing=self.recipe.regularization.label_smoothing)
-        target_N, images = y if y.ndim == 1 else y.argmax(1), x.shape[0]
+        target_N = y if y.ndim == 1 else y.argmax(1)
+        images = x.shape[0]
         with torch.no_grad():
             met = (loss * images, (logits_NK.argmax(1) == target_N).sum(), images)
         # Terms and factors that change nothing are left out: each would be a kernel forward and another backward.

@@ -140,6 +140,8 @@ def _section(kind: str, stored: dict[str, Any]) -> Iterator[str]:
         yield from _rates(stored["found"])
         yield ""
     if kind == "race":
+        runs = (f"`{c.replace('train.py', 'scripts/seeds.py --seeds 5')}`" for c in stored["found"]["commands"])
+        yield from (f"Of the runs of {' and '.join(runs)}.", "")
         yield from ("![validation accuracy over processor time](images/speedrun.png)", "")
     if kind != "peers":
         yield table(kind, stored["found"])
