@@ -94,7 +94,10 @@ def timm(case: Case, data: Any) -> Timing:
 
 def fastai(case: Case, data: Any) -> Timing:
     """fastai's Learner with its Adam, accuracy and progress bar, in float32, on tensors of the same images."""
-    from fastai.callback.core import Callback, CancelFitException  # pyright: ignore[reportMissingImports]
+    from fastai.callback.core import (  # pyright: ignore[reportMissingImports]
+        Callback,
+        CancelFitException,  # pyright: ignore[reportAttributeAccessIssue]
+    )
     from fastai.data.all import DataLoader as FastaiLoader  # pyright: ignore[reportMissingImports]
     from fastai.data.all import DataLoaders  # pyright: ignore[reportMissingImports]
     from fastai.learner import Learner  # pyright: ignore[reportMissingImports]
