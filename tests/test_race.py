@@ -13,7 +13,7 @@ from benching import bars, race
 
 def _measured(test: float, curves: list[list[float]], cpu: float) -> dict[str, Any]:
     runs = {str(i): {"cpu_seconds": cpu, "val_curve": curve} for i, curve in enumerate(curves)}
-    return {"command": "python train.py", "n": len(runs), "test_acc_mean": test, "runs": runs}
+    return {"command": "python train.py seed=3", "n": len(runs), "test_acc_mean": test, "runs": runs}
 
 
 def _race(folder: Path, monkeypatch: pytest.MonkeyPatch, fast: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +35,8 @@ def test_times_go_to_the_end_of_the_recipe_and_to_the_best_epoch_of_plain_adam(
     assert found["plain"]["seconds"] == (75 + 25) / 2
     assert found["ratio"] == 1.25
     assert found["shared"] == {"val": 0.925, "seconds": (20 + 30) / 2, "ratio": 2.0}
+    fast_again = f"python scripts/seeds.py --seeds 2 --out {tmp_path}/FAST.json seed=3"
+    assert found["commands"] == [fast_again, fast_again.replace("FAST", "PLAIN")]
     assert (tmp_path / "plot.png").stat().st_size > 1000
     verdicts = [row[3] for row in bars.rows("race", found)]
     assert verdicts == ["pass", "short", ""]

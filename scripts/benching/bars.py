@@ -21,9 +21,10 @@ RACE = 5.0
 MEMBERS = {"mlp_64": 3.0}
 IMAGES = {"knep decoded": 1.5, "knep cached": 5.0}  # images/s over those of timm's loader
 COST = 0.02
+EVERY = 200  # steps from one checkpoint to the next, for which the cost of saving is given
 OVERHEAD = {
     "guard": "what the guard adds",
-    "saving": "what checkpoint.every=200 adds",
+    "saving": f"what checkpoint.every={EVERY} adds",
     "doctor": "what callbacks=doctor adds",
 }
 COSTS = {"doctor": 0.03}
@@ -74,7 +75,7 @@ def rows(kind: str, found: dict[str, Any]) -> Iterator[Row]:
         for case, values in found.items():
             measured = f"{values['cpu']:.1%} of processor time, {values['cpu_fastest']:.1%} between the fastest runs"
             measured += f", over {values['steps']} steps" if "steps" in values else ""
-            measured += f", saved every {values['every']} and scaled" if values.get("every", 200) < 200 else ""
+            measured += f", saved every {values['every']} and scaled" if values.get("every", EVERY) < EVERY else ""
             bar = COSTS.get(kind, COST)
             yield f"{OVERHEAD[kind]}, {case}", f"<= {bar:.0%}", measured, _verdict(values["cpu"] <= bar)
     if kind == "members":
@@ -140,8 +141,8 @@ def _section(kind: str, stored: dict[str, Any]) -> Iterator[str]:
         yield from _rates(stored["found"])
         yield ""
     if kind == "race":
-        runs = (f"`{c.replace('train.py', 'scripts/seeds.py --seeds 5')}`" for c in stored["found"]["commands"])
-        yield from (f"Of the runs of {' and '.join(runs)}.", "")
+        runs = " and ".join(f"`{command}`" for command in stored["found"]["commands"])
+        yield from (f"Of the runs of {runs}.", "")
         yield from ("![validation accuracy over processor time](images/speedrun.png)", "")
     if kind != "peers":
         yield table(kind, stored["found"])

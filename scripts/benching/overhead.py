@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from benching.bars import EVERY
 from benching.cases import CASES, Case
 from benching.contenders import knep, prepared
 from benching.watch import Timing
@@ -16,7 +17,6 @@ OPTIONS = {
     "doctor": ("callbacks=doctor", "callbacks=none"),
     "saving": ("checkpoint.every={every}", "checkpoint.every=null"),
 }
-_EVERY = 200  # steps from one checkpoint to the next, for which the cost is given
 # The doctor's looks are close together at the start of a run and 200 steps apart behind it: its cost is that of a run
 # as long as people's, not of a dozen steps. Minutes each for the largest network.
 _DOCTORED = {
@@ -41,11 +41,12 @@ def overhead(kind: str, names: Sequence[str], repeats: int, count: int | None) -
         steps = count or (_DOCTORED[name] if kind == "doctor" else CASES[name].steps)
         case = replace(CASES[name], steps=steps)
         data = prepared(case)
-        every = min(_EVERY, max(1, steps // 2))
+        every = min(EVERY, max(1, steps // 2))
         pairs = [_pair(case, data, turn, [more.format(every=every)], [less]) for turn in range(repeats)]
-        found[name] = _shares(pairs) | {"steps": steps}
-        if kind == "saving":
-            found[name] = _scaled(_shares(pairs), every / _EVERY) | {"steps": steps, "every": every}
+        saves = kind == "saving"
+        found[name] = _shares(pairs, every / EVERY if saves else 1) | {"steps": steps}
+        if saves:
+            found[name]["every"] = every
         print(name, found[name], flush=True)
     return found
 
@@ -57,15 +58,13 @@ def _pair(case: Case, data: Any, turn: int, more: list[str], less: list[str]) ->
     return taken[tuple(more)], taken[tuple(less)]
 
 
-def _scaled(shares: dict[str, float], factor: float) -> dict[str, float]:
-    return {name: round(share * factor, 4) for name, share in shares.items()}
-
-
-def _shares(pairs: Sequence[tuple[Timing, Timing]]) -> dict[str, float]:
-    """Added share of wall and of processor time: of the medians, and of the fastest runs, the least disturbed."""
+def _shares(pairs: Sequence[tuple[Timing, Timing]], factor: float) -> dict[str, float]:
+    """Added share of wall and of processor time, times factor: of the medians, and of the fastest runs, the least
+    disturbed.
+    """
     found: dict[str, float] = {}
     for clock in ("wall", "cpu"):
         more, less = ([getattr(t, clock) for t in side] for side in zip(*pairs, strict=True))
-        found[clock] = round(statistics.median(more) / statistics.median(less) - 1, 4)
-        found[f"{clock}_fastest"] = round(min(more) / min(less) - 1, 4)
+        found[clock] = round(factor * (statistics.median(more) / statistics.median(less) - 1), 4)
+        found[f"{clock}_fastest"] = round(factor * (min(more) / min(less) - 1), 4)
     return found
