@@ -20,6 +20,7 @@ from knep.doctor.course import broken_images, without_outliers
 from knep.doctor.data import Data
 from knep.doctor.examination import Examination, looks, reached, unfit
 from knep.doctor.findings import Finding, Report, ordered
+from knep.doctor.objective import check_loss
 from knep.doctor.patient import Patient
 from knep.doctor.reference import reference
 from knep.doctor.signals import signals
@@ -36,10 +37,11 @@ _FATAL = {"non_finite_inputs", "constant_inputs", "constant_labels", "labels_out
 def diagnose(patient: Patient, *, told: Callable[[str], None] | None = None) -> Report:
     """Examines a patient and reports what keeps it from learning. told: called with what is being looked at.
 
-    Raises InputError for a model that fails on its data.
+    Raises InputError for a model or a loss that fails on its data.
     """
     began = time.perf_counter()
     tell = told or (lambda _: None)
+    check_loss(patient)
     tell("data")
     # A few broken images would make the statistics of the whole split strange: they are a disease of their own.
     data = Data(without_outliers(patient) if broken_images(patient) else patient)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from knep.doctor.batches import Batch, gathered, held_back, reshuffles
+from knep.doctor.batches import Batch, Labelled, gathered, held_back, reshuffles
 from knep.doctor.draws import undisturbed
 from knep.errors import InputError
 from knep.models.imported import accepted, build, find
@@ -39,10 +39,14 @@ class Loaders:
         train, val = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not hasattr(train, "__iter__"):
             raise InputError(f"--data: {path}() gave a {type(train).__name__}: return (train_loader, val_loader)")
-        seen = gathered(train, most=_MOST)
+        read = gathered(train, most=_MOST)
+        seen, self.form = read.batches, read.form
         if not seen:
             raise InputError(f"--data: the training loader of {path} gives no batch: check its data set and drop_last")
-        self._train, self._val = (seen, gathered(val, most=64)) if val is not None else held_back(seen)
+        held = gathered(val, most=64) if val is not None else Labelled([], self.form)
+        if held.batches and held.form != self.form:
+            raise InputError(f"--data: {path} gives labels in two forms: {self.form} and {held.form}")
+        self._train, self._val = (seen, held.batches) if val is not None else held_back(seen)
         self.shuffled = reshuffles(train, seen)
         labels = torch.cat([y for _, y in seen])
         x = seen[0][0]
@@ -58,7 +62,7 @@ class Loaders:
                 "with --model package.module:name"
             )
         self.image_size = height if height == width else (height, width)
-        known = max(2, int(labels.max()) + 1)
+        known = max(2, int(labels.max()) + 1, self.form.columns or 0)
         self.num_classes = self._outputs(model, x, known) or known
         self.class_names = [str(k) for k in range(self.num_classes)]
         self.sizes = {"train": sum(len(y) for _, y in self._train), "val": sum(len(y) for _, y in self._val)}

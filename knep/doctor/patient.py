@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from knep.doctor.batches import Batch, gathered, held_back, reshuffles
+from knep.doctor.batches import Batch, Form, Labelled, NoClasses, gathered, held_back, reshuffles
 from knep.doctor.copies import copied, unwrapped
 from knep.doctor.draws import undisturbed
 from knep.errors import InputError
@@ -32,9 +33,9 @@ class Patient:
     the run sees them; shuffled: whether its order changes from epoch to epoch; images: of the whole training split;
     batches: steps of an epoch of the run; epochs: of the run; make_optimizer: from a copy of the model;
     make_scheduler: f(optimizer, total_steps=, steps_per_epoch=) or None; interval: "step" or "epoch", when it is
-    stepped; loss: f(scores, y), None where it is cross-entropy; precision: as Lightning names it; stopping, min_delta,
-    monitor: of early stopping, its patience in epochs, None without; overrides: the lines that made it, config: what
-    they say; both empty for a patient that was not made by a config.
+    stepped; loss: f(scores, labels), None where it is cross-entropy; form: of the labels that it is given; precision:
+    as Lightning names it; stopping, min_delta, monitor: of early stopping, its patience in epochs, None without;
+    overrides: the lines that made it, config: what they say; both empty for a patient that was not made by a config.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Patient:
     interval: str = "step"
     regularization: Regularizer = field(default_factory=Regularizer)
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    form: Form = field(default_factory=Form)
     accumulate: int = 1
     precision: str = "32-true"
     images: int = 0
@@ -75,20 +77,24 @@ class Patient:
     def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
         """The loss that the run minimises, without its penalty; y: int64 (N,) or, after mixing, (N, K).
 
-        Raises InputError where a loss of another project fails.
+        It sees labels as the loader gives them. Raises InputError where a loss of another project fails, or
+        cross-entropy on labels that are no int64 (N,).
         """
-        if self.loss is not None:
-            try:
-                value = self.loss(scores, y)
-            except Exception as error:  # it may raise anything
-                text = " ".join(str(error).split())
-                got = f"scores {tuple(scores.shape)} and labels {tuple(y.shape)} of {y.dtype}"
-                raise InputError(f"the loss fails on {got}: {type(error).__name__}: {text}") from error
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                got = f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise InputError(f"the loss gives {got}, not a tensor of one number: take its mean")
-            return value
-        return F.cross_entropy(scores, y, label_smoothing=self.regularization.label_smoothing)
+        plain = partial(F.cross_entropy, label_smoothing=self.regularization.label_smoothing)
+        if self.loss is None and self.form == Form():
+            return plain(scores, y)
+        name, loss = ("cross-entropy", plain) if self.loss is None else ("the loss", self.loss)
+        labels = self.form.of(y) if y.ndim == 1 else y
+        try:
+            value = loss(scores, labels)
+        except Exception as error:  # it may raise anything
+            text = " ".join(str(error).split())
+            got = f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} of {labels.dtype}"
+            raise InputError(f"{name} fails on {got}: {type(error).__name__}: {text}") from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{name} gives {got}, not a tensor of one number: take its mean")
+        return value
 
     def inputs(self, x: Tensor) -> Tensor:
         """What the model sees of raw images x (N, C, H, W)."""
@@ -126,10 +132,11 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
     wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
     return Patient(
         model=module.model,
-        train=gathered(loader, most=_MOST_BATCHES),
-        val=gathered(data.val_dataloader(), most=8, padded=True),
+        train=gathered(loader, most=_MOST_BATCHES).batches,
+        val=gathered(data.val_dataloader(), most=8, padded=True).batches,
         num_classes=data.num_classes,
         make_optimizer=recipe.optimizer,
+        form=getattr(data, "form", Form()),
         scaling=module.scaling,
         augment=module.augment,
         clip=recipe.clip,
@@ -172,8 +179,7 @@ def of(
     model = unwrapped(model)
     own = copied(model)
     with undisturbed(seed, train, val):
-        seen = gathered(train, most=_MOST_BATCHES)
-        held = gathered(val, most=64) if val is not None else []
+        seen, held, form = _read(own, train, val)
         shuffled = reshuffles(train, seen) if seen else False
     if not seen:
         raise InputError("the training loader gives no batch: check its data set and drop_last")
@@ -187,7 +193,8 @@ def of(
             raise InputError(f"the model gives {got}, not scores (N, K): the doctor examines classifiers of images")
         num_classes = scores.shape[1]
     if num_classes == 1 and loss is not None and not isinstance(loss, nn.CrossEntropyLoss):
-        raise InputError("the model gives one score: let it give one for each of two classes, with cross_entropy")
+        raise InputError("the model gives one score: let it give one for each of two classes, with cross_entropy; a "
+                         "regression is not examined")  # fmt: skip
     if next(own.parameters(), None) is None:
         raise InputError("the model has no parameters: there is nothing to train")
     batches = _length(train) or len(kept)
@@ -198,6 +205,7 @@ def of(
         num_classes=num_classes,
         make_optimizer=_maker(model, optimizer),
         loss=None if _plain(loss) else loss,
+        form=form,
         clip=clip,
         images=sum(len(y) for _, y in kept),
         batches=batches,
@@ -205,6 +213,34 @@ def of(
         shuffled=shuffled,
         seed=seed,
     )
+
+
+def _read(model: nn.Module, train: Iterable[Any], val: Iterable[Any] | None) -> tuple[list[Batch], list[Batch], Form]:
+    """Training and validation batches, none of the latter for None, and the form of their labels."""
+    try:
+        seen = gathered(train, most=_MOST_BATCHES)
+        held = gathered(val, most=64) if val is not None else Labelled([], seen.form)
+    except NoClasses as error:
+        raise InputError(f"{error}{_beside(model, error)}") from error
+    if held.batches and held.form != seen.form:
+        raise InputError(f"training and validation give labels in two forms: {seen.form} and {held.form}")
+    return seen.batches, held.batches, seen.form
+
+
+def _beside(model: nn.Module, labels: NoClasses) -> str:
+    """The shape of the scores beside labels that name no class, and whether the two would be spread to a table."""
+    from knep.probe import probe
+
+    try:
+        scores = probe(model, labels.x)
+    except InputError:
+        return ""
+    if not isinstance(scores, Tensor):
+        return ""
+    n = len(labels.x)
+    said = f"; the model gives {(n, *scores.shape[1:])}"
+    columns = {scores.ndim, labels.y.ndim} == {1, 2} and 1 in (*scores.shape[1:], *labels.y.shape[1:])
+    return f"{said}, which with {tuple(labels.y.shape)} is broadcast to a table of {n} x {n}" if columns else said
 
 
 def _plain(loss: Any) -> bool:

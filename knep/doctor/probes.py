@@ -45,7 +45,7 @@ def _memorise(patient: Patient, lr: float, steps: int) -> float:
         for _ in range(steps):
             optimizer.zero_grad()
             scores = model(x)
-            loss = patient.loss(scores, y) if patient.loss is not None else F.cross_entropy(scores, y)
+            loss = F.cross_entropy(scores, y) if patient.loss is None else patient.criterion(scores, y)
             if not math.isfinite(float(loss.detach())):
                 break
             loss.backward()

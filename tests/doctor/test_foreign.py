@@ -20,6 +20,7 @@ from knep.doctor.dropouts import capped, functional, settings
 from knep.doctor.examination import Examination
 from knep.doctor.findings import Finding
 from knep.doctor.loaders import Loaders
+from knep.doctor.objective import check_loss
 from knep.doctor.patient import of
 from knep.doctor.probes import memorised
 from knep.doctor.scores import Score
@@ -114,6 +115,103 @@ def test_one_score_for_two_classes_is_one_line():
     binary = lambda s, y: F.binary_cross_entropy_with_logits(s[:, 0], y.float())  # noqa: E731
     with pytest.raises(InputError, match="one score"):
         of(net(x, 1), batched(x, y % 2), batched(v, w % 2), optimizer=adam(), loss=binary)
+
+
+def rows(y: Tensor, classes: int = 10) -> Tensor:
+    return F.one_hot(y, classes)
+
+
+def squared(scores: Tensor, y: Tensor) -> Tensor:
+    """The squared error of the probability of class 1, as people write it."""
+    return (scores.softmax(1)[:, 1] - y.float()).pow(2).mean()
+
+
+# Labels as loaders give them, and losses that take them so.
+FORMS = {
+    "a column": (lambda y: y[:, None], lambda s, y: F.cross_entropy(s, y.squeeze(1))),
+    "floats": (lambda y: y.float(), lambda s, y: F.cross_entropy(s, y.long())),
+    "a column of floats": (lambda y: y[:, None].float(), lambda s, y: F.cross_entropy(s, y[:, 0].long())),
+    "bytes": (lambda y: y.to(torch.uint8), lambda s, y: F.cross_entropy(s, y.long())),
+    "rows with a 1": (lambda y: rows(y).float(), None),
+    "rows with a 1, each class by itself": (lambda y: rows(y).double(), nn.BCEWithLogitsLoss()),
+    "rows with a 1, of booleans": (rows, lambda s, y: F.cross_entropy(s, y.float())),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loss_sees_labels_as_the_loader_gives_them(form):
+    given, loss = FORMS[form]
+    x, y, v, w = digits(200)
+    seen = []
+
+    def spy(scores: Tensor, labels: Tensor) -> Tensor:
+        seen.append(labels)
+        return (loss or F.cross_entropy)(scores, labels)
+
+    p = of(net(x, 10), batched(x, given(y)), batched(v, given(w)), optimizer=adam(), loss=spy)
+    check_loss(p)
+    seen.clear()  # of the check, which also tries the other shape
+    trial.run(p, 3)
+    assert torch.equal(torch.cat([b for _, b in p.train]), y)
+    assert {(label.dtype, *label.shape[1:]) for label in seen} == {(given(y).dtype, *given(y).shape[1:])}
+    assert torch.equal(p.form.of(y), given(y))
+    value = p.criterion(torch.eye(10)[y], y)
+    assert torch.equal(value, (loss or F.cross_entropy)(torch.eye(10)[y], given(y)))
+
+
+# What a loader may give, and what the one line says; none may be turned to classes unseen.
+REFUSED = {
+    "several labels": (lambda y: rows(y) | rows((y + y % 2) % 10), None, r"\(64, 10\).*several labels at once"),
+    "no label": (lambda y: rows(y) * (y != 3)[:, None], None, r"\(64, 10\).*several labels at once"),
+    "soft labels": (lambda y: 0.9 * rows(y) + 0.01, None, r"\(64, 10\) of torch.float32, rows that are not all 0"),
+    "several tasks": (lambda y: torch.stack([y, y], 1), None, r"\(64, 2\) of torch.int64, rows that are not all 0"),
+    "numbers": (lambda y: y + 0.5, None, r"\(64,\) of torch.float32, numbers to be fitted.*the model gives \(64, 10\)"),
+    "whole numbers below zero": (lambda y: -y[:, None].float(), None, r"\(64, 1\) of torch.float32, numbers to be"),
+    "whole numbers": (lambda y: 10 * y.float(), squared, r"float32 up to 90 where the model gives 10 scores"),
+    "maps": (lambda y: y[:, None, None].expand(-1, 8, 8), None, r"\(64, 8, 8\) of torch.int64, of no form of class"),
+    "a column for cross-entropy": (lambda y: y[:, None], None, r"cross-entropy fails on .*\(12, 1\) of torch.int64"),
+    "int32 for cross-entropy": (lambda y: y.int(), nn.CrossEntropyLoss(), r"cross-entropy fails on .*torch.int32"),
+    "a column for a loss of rows": (
+        lambda y: (y % 2)[:, None], squared, r"a table of 12 x 12.*labels \(N, 1\) as .*: write y.squeeze\(1\)"
+    ),
+    "rows for a loss of columns": (
+        lambda y: y % 2, lambda s, y: (s[:, 1:2] - y).abs().sum(), r"labels \(N,\) as .*: write y.unsqueeze\(1\)"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_labels_that_are_not_examined_are_one_line(kind):
+    given, loss, said = REFUSED[kind]
+    x, y, v, w = digits(200)
+    batches = batched(x, given(y)), batched(v, given(w))
+    with pytest.raises(InputError, match=said) as refused:
+        knep.doctor.examine(net(x, 10), *batches, optimizer=adam(), loss=loss)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(weight=torch.rand(10)), squared, nn.NLLLoss(reduction="sum")])
+def test_a_sound_loss_is_not_said_to_mix_rows(loss):
+    x, y, v, w = digits(200)
+    check_loss(of(net(x, 10), batched(x, y), batched(v, w), optimizer=adam(), loss=loss))
+
+
+def test_numbers_beside_a_column_name_both_shapes():
+    x, y, v, w = digits(100)
+    model = nn.Sequential(net(x, 1), nn.Flatten(0))
+    batches = batched(x, y[:, None] / 3, 50), batched(v, w[:, None] / 3, 50)
+    with pytest.raises(
+        InputError, match=r"\(50, 1\).*gives \(50,\), which with \(50, 1\) is broadcast to a table of 50 x 50"
+    ):
+        knep.doctor.examine(model, *batches, optimizer=adam(), loss=nn.MSELoss())
+
+
+def test_labels_in_two_forms_are_one_line():
+    x, y, v, w = digits(100)
+    with pytest.raises(InputError, match=r"two forms: int64 \(N,\) and int64 \(N, 1\)"):
+        of(net(x, 10), batched(x, y), batched(v, w[:, None]), optimizer=adam())
+    with pytest.raises(InputError, match=r"batch 1 .* int64 \(N, 1\) after int64 \(N,\)"):
+        of(net(x, 10), [(x, y), (v, w[:, None])], optimizer=adam())
 
 
 def test_of_a_single_batch_some_images_are_held_back():
