@@ -162,7 +162,7 @@ class ImageFolder(ImageData):
             found = check_headers(everything, self._max_pixels)
         self.bits = found if found is None else self._kept_bits or found
         if self.bits not in (None, 16):
-            _say(f"the largest number in images of more than 8 bits needs {self.bits}: of those the upper 8 are kept")
+            _say(f"images of more than 8 bits hold numbers of up to {self.bits} bits: of these the upper 8 are kept")
 
     def _cached(self, parts: dict[str, Part]) -> dict[str, Any]:
         """Every split out of one cache of all files as they are now; where there is none, it is built, if it may be."""

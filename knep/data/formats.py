@@ -40,6 +40,14 @@ def spelled(formats: tuple[str, ...]) -> str:
     return f"{', '.join(some)} or {last}"
 
 
+def suffix_of(file: BinaryIO) -> str:
+    """The suffix without which a file of this content stays shut, or ""."""
+    file.seek(0)
+    head = file.read(4)
+    starts = {b"BM": ".bmp", b"II*\0": ".tif", b"MM\0*": ".tif"} | {b"P%d" % k: ".ppm" for k in range(1, 7)}
+    return next((suffix for start, suffix in starts.items() if head.startswith(start)), "")
+
+
 def webp_canvas(file: BinaryIO) -> tuple[int, int] | None:
     """Width and height of a WebP by its head; the file stands at its start afterwards."""
     file.seek(0)

@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from knep.data.formats import check_directory, ends_whole, formats_of, spelled, tile_of, webp_canvas
+from knep.data.formats import check_directory, ends_whole, formats_of, spelled, suffix_of, tile_of, webp_canvas
 from knep.errors import InputError
 from knep.text import shown
 
@@ -82,9 +83,10 @@ def read_images(
 ) -> Tensor:
     """uint8 (N, channels, size, size): `read_image` of each path, in one piece of memory."""
     x_NHWC = np.empty((len(paths), size, size, channels), dtype=np.uint8)
-    for pixels, path in zip(x_NHWC, paths, strict=True):
-        with _opened(path, max_pixels) as (image, file):
-            pixels[:] = np.asarray(_square(image, file, channels, size, bits)).reshape(pixels.shape)
+    with _quiet():
+        for pixels, path in zip(x_NHWC, paths, strict=True):
+            with _opened(path, max_pixels) as (image, file):
+                pixels[:] = np.asarray(_square(image, file, channels, size, bits)).reshape(pixels.shape)
     return torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).contiguous()
 
 
@@ -107,19 +109,34 @@ def check_headers(paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -> int | 
     all bad files at once.
     """
     bad, largest = [], -1
-    for path in paths:
-        try:
-            with _opened(path, max_pixels) as (image, file):
-                numbers = _numbers(image, file)
-                if numbers is not None:
-                    largest = max(largest, int(numbers[..., :3].max()))
-                elif not ends_whole(file, str(image.format)):
-                    image.draft("L", (1, 1))
-                    image.load()
-        except BadImage as error:
-            bad.append(error.bad)
+    with _quiet():
+        for path in paths:
+            try:
+                largest = max(largest, _largest(path, max_pixels))
+            except BadImage as error:
+                bad.append(error.bad)
     refuse(bad, len(paths))
     return None if largest < 0 else max(8, largest.bit_length())
+
+
+def _largest(path: Path, max_pixels: int) -> int:
+    """The largest number of an image of more than 8 bits, -1 for another. Raises BadImage where it is not whole."""
+    with _opened(path, max_pixels) as (image, file):
+        numbers = _numbers(image, file)
+        if numbers is not None:
+            return int(numbers[..., :3].max())
+        if not ends_whole(file, str(image.format)):
+            image.draft("L", (1, 1))
+            image.load()
+    return -1
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Pillow warns of in a file that it reads all the same is nobody's to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def refuse(bad: Sequence[Bad], total: int) -> None:
@@ -158,7 +175,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO
                 _check_size(path, before, _WEBP_COST, max_pixels)
             if "TIFF" in formats:
                 check_directory(file)
-            with _header(file, formats) as image:
+            with _told(path, file, formats) as image:
                 _check_size(path, image.size, _cost(image), max_pixels)
                 _check_size(path, tile_of(image), _cost(image), max_pixels)
                 yield image, file
@@ -167,9 +184,17 @@ def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO
     except FileNotFoundError as error:
         raise BadImage(Bad(path, "is missing", "put it back, or start again without it")) from error
     except Exception as error:  # Pillow raises what its readers raise
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        why = f"no {spelled(formats)}" if unknown else shown(str(error))[:120]
-        raise BadImage(Bad(path, f"cannot be read as an image ({why})")) from error
+        raise BadImage(Bad(path, f"cannot be read as an image ({shown(str(error))[:120]})")) from error
+
+
+def _told(path: Path, file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
+    """`_header`, with what a file is and is not where no reader knows it."""
+    try:
+        return _header(file, formats)
+    except Image.UnidentifiedImageError as error:
+        suffix = suffix_of(file)
+        mend = f"rename it to {suffix}" if suffix and suffix not in path.name.lower() else "repair or remove it"
+        raise BadImage(Bad(path, f"cannot be read as an image (no {spelled(formats)})", mend)) from error
 
 
 def _at_once(path: str, flags: int) -> int:

@@ -22,6 +22,7 @@ KINDS = SUFFIXES | frozenset(BY_SUFFIX)
 _JUNK = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
                    "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"})  # fmt: skip
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_ALSO_CLASSES = frozenset({"valid", "dev"})  # such as valid and invalid
 _SPLIT = re.compile(
     r"(?:(train|training|trn)|(val|valid|validation|dev)|(test|testing|tst))(?:[-_ ]?(?:set|data|split|images|imgs))?"
 )
@@ -46,24 +47,30 @@ def splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The folders of root that are its splits, by "train", "val" and "test", and its other folders.
 
     Without a folder for training, root itself is the training split. Names as people have them (train, Training,
-    valid, validation, dev, testing, train_set) count in any case. Raises InputError where two say the same, and for
-    a validation or test split beside no training split.
+    valid, validation, dev, testing, train_set) count in any case. Raises InputError where two say the same, for a
+    validation or test split without class folders, and for one beside no training split.
     """
     found: dict[str, list[str]] = {}
     for name in _folders(root):
         found.setdefault(_split_of(name), []).append(name)
     others = found.pop("", [])
     if "train" not in found:
-        nested = next((name for names in found.values() for name in names if _folders(root / name)), None)
-        if nested is not None:
+        split = next((n for names in found.values() for n in names if n.casefold() not in _ALSO_CLASSES
+                      or _folders(root / n)), None)  # fmt: skip
+        if split is not None:
             raise InputError(
-                f"{shown(root)} has {shown(nested)}, a split with class folders in it, and no train: move the class "
-                "folders of the training split into train"
+                f"{shown(root)} has {shown(split)}, the name of a split, and no train: move all class folders of the "
+                f"training split into train, and {shown(split)} as well where it is a class"
             )
         return {"train": root}, []
     for split, names in found.items():
         if len(names) > 1:
             raise InputError(f"{shown(root)} has {_listed(names)}, which all say {split}: leave one of them there")
+        if split != "train" and not _folders(root / names[0]):
+            raise InputError(
+                f"{shown(root / names[0])} has no class folders: sort its images into some, or write "
+                f"data.root={shown(root / found['train'][0])} to split images off the training split"
+            )
     return {split: root / names[0] for split, names in found.items()}, others
 
 
@@ -218,6 +225,8 @@ def _check_link(path: Path, inside: Path | None) -> None:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # Python before 3.13 calls a loop of links a RuntimeError
         raise InputError(f"{shown(path)} is a link that leads nowhere: repair or remove it") from error
+    if path.is_symlink() and path.parent.resolve().is_relative_to(target):
+        raise InputError(f"{shown(path)} is a link to a folder that it lies in: remove it")
     if inside is not None and not target.is_relative_to(inside.resolve()):
         raise InputError(
             f"{shown(path)} is a link that leaves data.root, to {shown(target)}: remove it, or write "
