@@ -156,7 +156,7 @@ def _fit(
         recipe = Recipe.from_config(config)
         with named("data"):
             data = instantiate(config["data"])
-            if config["ckpt"] is not None:
+            if config["ckpt"] is not None and hasattr(data, "keep"):
                 data.keep(stored_facts(config, folder))
             data.prepare()
         places = [folder / f"member_{i}" for i in range(recipe.members)] if recipe.members > 1 else [folder]

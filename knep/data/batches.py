@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from knep.data.images import Bad, BadImage, read_images, refuse, unreadable
+from knep.data.images import Bad, BadImage, read_images, refusal, unreadable
 from knep.data.loader import order_of, padded_share, training_slice
 
 # Which images (n,), and which of them count (n,): arrays, because tensors travel to a worker by file descriptor.
@@ -142,7 +142,7 @@ class FolderLoader:
         self.batch_sampler.start = first
         for batch, got in enumerate(self._read(), first):
             if isinstance(got, list):
-                refuse(got, len(self._images))
+                raise refusal(got, len(self._images))
             self._position = (batch + 1) % len(self)
             yield got
 
@@ -154,7 +154,8 @@ class FolderLoader:
                 bad += got
             elif not bad:
                 yield got
-        refuse(bad, len(self._images))
+        if bad:
+            raise refusal(bad, len(self._images))
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self._position}

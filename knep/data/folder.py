@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from knep.data.batches import Batches, FolderLoader, Images
-from knep.data.images import MAX_PIXELS, check_headers, refuse
+from knep.data.images import MAX_PIXELS, check_headers, refusal
 from knep.data.module import ImageData
 from knep.data.split import stratified, subset
 from knep.data.tree import Listing, counted, list_images, normal, splits, taken_for_classes
@@ -227,7 +227,7 @@ class ImageFolder(ImageData):
         index = np.arange(0, min(self.sizes["train"], step * count), step)
         got = self._parts["train"][index, np.ones(len(index), dtype=bool)]
         if isinstance(got, list):
-            refuse(got, len(index))
+            raise refusal(got, len(index))
         return got[0]
 
 

@@ -8,8 +8,6 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from knep.data.webp import canvas_of
-
 # Other readers of Pillow stay shut, whatever a file's name says: some of them start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif"})
@@ -24,8 +22,7 @@ BY_SUFFIX = {
     ".ppm": "PPM",
 }
 _NAMES = {"WEBP": "WebP"}
-_HEAD = 32
-_ENTRIES = 4096  # of a TIFF's directory, which is read as a whole when the file is opened
+_ENTRIES = 512  # of a TIFF's directory, which is read as a whole when the file is opened
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -46,14 +43,6 @@ def suffix_of(file: BinaryIO) -> str:
     head = file.read(4)
     starts = {b"BM": ".bmp", b"II*\0": ".tif", b"MM\0*": ".tif"} | {b"P%d" % k: ".ppm" for k in range(1, 7)}
     return next((suffix for start, suffix in starts.items() if head.startswith(start)), "")
-
-
-def webp_canvas(file: BinaryIO) -> tuple[int, int] | None:
-    """Width and height of a WebP by its head; the file stands at its start afterwards."""
-    file.seek(0)
-    head = file.read(_HEAD)
-    file.seek(0)
-    return canvas_of(head)
 
 
 def check_directory(file: BinaryIO) -> None:
@@ -91,8 +80,6 @@ def ends_whole(file: BinaryIO, kind: str) -> bool:
 
 
 def tile_of(image: Image.Image) -> tuple[int, int]:
-    """Width and height of the largest piece that a TIFF is decoded in; (0, 0) for what says nothing of tiles."""
-    tags = getattr(image, "tag_v2", None)
-    if tags is None:
-        return 0, 0
+    """Width and height of the tiles that a TIFF is decoded in; (0, 0) for one without."""
+    tags = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
     return int(tags.get(322) or 0), int(tags.get(323) or 0)

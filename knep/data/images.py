@@ -18,14 +18,16 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from knep.data.formats import check_directory, ends_whole, formats_of, spelled, suffix_of, tile_of, webp_canvas
+from knep.data.formats import check_directory, ends_whole, formats_of, spelled, suffix_of, tile_of
+from knep.data.webp import HEADER, canvas_of
 from knep.errors import InputError
 from knep.text import shown
 
 MAX_PIXELS = 64_000_000
-_MAX_TEXT = 32 << 20  # bytes that a PNG's colour profile or text may unpack to; neither is used
-_PLAIN_COST, _WEBP_COST, _WIDE_COST = 7, 16, 16  # bytes a pixel; 7 are 450 MB at MAX_PIXELS
+_MAX_TEXT = 32 << 20  # bytes that a PNG's profile or text may unpack to: Pillow's 1 MB refuses what browsers show
+_PLAIN_COST, _WEBP_COST, _WIDE_COST = 7, 16, 18  # bytes a pixel; 7 are 450 MB at MAX_PIXELS
 _WIDE = 16  # bits of a number where nothing says fewer
+_DEEP = ("PNG", "TIFF")  # formats with colours of 16 bits, of which Pillow keeps 8
 _NAMED = 3  # broken files named in one line
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -115,7 +117,8 @@ def check_headers(paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -> int | 
                 largest = max(largest, _largest(path, max_pixels))
             except BadImage as error:
                 bad.append(error.bad)
-    refuse(bad, len(paths))
+    if bad:
+        raise refusal(bad, len(paths))
     return None if largest < 0 else max(8, largest.bit_length())
 
 
@@ -133,21 +136,23 @@ def _largest(path: Path, max_pixels: int) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What Pillow warns of in a file that it reads all the same is nobody's to mend."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Pillow warns of nothing that it reads all the same, and takes longer texts in a PNG."""
+    limit, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, _MAX_TEXT
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK = limit
 
 
-def refuse(bad: Sequence[Bad], total: int) -> None:
-    """Raises InputError where there are bad files among `total`: names some, counts all, and lists all in a file."""
-    if not bad:
-        return
+def refusal(bad: Sequence[Bad], total: int) -> InputError:
+    """The error for bad files among `total`: names some, counts all, and lists all in a file."""
     if len(bad) == 1:
-        raise BadImage(bad[0])
+        return BadImage(bad[0])
     some = "; ".join(f"{shown(b.path)} {b.what}" for b in bad[:_NAMED])
     rest = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    raise InputError(f"{len(bad)} of {total} images are refused: {some}{rest}{_listed(bad)}: repair or remove them")
+    return InputError(f"{len(bad)} of {total} images are refused: {some}{rest}{_listed(bad)}: repair or remove them")
 
 
 def _listed(bad: Sequence[Bad]) -> str:
@@ -165,19 +170,20 @@ def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO
     """The image with no pixel decoded yet, and its file; what goes wrong here or in the `with` block is a BadImage."""
     formats = formats_of(path.name)
     try:
-        with open(path, "rb", opener=_at_once) as file, _room_for_text():
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("it is no file")
-            if not os.fstat(file.fileno()).st_size:
-                raise ValueError("it is empty")
-            before = webp_canvas(file)
+        with open(path, "rb", opener=_at_once) as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode) or not facts.st_size:
+                raise ValueError("it is empty" if stat.S_ISREG(facts.st_mode) else "it is no file")
+            before = canvas_of(file.read(HEADER))
             if before is not None:
                 _check_size(path, before, _WEBP_COST, max_pixels)
             if "TIFF" in formats:
                 check_directory(file)
             with _told(path, file, formats) as image:
-                _check_size(path, image.size, _cost(image), max_pixels)
-                _check_size(path, tile_of(image), _cost(image), max_pixels)
+                cost = _cost(image)
+                _check_size(path, image.size, cost, max_pixels)
+                if image.format == "TIFF":
+                    _check_size(path, tile_of(image), cost, max_pixels)
                 yield image, file
     except BadImage:
         raise
@@ -200,16 +206,6 @@ def _told(path: Path, file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
 def _at_once(path: str, flags: int) -> int:
     """Opens without waiting, which a named pipe would have it do for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-@contextmanager
-def _room_for_text() -> Iterator[None]:
-    # Pillow refuses 1 MB, which profiles of printers pass; browsers read on.
-    limit, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, _MAX_TEXT
-    try:
-        yield
-    finally:
-        PngImagePlugin.MAX_TEXT_CHUNK = limit
 
 
 def _check_size(path: Path, size: tuple[int, int], cost: int, max_pixels: int) -> None:
@@ -239,7 +235,6 @@ def _cost(image: Image.Image) -> int:
 def _header(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
     # Pillow's own limit warns at one size and refuses at another; `max_pixels` stands for both.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    file.seek(0)
     try:
         return Image.open(file, formats=formats)
     finally:
@@ -287,7 +282,8 @@ def _narrowed(image: Image.Image, file: BinaryIO, bits: int) -> Image.Image | No
     if numbers is None:
         return None
     shift = np.array([bits - 8] * 3 + [8], dtype=numbers.dtype)[: numbers.shape[2]]
-    narrow = np.minimum(numbers >> shift, 255).astype(np.uint8)
+    shifted = np.right_shift(numbers, shift, out=numbers if numbers.flags.writeable else None)
+    narrow = np.minimum(shifted, 255, out=shifted).astype(np.uint8)
     return Image.fromarray(narrow if narrow.shape[2] > 1 else narrow[..., 0])
 
 
@@ -306,15 +302,19 @@ def _numbers(image: Image.Image, file: BinaryIO) -> np.ndarray | None:
     lower = _lower(image)
     if lower is None:
         return None
-    upper = np.asarray(image)
+    numbers = np.asarray(image).astype(np.uint16)
+    numbers <<= 8
     with _header(file, (str(image.format),)) as again:
         again.tile = lower
         low = np.asarray(again)
-    return upper.astype(np.uint16) << 8 | (low[..., [1, 1, 1, 3]] if lower[0].args == "RGBA" else low)
+    numbers |= low[..., [1, 1, 1, 3]] if lower[0].args == "RGBA" else low
+    return numbers
 
 
 def _lower(image: Image.Image) -> list[Any] | None:
     """The tiles of a colour image of 16 bits, so that they give the lower 8; None for any other and for one loaded."""
+    if image.format not in _DEEP:
+        return None
     tiles = []
     for tile in getattr(image, "tile", ()):
         first = tile.args if isinstance(tile.args, str) else tile.args[0] if tile.args else None

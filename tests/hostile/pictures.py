@@ -90,7 +90,7 @@ def large(kind: str, mode: str = "RGB", deep: bool = False, **options: Any) -> A
         root = folder(place)
         suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
         made = (
-            png(5200, 5200, depth=16, data=zeros(5200 * (1 + 6 * 5200)))
+            png(4900, 4900, depth=16, data=zlib.compress(bytes(4900 * (1 + 6 * 4900)), 1))
             if deep
             else within(kind, mode, **options)(place)
         )
@@ -174,7 +174,7 @@ ATTACKS = {
     "picture: TIFF of a tile of 60000 a side": picture(
         lambda p: tiff({322: 60_000, 323: 60_000, 324: 8, 325: 64, 259: 5}), "t.tif"
     ),
-    "picture: TIFF whose directory is a circle of 65535 entries": picture(
+    "picture: TIFF whose directory is 65535 entries of a megabyte": picture(
         lambda p: b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHII", 700, 1, 1 << 20, 0) * 65535, "t.tif"
     ),
     "picture: TIFF whose strip lies nowhere": picture(lambda p: tiff({273: 1 << 31, 279: 1 << 30}), "t.tif"),
