@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from knep.data.batches import Batches, FolderLoader, Images
-from knep.data.images import MAX_PIXELS, check_headers, refusal
+from knep.data.images import BITS, MAX_PIXELS, check_headers, refusal
 from knep.data.module import ImageData
 from knep.data.split import stratified, subset
 from knep.data.tree import Listing, counted, list_images, normal, splits, taken_for_classes
@@ -74,7 +74,10 @@ class ImageFolder(ImageData):
         self._kept_bits: int | None = None
 
     def keep(self, facts: Mapping[str, Any]) -> None:
-        self._kept_bits = facts.get("bits", 16)
+        bits = facts.get("bits", 16)
+        if bits not in BITS:
+            raise InputError("the checkpoint was not written by knep: its images have no bits, give another one")
+        self._kept_bits = bits
 
     def _read(self) -> None:
         parts = self._split()

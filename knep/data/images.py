@@ -27,6 +27,7 @@ MAX_PIXELS = 64_000_000
 _MAX_TEXT = 32 << 20  # bytes that a PNG's profile or text may unpack to: Pillow's 1 MB refuses what browsers show
 _PLAIN_COST, _WEBP_COST, _WIDE_COST = 7, 16, 18  # bytes a pixel; 7 are 450 MB at MAX_PIXELS
 _WIDE = 16  # bits of a number where nothing says fewer
+BITS = range(8, 33)  # of which the upper 8 are kept
 _DEEP = ("PNG", "TIFF")  # formats with colours of 16 bits, of which Pillow keeps 8
 _NAMED = 3  # broken files named in one line
 _ORIENTATION = 0x0112

@@ -492,6 +492,9 @@ def test_the_bits_of_a_data_set_are_those_of_its_largest_number_and_stay_those_o
     old.keep({})  # of a run from before its checkpoint told them
     old.prepare()
     assert old.bits == 16
+    for wrong in (7, 10**400, "12", None, [12]):
+        with pytest.raises(InputError, match="its images have no bits"):
+            old.keep({"bits": wrong})
     assert "bits" not in about({}, folder(write_classes(tmp_path / "plain")[0].parent.parent))
 
 
