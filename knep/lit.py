@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,12 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from knep.accumulation import Window, window_of
 from knep.dynamics import Dynamics
-from knep.gradients import gradients
+from knep.errors import InputError
+from knep.gradients import gradients, scale_
 from knep.groups import decayed
 from knep.guard.late import sentry_of
 from knep.guard.policy import Guard
@@ -26,6 +30,7 @@ from knep.guard.sentry import BadStep, Sentry
 from knep.hardware import at_precision, reseed
 from knep.recipes import clip
 from knep.regularizer import Regularizer
+from knep.schedules import Unchanged
 from knep.seeds import mix
 
 if TYPE_CHECKING:
@@ -35,6 +40,10 @@ if TYPE_CHECKING:
 def _rate(optimizer: Any) -> float:
     """The head's learning rate: the largest where layers decay towards the input."""
     return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def _placeholder() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.zeros(())], lr=1.0)
 
 
 def _nothing() -> None:
@@ -114,6 +123,8 @@ class Classifier(L.LightningModule):
         self.sentry: Sentry | None = None  # while training
         self._sums: dict[str, _Sums] = {}
         self._met: list[tuple[Tensor, Tensor, int]] = []  # passes that have not been judged yet
+        self._window: Window | None = None  # while training by windows of micro-batches
+        self.window_scale = 1.0  # on the gradients of the last pass
         self.dynamics = Dynamics()
         self._decayed = decayed(model)
         self._clip = _plain(recipe.clip)
@@ -130,6 +141,8 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         reseed(self.step_seed(batch_idx), self.device)
+        if self._window is not None:
+            self._window.add(batch[0].shape[0], batch_idx)
         if self.sentry is not None:
             self.sentry.before_batch(batch, batch_idx)
 
@@ -177,11 +190,13 @@ class Classifier(L.LightningModule):
             self._sums = {split: _Sums.of(values, self.device) for split, values in self._resumed["sums"].items()}
             self.dynamics.load_state_dict(self._resumed)
         self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
+        self._window = window_of(self.trainer, self._resumed.get("window"))
         if self.guard.action != "none":
             self.sentry = sentry_of(self.guard, self, self._resumed.get("guard"))
 
     def on_train_epoch_start(self) -> None:
         self.augment.epoch = self.current_epoch
+        self._window = window_of(self.trainer)
         self._switch("train")
 
     def on_validation_start(self) -> None:
@@ -220,11 +235,8 @@ class Classifier(L.LightningModule):
         self._log_sums("test")
 
     def weight(self, images: int) -> float:
-        """What makes the sum over an accumulation window the mean over its images where batches differ in size."""
-        if self.trainer.accumulate_grad_batches == 1:
-            return 1.0
-        typical = getattr(self.trainer.train_dataloader, "mean_batch", None)
-        return images / typical if typical else 1.0
+        """Of the loss of a micro-batch, as `knep.accumulation.Window` says; 1 where each batch is a step."""
+        return 1.0 if self._window is None else self._window.weight(images)
 
     def _add(self, split: str, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:
         if split not in self._sums:
@@ -244,19 +256,40 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optimizer(self.model)
         self._owners = list(self.model.parameters())
-        total = int(self.trainer.estimated_stepping_batches)
-        self.trainer.fit_loop.setup_data()  # the number of batches is unknown before it where only steps are limited
-        batches = max(1, int(self.trainer.num_training_batches))
-        per_epoch = max(1, -(-batches // self.trainer.accumulate_grad_batches))
+        total, per_epoch = self._length()
         scheduler = self.recipe.scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.recipe.schedule_at}}
 
+    def _length(self) -> tuple[int, int]:
+        """Optimizer steps of the run and of an epoch. Raises InputError where a schedule needs what nobody knows."""
+        trainer = self.trainer
+        total = trainer.estimated_stepping_batches
+        trainer.fit_loop.setup_data()  # the number of batches is unknown before it where only steps are limited
+        batches = trainer.num_training_batches
+        unknown = not 0 < total < math.inf, batches == math.inf
+        if any(unknown) and not isinstance(self.recipe.scheduler(_placeholder(), 1, 1), (Unchanged, ReduceLROnPlateau)):
+            raise InputError(
+                "the schedule needs the length of the run, and the training loader does not say how many batches it "
+                "has: give the Trainer limit_train_batches=N, or load the recipe with scheduler=none"
+                if unknown[1]
+                else "the schedule needs the length of the run: give the Trainer max_epochs or max_steps"
+            )
+        per_epoch = 1 if unknown[1] else max(1, -(-int(batches) // trainer.accumulate_grad_batches))
+        return 1 if unknown[0] else int(total), per_epoch
+
     def on_after_backward(self) -> None:
-        # The last micro-batch of a window is judged with the whole gradient.
-        if self.sentry is None or self.trainer.accumulate_grad_batches == 1:
+        if self._window is None:
             return
-        if self.trainer.fit_loop._should_accumulate():
+        self.window_scale = 1.0
+        if not self.trainer.fit_loop._should_accumulate():
+            self._scale(self._window.scale(self.device))
+        elif self.sentry is not None:  # the last micro-batch of a window is judged with the whole gradient
             self._count(self.sentry.after_micro_batch())
+
+    def _scale(self, factor: float | Tensor) -> None:
+        if isinstance(factor, Tensor) or factor != 1:
+            scale_(gradients(self._owners), factor)
+        self.window_scale = 1.0 if self.sentry is None else float(factor)
 
     def clip(self) -> tuple[list[Tensor], Tensor]:
         """Edits the gradients as the recipe says; returns their owners and the norm before, 0-dim."""
@@ -324,6 +357,8 @@ class Classifier(L.LightningModule):
             "sums": {k: self.trainer.strategy.reduce(s.values(), reduce_op="sum") for k, s in self._sums.items()},
             **self.dynamics.state_dict(),
         }
+        if self._window is not None:
+            checkpoint["running"]["window"] = self._window.state_dict()
         if self.sentry is not None:
             checkpoint["running"]["guard"] = self.sentry.state_dict(self._scheduled(checkpoint))
 

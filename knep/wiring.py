@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from knep.accumulation import MeanOverWindow
 from knep.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def build_trainer(recipe: Recipe, max_epochs: int | None, options: Mapping[str, 
     own = options.get("callbacks") or []
     # A trainer gets callbacks of its own, so that a second one starts anew.
     callbacks = [*copy.deepcopy([recipe.averaging, recipe.stopping]), *(own if isinstance(own, list) else [own])]
+    callbacks.insert(0, MeanOverWindow())
     monitor = getattr(recipe.stopping, "monitor", None)
     if monitor is not None:
         mode = getattr(recipe.stopping, "mode", "min")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 
+from knep.accumulation import scale_of
 from knep.hardware import fast_products, precision, quick_checks, wrong_in_bf16
 from knep.malloc import keep_freed_memory
 from knep.members.draws import Draws
@@ -108,16 +109,20 @@ class _Fit:
         for member, loader in zip(self.members, self.loaders, strict=True):
             member.module.augment.epoch = epoch
             loader.set_epoch(epoch)
+        seen = 0  # images of the accumulation window under way
         for batch, got in enumerate(zip(*self.loaders, strict=True)):
             if batch == self.batches:
                 break
             last = batch + 1 == self.batches
             now = (batch + 1) % self.window == 0 or last
             images = len(got[0][0])
-            weight = images / self.loaders[0].mean_batch if self.window > 1 else 1.0
+            typical = self.loaders[0].mean_batch
+            weight = images / typical if self.window > 1 else 1.0
+            seen = images if batch % self.window == 0 else seen + images
+            scale = scale_of(self.window, typical, seen) if now and self.window > 1 else 1.0
             seeds = [mix(m.config["seed"], 0, epoch, batch) >> 1 for m in self.members]
             sent = [(x.to(self.device), y.to(self.device)) for x, y in got]
-            self.stepper.step(sent, seeds, weight, self.window, now)
+            self.stepper.step(sent, seeds, weight / self.window, scale if now else None)
             self.steps += now
             self._after_batch(epoch, last, now)
 
