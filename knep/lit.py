@@ -30,6 +30,7 @@ from knep.guard.sentry import BadStep, Sentry
 from knep.hardware import at_precision, reseed
 from knep.recipes import clip
 from knep.regularizer import Regularizer
+from knep.schedule_free import Average, average_of
 from knep.schedules import Unchanged
 from knep.seeds import mix
 
@@ -44,10 +45,6 @@ def _rate(optimizer: Any) -> float:
 
 def _placeholder() -> torch.optim.Optimizer:
     return torch.optim.SGD([torch.zeros(())], lr=1.0)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,6 +129,8 @@ class Classifier(L.LightningModule):
         self.edits = type(recipe.regularization).after_step is not Regularizer.after_step
         self._owners: list[Tensor] = list(model.parameters())
         self._resumed: dict[str, Any] = {}
+        self._resumed_weights: dict[str, Tensor] | None = None
+        self._average: Average | None = None  # while training, of an optimizer that is evaluated elsewhere
 
     def setup(self, stage: str) -> None:
         at_precision(self.trainer, self)
@@ -189,6 +188,10 @@ class Classifier(L.LightningModule):
         if self._resumed and self.global_rank == 0:  # the sums of all processes were added up when they were saved
             self._sums = {split: _Sums.of(values, self.device) for split, values in self._resumed["sums"].items()}
             self.dynamics.load_state_dict(self._resumed)
+        self._average = average_of(self)
+        if self._average is not None:
+            self._average.begin(self._resumed_weights)
+        self._resumed_weights = None
         self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
         self._window = window_of(self.trainer, self._resumed.get("window"))
         if self.guard.action != "none":
@@ -197,31 +200,28 @@ class Classifier(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.augment.epoch = self.current_epoch
         self._window = window_of(self.trainer)
-        self._switch("train")
 
     def on_validation_start(self) -> None:
         self._settle()
         self.dynamics.write(self.loggers)
-        self._switch("eval")
+        if self._average is not None:
+            self._average.enter()
 
     def on_validation_end(self) -> None:
-        if self.trainer.training or self.trainer.state.fn == "fit":
-            self._switch("train")
+        if self._average is not None:
+            self._average.leave()
 
     def on_train_end(self) -> None:
         self.sentry = None
         self.dynamics.write(self.loggers)
-        self._switch("eval")
+        if self._average is not None:
+            self._average.enter()
+            self._average = None
 
     def _settle(self) -> None:
         """Nothing is evaluated or saved before the last step is judged."""
         if self.sentry is not None:
             self.sentry.settle()
-
-    def _switch(self, mode: str) -> None:
-        """Optimizers that evaluate at other weights than they train (schedule-free) have `train` and `eval`."""
-        for optimizer in self.trainer.optimizers:
-            getattr(optimizer, mode, _nothing)()
 
     def on_train_epoch_end(self) -> None:
         self._settle()
@@ -361,6 +361,8 @@ class Classifier(L.LightningModule):
             checkpoint["running"]["window"] = self._window.state_dict()
         if self.sentry is not None:
             checkpoint["running"]["guard"] = self.sentry.state_dict(self._scheduled(checkpoint))
+        if self._average is not None:
+            self._average.save(checkpoint)
 
     def _scheduled(self, checkpoint: dict[str, Any]) -> bool:
         """Whether a run that no signal interrupts saves this checkpoint too."""
@@ -371,3 +373,4 @@ class Classifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint.get("running", {})
+        self._resumed_weights = checkpoint.get("current_model_state")

@@ -16,6 +16,7 @@ from knep.members.folded import computes_the_same, fold, same_shape, stacked
 from knep.members.member import Member
 from knep.members.steps import InTurn, Together
 from knep.members.support import apart, folds
+from knep.schedule_free import has_two_points
 from knep.seeds import mix
 
 
@@ -99,10 +100,10 @@ class _Fit:
             if all(m.ended for m in self.members):
                 break
         self._switch("eval")
-        for member in self.members:
+        for i, member in enumerate(self.members):
             if not member.ended:
                 member.end("finished", epochs, self.steps)
-            member.settle()
+            member.settle(self._averaged(i))
 
     def _epoch(self, epoch: int) -> None:
         self._switch("train")
@@ -147,16 +148,20 @@ class _Fit:
         for i, member in enumerate(self.members):
             if not member.ended:
                 with self.stepper.draws.of(i):
-                    member.validate(self.data, epoch, self.steps, sums[i], self.plugin.val_step_context())
+                    member.validate(self.data, epoch, self.steps, sums[i], self.plugin.val_step_context(), self._averaged(i))
         if "monitor" in self.at:
             for member, scheduler in zip(self.members, self.schedulers, strict=True):
                 if member.curve:
                     scheduler.step(member.curve[-1][self.at["monitor"]])
 
+    def _averaged(self, member: int) -> bool:
+        return has_two_points(self.stepper.optimizer_of(member))
+
     def _switch(self, mode: str) -> None:
-        """Optimizers that evaluate at other weights than they train (schedule-free) have `train` and `eval`."""
+        """To the weights that schedule-free optimizers evaluate at, or back to those that they train."""
         for optimizer in self.stepper.optimizers:
-            getattr(optimizer, mode, lambda: None)()
+            if has_two_points(optimizer):
+                getattr(optimizer, mode)()
 
 
 def _share(limit: Any, batches: int) -> int:

@@ -29,7 +29,7 @@ def none() -> Callback:
     return _Single()
 
 
-def _reestimate(trainer: Trainer, module: Any, batches: int) -> None:
+def reestimate(trainer: Trainer, module: Any, batches: int) -> None:
     """Batch-norm statistics from `batches` batches of training images (all for 0), as the mean over batches.
 
     Averaged weights never saw the activations that the running statistics describe (Izmailov et al. 2018, sec. 3.2).
@@ -77,7 +77,7 @@ class _Average(WeightAveraging):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._swaps(trainer):
             self._swap_models(pl_module)
-            _reestimate(trainer, pl_module, self._bn_batches)
+            reestimate(trainer, pl_module, self._bn_batches)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._swaps(trainer):
@@ -94,7 +94,7 @@ class _Average(WeightAveraging):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.started:
             super().on_train_end(trainer, pl_module)
-            _reestimate(trainer, pl_module, self._bn_batches)
+            reestimate(trainer, pl_module, self._bn_batches)
 
 
 class Ema(_Average):
@@ -204,7 +204,7 @@ class Soup(Callback):
                 for key, first in states[0].items()
             }
             pl_module.load_state_dict(mean)
-            _reestimate(trainer, pl_module, self._bn_batches)
+            reestimate(trainer, pl_module, self._bn_batches)
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": [[score, path] for score, path in self._kept]}
