@@ -28,6 +28,7 @@ from knep.guard.late import sentry_of
 from knep.guard.policy import Guard
 from knep.guard.sentry import BadStep, Sentry
 from knep.hardware import at_precision, reseed
+from knep.monitors import logged
 from knep.recipes import clip
 from knep.regularizer import Regularizer
 from knep.schedule_free import Average, average_of
@@ -192,6 +193,8 @@ class Classifier(L.LightningModule):
         if self._average is not None:
             self._average.begin(self._resumed_weights)
         self._resumed_weights = None
+        for config in self._plateaus():
+            config.interval = "validation"  # none of the trainer's, which steps at each epoch's end, validated or not
         self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
         self._window = window_of(self.trainer, self._resumed.get("window"))
         if self.guard.action != "none":
@@ -210,6 +213,14 @@ class Classifier(L.LightningModule):
     def on_validation_end(self) -> None:
         if self._average is not None:
             self._average.leave()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            for config in self._plateaus():
+                self.lr_scheduler_step(config.scheduler, logged(self.trainer, str(config.monitor)))
+
+    def _plateaus(self) -> list[Any]:
+        """The schedules that follow a validation metric."""
+        configs = self.trainer.lr_scheduler_configs
+        return [c for c in configs if c.reduce_on_plateau and str(c.monitor).startswith("val/")]
 
     def on_train_end(self) -> None:
         self.sentry = None

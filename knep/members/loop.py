@@ -82,7 +82,8 @@ class _Fit:
         self.window = self.batches if accumulate == "epoch" else int(accumulate)
         self.at = members[0].module.recipe.schedule_at
         per_epoch = max(1, -(-self.batches // self.window))
-        self.schedulers = stepper.schedulers(per_epoch * self.trainer["max_epochs"], per_epoch)
+        self.length = per_epoch * self.trainer["max_epochs"], per_epoch
+        self.schedulers = stepper.schedulers(*self.length)
         self.steps = 0
 
     def _loader(self, member: Member) -> Any:
@@ -91,7 +92,7 @@ class _Fit:
 
     def run(self) -> None:
         for member in self.members:
-            member.begin()
+            member.begin(*self.length)
         epochs = self.trainer["max_epochs"]
         for epoch in range(epochs):
             self._epoch(epoch)
@@ -148,7 +149,9 @@ class _Fit:
         for i, member in enumerate(self.members):
             if not member.ended:
                 with self.stepper.draws.of(i):
-                    member.validate(self.data, epoch, self.steps, sums[i], self.plugin.val_step_context(), self._averaged(i))
+                    member.validate(
+                        self.data, epoch, self.steps, sums[i], self.plugin.val_step_context(), self._averaged(i)
+                    )
         if "monitor" in self.at:
             for member, scheduler in zip(self.members, self.schedulers, strict=True):
                 if member.curve:

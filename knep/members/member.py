@@ -42,13 +42,16 @@ class Member:
         self._stage = SimpleNamespace(
             state=SimpleNamespace(fn="fit"), datamodule=data, max_epochs=config["trainer"]["max_epochs"],
             precision_plugin=None, global_step=0, current_epoch=0, is_last_batch=False,
+            accumulate_grad_batches=1, callbacks=[],
         )  # fmt: skip
 
-    def begin(self) -> None:
-        """Before the first step, when the model is on its device."""
+    def begin(self, steps: int, per_epoch: int) -> None:
+        """Before the first step, when the model is on its device; steps: of the optimizer, in all and in an epoch."""
+        self._stage.estimated_stepping_batches, self._stage.num_training_batches = steps, per_epoch
         self.module.train()
         if self._average is not None:
             self._average.setup(self._stage, self.module, "fit")
+            self._average.on_train_start(self._stage, self.module)
 
     def after_batch(self, epoch: int, steps: int, last: bool) -> None:
         """After each batch: steps of the optimizer so far; last: of the epoch."""
