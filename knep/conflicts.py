@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from knep.errors import InputError
-from knep.monitors import refuse_contradictory_modes, refuse_without_validation
+from knep.monitors import refuse_contradictory_modes, refuse_unlogged, refuse_without_validation
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def refuse_conflicts(choices: Mapping[str, str], config: Mapping[str, Any]) -> N
     conflict = find_conflict(choices)
     if conflict:
         raise InputError(conflict)
+    if "model" in config:  # a whole run, not slots for the module of another project, which logs what it likes
+        refuse_unlogged(config)
     refuse_contradictory_modes(config)
     refuse_without_validation(choices, config)
     decay = config["optimizer"].get("weight_decay") or 0

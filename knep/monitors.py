@@ -37,9 +37,12 @@ def refuse_contradictory_modes(config: Mapping[str, Any]) -> None:
 def refuse_unlogged(config: Mapping[str, Any]) -> None:
     """Raises InputError for a metric that a run does not log."""
     for slot, names in _LOGGED.items():
-        monitor = (config.get(slot) or {}).get("monitor")
-        if monitor is not None and monitor not in names:
-            raise InputError(f"{slot}.monitor={monitor} is logged by nobody: write one of {', '.join(names)}")
+        node = config.get(slot) or {}
+        if "monitor" in node and node["monitor"] not in names:
+            raise InputError(
+                f"{slot}.monitor={node['monitor']} is no validation metric that a run logs: write one of "
+                f"{', '.join(names)}"
+            )
 
 
 def logged(trainer: Any, monitor: str) -> Any:

@@ -10,7 +10,6 @@ from torch import nn
 
 from knep.errors import InputError
 from knep.models.imported import find, imported
-from knep.monitors import refuse_unlogged
 from knep.recipe import Recipe, check_partial, named
 from knep.safe import instantiate
 
@@ -25,7 +24,6 @@ def rehearse(config: Mapping[str, Any]) -> None:
     """Builds every slot and runs it on a toy of two layers. Raises InputError naming the slot and its complaint."""
     with torch.random.fork_rng(devices=[]):
         recipe = Recipe.from_config(config)
-        refuse_unlogged(config)
         with named("data"):
             instantiate(config["data"])
         for part in (name for name in _BESIDE if name in config):

@@ -53,7 +53,7 @@ class Average:
         self._module, self._trainer = module, module.trainer
         self._inside = False
         self._training: list[Tensor] = []  # statistics, while inside
-        self._own: list[Tensor] = []  # statistics of the average after this step
+        self._own: dict[str, Tensor] = {}  # the average after this step, since to go there and back rounds
         self._step = -1
 
     def begin(self, weights: dict[str, Tensor] | None) -> None:
@@ -68,13 +68,12 @@ class Average:
             return
         self._inside = True
         self._switch("eval")
-        live = statistics(self._module.model)
         if self._step == self._trainer.global_step:
-            self._training = [b.clone() for b in live]
-            put_back(live, self._own)
+            self._training = [b.clone() for b in statistics(self._module.model)]
+            self._module.load_state_dict(self._own)
             return
         self._training = estimate(self._trainer, self._module)
-        self._own, self._step = [b.clone() for b in live], self._trainer.global_step
+        self._own, self._step = _copied(self._module), self._trainer.global_step
 
     @torch.no_grad()
     def leave(self) -> None:
