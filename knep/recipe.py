@@ -24,7 +24,7 @@ from knep.probe import probe
 from knep.recipes.scaling import none as raw_pixels
 from knep.regularizer import Regularizer
 from knep.safe import instantiate
-from knep.surgery import Change, bare, cut
+from knep.surgery import Change, bare
 
 if TYPE_CHECKING:
     from knep.lit import Classifier
@@ -223,7 +223,7 @@ class Recipe:
 def copied(model: nn.Module) -> nn.Module:
     """A copy that shares nothing. Raises InputError for a model that holds what cannot be copied."""
     try:
-        return copy.deepcopy(model, cut(model))
+        return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"the model cannot be copied: use apply(model), which edits it in place ({text})") from error
