@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from knep.errors import InputError
+from knep.monitors import refuse_contradictory_modes, refuse_unlogged, refuse_without_validation
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,13 @@ CONFLICTS = (
         "trainer",
         ("fsdp",),
         "optimizer",
+        ("schedule_free",),
+        "its average is validated and saved as whole weights, which FSDP has in shards: write trainer=ddp",
+    ),
+    Conflict(
+        "trainer",
+        ("fsdp",),
+        "optimizer",
         ("muon", "soap", "shampoo", "lamb", "sam", "normalized_sgd"),
         "the update needs whole matrices or norms, which FSDP has in shards: write trainer=ddp",
     ),
@@ -146,6 +154,10 @@ def refuse_conflicts(choices: Mapping[str, str], config: Mapping[str, Any]) -> N
     conflict = find_conflict(choices)
     if conflict:
         raise InputError(conflict)
+    if "model" in config:  # a whole run, not slots for the module of another project, which logs what it likes
+        refuse_unlogged(config)
+    refuse_contradictory_modes(config)
+    refuse_without_validation(choices, config)
     decay = config["optimizer"].get("weight_decay") or 0
     if choices.get("regularization") == "weight_decay" and decay:
         raise InputError(f"regularization=weight_decay contradicts optimizer.weight_decay={decay}: {_DECAYS_BY_ITSELF}")

@@ -21,7 +21,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm([t.float() if t.dtype in HALF else t for t in tensors])
 
 
-def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply every tensor by the 0-dim `factor` in place; a factor of exactly 1 leaves every bit."""
+def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
+    """Multiply every tensor by `factor` (a 0-dim tensor, or a number) in place; exactly 1 leaves every bit."""
     if tensors:
         torch._foreach_mul_(list(tensors), factor)

@@ -69,7 +69,7 @@ class LeanEpoch(ExactEpoch):
         self._hooks = {name: _bound(trainer, self._module, name) for name in _HOOKS}
         self._optimizer = trainer.optimizers[0]
         self._context = getattr(trainer.precision_plugin, "autocast_context_manager", contextlib.nullcontext)
-        self._plateaus = any(c.reduce_on_plateau for c in trainer.lr_scheduler_configs)
+        self._plateaus = any(c.reduce_on_plateau and c.interval != "validation" for c in trainer.lr_scheduler_configs)
         self._validates = super()._should_check_val_epoch()
         self._moves = not getattr(trainer.train_dataloader, "on_device", False)
         self._between = self._validates_after()

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,22 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from knep.accumulation import Window, window_of
 from knep.dynamics import Dynamics
-from knep.gradients import gradients
+from knep.errors import InputError
+from knep.gradients import gradients, scale_
 from knep.groups import decayed
 from knep.guard.late import sentry_of
 from knep.guard.policy import Guard
 from knep.guard.sentry import BadStep, Sentry
 from knep.hardware import at_precision, reseed
+from knep.monitors import logged
 from knep.recipes import clip
 from knep.regularizer import Regularizer
+from knep.schedule_free import Average, average_of
+from knep.schedules import Unchanged
 from knep.seeds import mix
 
 if TYPE_CHECKING:
@@ -37,8 +44,8 @@ def _rate(optimizer: Any) -> float:
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def _nothing() -> None:
-    pass
+def _placeholder() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.zeros(())], lr=1.0)
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,6 +121,8 @@ class Classifier(L.LightningModule):
         self.sentry: Sentry | None = None  # while training
         self._sums: dict[str, _Sums] = {}
         self._met: list[tuple[Tensor, Tensor, int]] = []  # passes that have not been judged yet
+        self._window: Window | None = None  # while training by windows of micro-batches
+        self.window_scale = 1.0  # on the gradients of the last pass
         self.dynamics = Dynamics()
         self._decayed = decayed(model)
         self._clip = _plain(recipe.clip)
@@ -121,6 +130,8 @@ class Classifier(L.LightningModule):
         self.edits = type(recipe.regularization).after_step is not Regularizer.after_step
         self._owners: list[Tensor] = list(model.parameters())
         self._resumed: dict[str, Any] = {}
+        self._resumed_weights: dict[str, Tensor] | None = None
+        self._average: Average | None = None  # while training, of an optimizer that is evaluated elsewhere
 
     def setup(self, stage: str) -> None:
         at_precision(self.trainer, self)
@@ -130,6 +141,8 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         reseed(self.step_seed(batch_idx), self.device)
+        if self._window is not None:
+            self._window.add(batch[0].shape[0], batch_idx)
         if self.sentry is not None:
             self.sentry.before_batch(batch, batch_idx)
 
@@ -176,37 +189,50 @@ class Classifier(L.LightningModule):
         if self._resumed and self.global_rank == 0:  # the sums of all processes were added up when they were saved
             self._sums = {split: _Sums.of(values, self.device) for split, values in self._resumed["sums"].items()}
             self.dynamics.load_state_dict(self._resumed)
+        self._average = average_of(self)
+        if self._average is not None:
+            self._average.begin(self._resumed_weights)
+        self._resumed_weights = None
+        for config in self._plateaus():
+            config.interval = "validation"  # none of the trainer's, which steps at each epoch's end, validated or not
         self.augment.epoch = self.current_epoch  # a run resumed inside an epoch has no start of it
+        self._window = window_of(self.trainer, self._resumed.get("window"))
         if self.guard.action != "none":
             self.sentry = sentry_of(self.guard, self, self._resumed.get("guard"))
 
     def on_train_epoch_start(self) -> None:
         self.augment.epoch = self.current_epoch
-        self._switch("train")
+        self._window = window_of(self.trainer)
 
     def on_validation_start(self) -> None:
         self._settle()
         self.dynamics.write(self.loggers)
-        self._switch("eval")
+        if self._average is not None:
+            self._average.enter()
 
     def on_validation_end(self) -> None:
-        if self.trainer.training or self.trainer.state.fn == "fit":
-            self._switch("train")
+        if self._average is not None:
+            self._average.leave()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            for config in self._plateaus():
+                self.lr_scheduler_step(config.scheduler, logged(self.trainer, str(config.monitor)))
+
+    def _plateaus(self) -> list[Any]:
+        """The schedules that follow a validation metric."""
+        configs = self.trainer.lr_scheduler_configs
+        return [c for c in configs if c.reduce_on_plateau and str(c.monitor).startswith("val/")]
 
     def on_train_end(self) -> None:
         self.sentry = None
         self.dynamics.write(self.loggers)
-        self._switch("eval")
+        if self._average is not None:
+            self._average.enter()
+            self._average = None
 
     def _settle(self) -> None:
         """Nothing is evaluated or saved before the last step is judged."""
         if self.sentry is not None:
             self.sentry.settle()
-
-    def _switch(self, mode: str) -> None:
-        """Optimizers that evaluate at other weights than they train (schedule-free) have `train` and `eval`."""
-        for optimizer in self.trainer.optimizers:
-            getattr(optimizer, mode, _nothing)()
 
     def on_train_epoch_end(self) -> None:
         self._settle()
@@ -220,11 +246,8 @@ class Classifier(L.LightningModule):
         self._log_sums("test")
 
     def weight(self, images: int) -> float:
-        """What makes the sum over an accumulation window the mean over its images where batches differ in size."""
-        if self.trainer.accumulate_grad_batches == 1:
-            return 1.0
-        typical = getattr(self.trainer.train_dataloader, "mean_batch", None)
-        return images / typical if typical else 1.0
+        """Of the loss of a micro-batch, as `knep.accumulation.Window` says; 1 where each batch is a step."""
+        return 1.0 if self._window is None else self._window.weight(images)
 
     def _add(self, split: str, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:
         if split not in self._sums:
@@ -244,19 +267,40 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optimizer(self.model)
         self._owners = list(self.model.parameters())
-        total = int(self.trainer.estimated_stepping_batches)
-        self.trainer.fit_loop.setup_data()  # the number of batches is unknown before it where only steps are limited
-        batches = max(1, int(self.trainer.num_training_batches))
-        per_epoch = max(1, -(-batches // self.trainer.accumulate_grad_batches))
+        total, per_epoch = self._length()
         scheduler = self.recipe.scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.recipe.schedule_at}}
 
+    def _length(self) -> tuple[int, int]:
+        """Optimizer steps of the run and of an epoch. Raises InputError where a schedule needs what nobody knows."""
+        trainer = self.trainer
+        total = trainer.estimated_stepping_batches
+        trainer.fit_loop.setup_data()  # the number of batches is unknown before it where only steps are limited
+        batches = trainer.num_training_batches
+        unknown = not 0 < total < math.inf, batches == math.inf
+        if any(unknown) and not isinstance(self.recipe.scheduler(_placeholder(), 1, 1), (Unchanged, ReduceLROnPlateau)):
+            raise InputError(
+                "the schedule needs the length of the run, and the training loader does not say how many batches it "
+                "has: give the Trainer limit_train_batches=N, or load the recipe with scheduler=none"
+                if unknown[1]
+                else "the schedule needs the length of the run: give the Trainer max_epochs or max_steps"
+            )
+        per_epoch = 1 if unknown[1] else max(1, -(-int(batches) // trainer.accumulate_grad_batches))
+        return 1 if unknown[0] else int(total), per_epoch
+
     def on_after_backward(self) -> None:
-        # The last micro-batch of a window is judged with the whole gradient.
-        if self.sentry is None or self.trainer.accumulate_grad_batches == 1:
+        if self._window is None:
             return
-        if self.trainer.fit_loop._should_accumulate():
+        self.window_scale = 1.0
+        if not self.trainer.fit_loop._should_accumulate():
+            self._scale(self._window.scale(self.device))
+        elif self.sentry is not None:  # the last micro-batch of a window is judged with the whole gradient
             self._count(self.sentry.after_micro_batch())
+
+    def _scale(self, factor: float | Tensor) -> None:
+        if isinstance(factor, Tensor) or factor != 1:
+            scale_(gradients(self._owners), factor)
+        self.window_scale = 1.0 if self.sentry is None else float(factor)
 
     def clip(self) -> tuple[list[Tensor], Tensor]:
         """Edits the gradients as the recipe says; returns their owners and the norm before, 0-dim."""
@@ -324,8 +368,12 @@ class Classifier(L.LightningModule):
             "sums": {k: self.trainer.strategy.reduce(s.values(), reduce_op="sum") for k, s in self._sums.items()},
             **self.dynamics.state_dict(),
         }
+        if self._window is not None:
+            checkpoint["running"]["window"] = self._window.state_dict()
         if self.sentry is not None:
             checkpoint["running"]["guard"] = self.sentry.state_dict(self._scheduled(checkpoint))
+        if self._average is not None:
+            self._average.save(checkpoint)
 
     def _scheduled(self, checkpoint: dict[str, Any]) -> bool:
         """Whether a run that no signal interrupts saves this checkpoint too."""
@@ -336,3 +384,4 @@ class Classifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint.get("running", {})
+        self._resumed_weights = checkpoint.get("current_model_state")

@@ -38,7 +38,7 @@ class Member:
     """A fitted model with what its fit measured; logger: its TensorBoardLogger.
 
     interrupted: the signal that stopped it, 2 or 15; 0 where it ended by itself; findings: of the doctor, as plain
-    data; stopped_by: the disease for which it ended the run.
+    data; stopped_by: the disease for which it ended the run; averaged: what averaging did, None without any.
     """
 
     module: Classifier
@@ -52,6 +52,7 @@ class Member:
     interrupted: int = 0
     findings: Sequence[Mapping[str, Any]] = ()
     stopped_by: str | None = None
+    averaged: str | None = None
 
 
 def fit_member(
@@ -111,6 +112,7 @@ def fit_member(
         interrupted=interrupted,
         findings=doctor.findings if doctor else (),
         stopped_by=doctor.stopped_by if doctor else None,
+        averaged=getattr(module.recipe.averaging, "said", None),
     )
 
 

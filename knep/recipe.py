@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from knep.errors import InputError, NoEffectError
 from knep.groups import param_groups
 from knep.listing import SLOTS as SLOTS  # the order in which they act
+from knep.monitors import mode_of
 from knep.nodes import resolved, slot_node
 from knep.probe import probe
 from knep.recipes.scaling import none as raw_pixels
@@ -111,6 +112,13 @@ class Recipe:
         """How many independent models a run trains: 1, or more for an ensemble."""
         return self.averaging.members
 
+    @property
+    def watched(self) -> dict[str, str]:
+        """Slot -> the validation metric that it follows."""
+        found = {slot: getattr(getattr(self, slot), "monitor", None) for slot in ("stopping", "averaging")}
+        found["scheduler"] = self.schedule_at.get("monitor")
+        return {slot: str(monitor) for slot, monitor in found.items() if str(monitor).startswith("val/")}
+
     def apply(self, model: nn.Module, sample: Tensor | None = None, *, inplace: bool = True) -> Report:
         """Norm, activation, dropout and init, in this order: edits `model` itself, or with inplace=False a copy of it.
 
@@ -159,13 +167,14 @@ class Recipe:
         """The learning-rate schedule; counts are optimizer steps. Call its `step()` after each of them.
 
         steps_per_epoch: read by schedules that count epochs (exponential, step, multistep, plateau); without it,
-        total_steps over the recipe's own number of epochs. `plateau` is stepped once an epoch, with a metric that
-        should fall.
+        total_steps over the recipe's own number of epochs. `plateau` is stepped once a validation, with the metric
+        that `scheduler.monitor` names.
         """
         if steps_per_epoch is None:
             steps_per_epoch = max(1, round(total_steps / (self.max_epochs or 1)))
+        rising = {"mode": "max"} if mode_of(self.schedule_at.get("monitor", "")) == "max" else {}
         with named("scheduler"):
-            return self.make_scheduler(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+            return self.make_scheduler(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, **rising)
 
     def lightning(
         self,

@@ -96,7 +96,6 @@ def after(
         "test/acc_high": high,
         "val/acc": val.acc,
         "val/loss": val.loss,
-        "val/acc_best": max((m.best.get("val/acc", 0.0) for m in members), default=0.0),
         "best_epoch": int(best.get("epoch", -1)) + 1,
         "epochs": members[0].epochs,
         "steps": sum(m.steps for m in members),
@@ -107,10 +106,14 @@ def after(
         "sealed": reads(folder) + 1,
         **identity(config),
     }
+    if best:
+        summary["val/acc_best"] = max(m.best["val/acc"] for m in members if m.best)
     if any(m.module.guard.interventions for m in members):
         summary["guard"] = [m.module.guard.report() for m in members]
     if "doctor" in config:
         summary["findings"] = [row for m in members for row in m.findings]
+    if any(m.averaged for m in members):
+        summary["averaged"] = members[0].averaged
     stopped = next((m.stopped_by for m in members if m.stopped_by), None)
     if stopped is not None:
         summary["stopped_by"] = stopped
@@ -134,8 +137,11 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # a path is never cut
+    best = "none: training ended before its first validation"
+    if "val/acc_best" in summary:
+        best = f"{summary['best_epoch']} of {summary['epochs']} (acc {summary['val/acc_best']:.2%})"
     rows = {
-        "best validation epoch": f"{summary['best_epoch']} of {summary['epochs']} (acc {summary['val/acc_best']:.2%})",
+        "best validation epoch": best,
         "test accuracy": f"{summary['test/acc']:.2%}  (95 % interval {summary['test/acc_low']:.2%} to "
         f"{summary['test/acc_high']:.2%}, n = {images:,})",
         "samples/s": f"{summary['samples_per_second']:,.0f}",
@@ -143,6 +149,8 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
         "run folder": str(folder),
         "look at it": f"tensorboard --logdir {folder}",
     }
+    if "averaged" in summary:
+        rows["averaged"] = summary["averaged"]
     if "members/test_acc" in summary:
         each = ", ".join(f"{a:.2%}" for a in summary["members/test_acc"])
         mean, std = summary["members/test_acc_mean"], summary["members/test_acc_std"]

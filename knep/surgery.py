@@ -1,10 +1,10 @@
 """Editing modules in place: what every model slot (norm, activation, dropout, init) is made of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
@@ -40,6 +40,22 @@ class Place(nn.Identity):
 
     def extra_repr(self) -> str:
         return self.kind
+
+
+def cut(model: nn.Module) -> dict[int, Any]:
+    """The memo with which `copy.deepcopy` copies a model that holds computed tensors, which it refuses: cut from their
+    graph. A forward pass leaves such in attributes, as torch.nn.utils.weight_norm does, alone or in lists and dicts.
+    """
+    computed = (t for m in model.modules() for t in _tensors(vars(m)) if t.grad_fn is not None)
+    return {id(t): t.detach().clone() for t in computed}
+
+
+def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part, depth - 1)
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -9,24 +9,36 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from knep.accumulation import MeanOverWindow
 from knep.errors import InputError
+from knep.lit import Classifier
+from knep.monitors import logged, refuse_unlogged
 
 if TYPE_CHECKING:
     from knep.recipe import Recipe
 
 
-class _Validated(Callback):
-    """Refuses to fit without validation data where the recipe stops by it."""
+class _Watched(Callback):
+    """Refuses to fit where nobody logs the metric that a slot watches, or without validation data."""
 
-    def __init__(self, monitor: str) -> None:
-        self._monitor = monitor
+    def __init__(self, slot: str, monitor: str) -> None:
+        self._slot, self._monitor = slot, monitor
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._slot == "scheduler" and not isinstance(pl_module, Classifier):
+            return  # a module of one's own has schedules of its own
         if not trainer.enable_validation:
+            what = "stops" if self._slot == "stopping" else f"chooses its {self._slot}"
             raise InputError(
-                f"the recipe stops by {self._monitor}, and fit got no validation data: give val_dataloaders, or load "
-                "the recipe with stopping=none"
+                f"the recipe {what} by {self._monitor}, and fit got no validation data: give val_dataloaders, or load "
+                f"the recipe with {self._slot}=none"
             )
+        if type(pl_module) is Classifier:
+            refuse_unlogged({self._slot: {"monitor": self._monitor}})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._slot != "scheduler" and trainer.callback_metrics:
+            logged(trainer, self._monitor)
 
 
 def build_trainer(recipe: Recipe, max_epochs: int | None, options: Mapping[str, Any]) -> Trainer:
@@ -38,10 +50,12 @@ def build_trainer(recipe: Recipe, max_epochs: int | None, options: Mapping[str, 
     own = options.get("callbacks") or []
     # A trainer gets callbacks of its own, so that a second one starts anew.
     callbacks = [*copy.deepcopy([recipe.averaging, recipe.stopping]), *(own if isinstance(own, list) else [own])]
-    monitor = getattr(recipe.stopping, "monitor", None)
+    callbacks.insert(0, MeanOverWindow())
+    callbacks[:0] = [_Watched(slot, monitor) for slot, monitor in recipe.watched.items()]
+    monitor = recipe.watched.get("stopping")
     if monitor is not None:
         mode = getattr(recipe.stopping, "mode", "min")
-        callbacks += [_Validated(monitor), ModelCheckpoint(filename="best", monitor=monitor, mode=mode)]
+        callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode=mode))
     rest = {"accumulate_grad_batches": recipe.accumulate} | dict(options)
     return Trainer(**{**rest, "max_epochs": epochs, "callbacks": callbacks})
 

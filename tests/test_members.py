@@ -27,6 +27,7 @@ RECIPES = {
          "regularization=label_smoothing"),
         ("norm=batch", "augment=mixup", "optimizer=muon", "regularization=l1", "accumulate=3"),
         ("optimizer=gd", "clip=adaptive"),
+        ("norm=batch", "dropout=standard", "optimizer=schedule_free", "optimizer.warmup_steps=5", "stopping=early"),
     ],
     "cnn": [("norm=batch", "dropout=standard", "augment=shift", "optimizer=adam", "averaging=ema",
              "trainer.precision=32-true")],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from knep.errors import InputError
+from knep.surgery import cut
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -16,9 +16,8 @@ def copied(model: nn.Module) -> nn.Module:
 
     Raises InputError for a model that cannot be copied, as one that holds an open file.
     """
-    kept = (t for m in model.modules() for t in _tensors(vars(m)) if t.grad_fn is not None)
     try:
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
+        return copy.deepcopy(model, cut(model))
     except Exception as error:  # attributes of another's model may be anything
         raise InputError(
             f"the model cannot be copied: {type(error).__name__}: {' '.join(str(error).split())}"
@@ -34,11 +33,3 @@ def unwrapped(model: Any) -> nn.Module:
             model = model._orig_mod
         else:
             return model
-
-
-def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, (Mapping, list, tuple)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part, depth - 1)

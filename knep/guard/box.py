@@ -62,6 +62,7 @@ def write_box(
         "weight": moment.weight,
         "window": moment.window,
         "augment_epoch": moment.epoch,
+        "scale": moment.scale,
         "state_dict": state,
         "optimizer": kept,
         "precision": str(trainer.precision),
@@ -146,6 +147,9 @@ def read_box(path: Path) -> Box:
         raise InputError(
             f"{what} of knep: its batch, kind, threads or random state is something else, give another one"
         )
+    scale = values.get("scale", 1.0)  # boxes of earlier releases have none
+    if not isinstance(scale, (int, float)):
+        raise InputError(f"{what} of knep: its scale is something else, give another one")
     moment = Moment(
         tuple(values["batch"]),
         values["rng"],
@@ -153,5 +157,6 @@ def read_box(path: Path) -> Box:
         values["weight"],
         values["window"],
         values["augment_epoch"],
+        scale,
     )
     return Box(path, values, moment)

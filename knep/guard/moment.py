@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from knep.gradients import gradients, scale_
 from knep.guard.finite import digest, first_bad
 from knep.guard.layers import Table, watched
 from knep.hardware import set_rng_state
@@ -21,7 +22,7 @@ class Moment:
 
     batch: as the training step gets it; rng: generator state of the CPU, and of the device; gradients: those that
     micro-batches before it have left; weight: of this micro-batch among the `window` of them; epoch: of the
-    augmentation.
+    augmentation; scale: on the gradients after the last micro-batch.
     """
 
     batch: Any
@@ -30,6 +31,7 @@ class Moment:
     weight: float
     window: int
     epoch: int
+    scale: float = 1.0
 
 
 @dataclass
@@ -64,6 +66,8 @@ def repeat(module: Any, moment: Moment, context: Callable[[], AbstractContextMan
             if moment.window > 1:
                 loss = loss / moment.window
         loss.backward()
+    if moment.scale != 1:
+        scale_(gradients(module.model.parameters()), moment.scale)
     module.clip()
     found = grads(module)
     return Pass(float(loss.detach()), digest(found.items()), first_bad(found.items()), table)

@@ -123,7 +123,7 @@ class Sentry:
         """Looks at the loss and the gradient. norm: of the gradient, where it was measured. Raises BadStep."""
         kind = self._wrong(norm)
         if self._passes == 1:
-            loss = self._loss_so_far + self._value / self._window
+            loss = (self._loss_so_far + self._value / self._window) * self._module.window_scale
             if not self._alone and self.spikes.limit is not None:
                 loss = float(self._trainer.strategy.reduce(torch.tensor(loss), reduce_op="mean"))
             if not kind and self.spikes.strikes(loss):
@@ -195,8 +195,8 @@ class Sentry:
             reseed(module.step_seed(self._batch_idx), module.device)
             rng = rng_state(module.device)
             set_rng_state(before, module.device)
-        weight = module.weight(len(self._batch[0]))
-        return Moment(self._batch, rng, self._gradients, weight, self._window, module.augment.epoch)
+        weight, scale = module.weight(len(self._batch[0])), module.window_scale
+        return Moment(self._batch, rng, self._gradients, weight, self._window, module.augment.epoch, scale)
 
     @property
     def _stops_next(self) -> bool:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from knep.layers import ACTIVATIONS, GATES, BatchNorm, ZeroGain
 from knep.members.draws import Draws
-from knep.surgery import Place
+from knep.surgery import Place, cut
 
 Stack = dict[str, nn.Parameter]
 
@@ -166,7 +166,7 @@ def fold(models: Sequence[nn.Module], stack: Stack, draws: Draws) -> nn.Module:
             return module
         return done.setdefault(path, _exchanged([m[path] for m in layers], own, draws))
 
-    return visit("", copy.deepcopy(models[0]))
+    return visit("", copy.deepcopy(models[0], cut(models[0])))
 
 
 def _inside(name: str, path: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 
+from knep.accumulation import scale_of
 from knep.hardware import fast_products, precision, quick_checks, wrong_in_bf16
 from knep.malloc import keep_freed_memory
 from knep.members.draws import Draws
@@ -15,6 +16,7 @@ from knep.members.folded import computes_the_same, fold, same_shape, stacked
 from knep.members.member import Member
 from knep.members.steps import InTurn, Together
 from knep.members.support import apart, folds
+from knep.schedule_free import has_two_points
 from knep.seeds import mix
 
 
@@ -80,7 +82,8 @@ class _Fit:
         self.window = self.batches if accumulate == "epoch" else int(accumulate)
         self.at = members[0].module.recipe.schedule_at
         per_epoch = max(1, -(-self.batches // self.window))
-        self.schedulers = stepper.schedulers(per_epoch * self.trainer["max_epochs"], per_epoch)
+        self.length = per_epoch * self.trainer["max_epochs"], per_epoch
+        self.schedulers = stepper.schedulers(*self.length)
         self.steps = 0
 
     def _loader(self, member: Member) -> Any:
@@ -89,7 +92,7 @@ class _Fit:
 
     def run(self) -> None:
         for member in self.members:
-            member.begin()
+            member.begin(*self.length)
         epochs = self.trainer["max_epochs"]
         for epoch in range(epochs):
             self._epoch(epoch)
@@ -98,26 +101,30 @@ class _Fit:
             if all(m.ended for m in self.members):
                 break
         self._switch("eval")
-        for member in self.members:
+        for i, member in enumerate(self.members):
             if not member.ended:
                 member.end("finished", epochs, self.steps)
-            member.settle()
+            member.settle(self._averaged(i))
 
     def _epoch(self, epoch: int) -> None:
         self._switch("train")
         for member, loader in zip(self.members, self.loaders, strict=True):
             member.module.augment.epoch = epoch
             loader.set_epoch(epoch)
+        seen = 0  # images of the accumulation window under way
         for batch, got in enumerate(zip(*self.loaders, strict=True)):
             if batch == self.batches:
                 break
             last = batch + 1 == self.batches
             now = (batch + 1) % self.window == 0 or last
             images = len(got[0][0])
-            weight = images / self.loaders[0].mean_batch if self.window > 1 else 1.0
+            typical = self.loaders[0].mean_batch
+            weight = images / typical if self.window > 1 else 1.0
+            seen = images if batch % self.window == 0 else seen + images
+            scale = scale_of(self.window, typical, seen) if now and self.window > 1 else 1.0
             seeds = [mix(m.config["seed"], 0, epoch, batch) >> 1 for m in self.members]
             sent = [(x.to(self.device), y.to(self.device)) for x, y in got]
-            self.stepper.step(sent, seeds, weight, self.window, now)
+            self.stepper.step(sent, seeds, weight / self.window, scale if now else None)
             self.steps += now
             self._after_batch(epoch, last, now)
 
@@ -142,16 +149,22 @@ class _Fit:
         for i, member in enumerate(self.members):
             if not member.ended:
                 with self.stepper.draws.of(i):
-                    member.validate(self.data, epoch, self.steps, sums[i], self.plugin.val_step_context())
+                    member.validate(
+                        self.data, epoch, self.steps, sums[i], self.plugin.val_step_context(), self._averaged(i)
+                    )
         if "monitor" in self.at:
             for member, scheduler in zip(self.members, self.schedulers, strict=True):
                 if member.curve:
                     scheduler.step(member.curve[-1][self.at["monitor"]])
 
+    def _averaged(self, member: int) -> bool:
+        return has_two_points(self.stepper.optimizer_of(member))
+
     def _switch(self, mode: str) -> None:
-        """Optimizers that evaluate at other weights than they train (schedule-free) have `train` and `eval`."""
+        """To the weights that schedule-free optimizers evaluate at, or back to those that they train."""
         for optimizer in self.stepper.optimizers:
-            getattr(optimizer, mode, lambda: None)()
+            if has_two_points(optimizer):
+                getattr(optimizer, mode)()
 
 
 def _share(limit: Any, batches: int) -> int:

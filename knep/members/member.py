@@ -15,6 +15,7 @@ from torch import Tensor
 
 from knep.fit import about, build_module, watched
 from knep.recipes.averaging import Ema, Swa
+from knep.schedule_free import estimate, put_back, statistics
 
 
 class Member:
@@ -41,13 +42,16 @@ class Member:
         self._stage = SimpleNamespace(
             state=SimpleNamespace(fn="fit"), datamodule=data, max_epochs=config["trainer"]["max_epochs"],
             precision_plugin=None, global_step=0, current_epoch=0, is_last_batch=False,
+            accumulate_grad_batches=1, callbacks=[],
         )  # fmt: skip
 
-    def begin(self) -> None:
-        """Before the first step, when the model is on its device."""
+    def begin(self, steps: int, per_epoch: int) -> None:
+        """Before the first step, when the model is on its device; steps: of the optimizer, in all and in an epoch."""
+        self._stage.estimated_stepping_batches, self._stage.num_training_batches = steps, per_epoch
         self.module.train()
         if self._average is not None:
             self._average.setup(self._stage, self.module, "fit")
+            self._average.on_train_start(self._stage, self.module)
 
     def after_batch(self, epoch: int, steps: int, last: bool) -> None:
         """After each batch: steps of the optimizer so far; last: of the epoch."""
@@ -57,12 +61,20 @@ class Member:
 
     @torch.no_grad()
     def validate(
-        self, data: Any, epoch: int, steps: int, trained: Sequence[float], context: AbstractContextManager
+        self,
+        data: Any,
+        epoch: int,
+        steps: int,
+        trained: Sequence[float],
+        context: AbstractContextManager,
+        averaged: bool,
     ) -> None:
         """Adds a row to the curve, and ends the member where it is to stop.
 
-        trained: since the last validation, the training loss summed over the images, correct answers, images.
+        trained: since the last validation, the training loss summed over the images, correct answers, images;
+        averaged: the weights are an average that the optimizer went to, without batch-norm statistics of its own.
         """
+        kept = estimate(self._stage, self.module) if averaged else []
         if self._average is not None:
             self._average.on_validation_epoch_start(self._stage, self.module)
         self.module.eval()
@@ -83,6 +95,8 @@ class Member:
         self._keep_best()
         if self._average is not None:
             self._average.on_validation_epoch_end(self._stage, self.module)
+        if averaged:
+            put_back(statistics(self.module.model), kept)
         if self._stopping is not None and self._stopping._evaluate_stopping_criteria(torch.tensor(current))[0]:
             self.end("stopped_early", epoch + 1, steps)
 
@@ -100,8 +114,10 @@ class Member:
         """Training is over for this member, whatever becomes of the others."""
         self.ended, self.epochs, self.steps = how, epochs, steps
 
-    def settle(self) -> None:
-        """After the last step of all: the weights that this member is tested with."""
+    def settle(self, averaged: bool) -> None:
+        """After the last step of all: the weights that this member is tested with. averaged: as for `validate`."""
+        if averaged:
+            estimate(self._stage, self.module)
         if self._average is not None:
             self._average.on_train_end(self._stage, self.module)
         if self._best:

@@ -12,6 +12,7 @@ from pytorch_optimizer import Adan, Lion, ScheduleFreeAdamW
 from torch import Tensor
 from torch.optim import Optimizer
 
+from knep.gradients import gradients, scale_
 from knep.groups import decayed, param_groups
 from knep.members.draws import Draws
 from knep.members.folded import Stack
@@ -52,30 +53,33 @@ class InTurn:
     def optimizer_of(self, member: int) -> Optimizer:
         return self.optimizers[member]
 
-    def step(self, batches: Sequence[Batch], seeds: Sequence[int], weight: float, window: int, now: bool) -> None:
-        """One batch each. weight: of its loss; window: micro-batches of an optimizer step, taken where `now`."""
+    def step(self, batches: Sequence[Batch], seeds: Sequence[int], weight: float, scale: float | None) -> None:
+        """One batch each. weight: of its loss; scale: on the gradients before the optimizer's step, None for none."""
         for i, (member, batch, seed) in enumerate(zip(self.members, batches, seeds, strict=True)):
             if member.ended:
                 continue
             self.draws.seed(i, seed)
-            if now:
+            if scale is not None:
                 with self.draws.of(i):
-                    self.optimizers[i].step(lambda: self._pass(i, batch, weight / window, True))  # noqa: B023
+                    self.optimizers[i].step(lambda: self._pass(i, batch, weight, scale))  # noqa: B023
                 member.module.after_optimizer(self.optimizers[i])
                 for p in member.module._owners:
                     p.grad = None
             else:
                 with self.draws.of(i):
-                    self._pass(i, batch, weight / window, False)
+                    self._pass(i, batch, weight, None)
 
-    def _pass(self, i: int, batch: Batch, weight: float, clipped: bool) -> Tensor:
+    def _pass(self, i: int, batch: Batch, weight: float, scale: float | None) -> Tensor:
         module = self.members[i].module
         with torch.enable_grad():
             with self.context():
                 loss, (total, correct, images) = module.loss(batch, weight)
             loss.backward()
-        if clipped and module._clips:
-            module.clip()
+        if scale is not None:
+            if scale != 1:
+                scale_(gradients(module._owners), scale)
+            if module._clips:
+                module.clip()
         self.sums[i] += torch.stack([total.detach(), correct, torch.full_like(correct, images)])
         return loss
 
@@ -117,14 +121,16 @@ class Together:
     def optimizer_of(self, member: int) -> Optimizer:
         return self.optimizers[0 if self._shared else member]
 
-    def step(self, batches: Sequence[Batch], seeds: Sequence[int], weight: float, window: int, now: bool) -> None:
+    def step(self, batches: Sequence[Batch], seeds: Sequence[int], weight: float, scale: float | None) -> None:
         """As for `InTurn`."""
         with torch.enable_grad():
             with self.context():
-                loss = self._losses(batches, seeds, weight / window)
+                loss = self._losses(batches, seeds, weight)
             loss.backward()
-        if not now:
+        if scale is None:
             return
+        if scale != 1:
+            scale_(gradients(self.stack.values()), scale)
         clips = any(m.module._clips for m in self.members)
         if clips or not self._shared:
             self._give_gradients()

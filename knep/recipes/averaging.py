@@ -5,17 +5,23 @@ Every callback here has `members`: how many independent models one run trains (1
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Timer, WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from knep.checkpoint import write
+from knep.errors import InputError
 from knep.hardware import at_precision
+from knep.monitors import logged
+from knep.surgery import cut
 
 __all__ = ["Ema", "Ensemble", "Soup", "Swa", "none"]
 
@@ -24,12 +30,18 @@ class _Single(Callback):
     members = 1
 
 
+def tell(trainer: Any, line: str) -> None:
+    """One line to the user, above the progress bar where there is one."""
+    if trainer.is_global_zero:
+        getattr(trainer.progress_bar_callback, "line", print)(line)
+
+
 def none() -> Callback:
     """The weights of the last step are used as they are."""
     return _Single()
 
 
-def _reestimate(trainer: Trainer, module: Any, batches: int) -> None:
+def reestimate(trainer: Trainer, module: Any, batches: int) -> None:
     """Batch-norm statistics from `batches` batches of training images (all for 0), as the mean over batches.
 
     Averaged weights never saw the activations that the running statistics describe (Izmailov et al. 2018, sec. 3.2).
@@ -52,9 +64,15 @@ def _sane(x_NCHW: Tensor) -> Tensor:
 
 
 class _Average(WeightAveraging):
-    """Validates, saves and ends with the average once there is one; until then with the current weights."""
+    """Validates, saves and ends with the average once there is one; until then with the current weights.
+
+    count: weights in the average that the module ends with, an early stop's return to its best epoch included.
+    """
 
     members = 1
+    count = 0
+    _unit = ("step", "steps")
+    _begins = "at its first step"
 
     def __init__(self, bn_batches: int, **kwargs: Any) -> None:
         if bn_batches < 0:
@@ -64,11 +82,19 @@ class _Average(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         at_precision(trainer, pl_module)
-        super().setup(trainer, pl_module, stage)
+        computed = cut(pl_module) if stage == "fit" else {}
+        super().setup(trainer, copy.deepcopy(pl_module, computed) if computed else pl_module, stage)
 
     @property
     def started(self) -> bool:
         return self._latest_update_step > 0
+
+    @property
+    def said(self) -> str:
+        """What was averaged, in words."""
+        if not self.count:
+            return f"nothing: the tested weights are older than the average, which begins {self._begins}"
+        return f"{self.count} {self._unit[self.count > 1]}" + ("" if self.count > 1 else ", so nothing")
 
     def _swaps(self, trainer: Trainer) -> bool:
         """Within a fit; after it the module holds the weights that were chosen, which `validate` must not exchange."""
@@ -77,7 +103,7 @@ class _Average(WeightAveraging):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._swaps(trainer):
             self._swap_models(pl_module)
-            _reestimate(trainer, pl_module, self._bn_batches)
+            reestimate(trainer, pl_module, self._bn_batches)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._swaps(trainer):
@@ -92,9 +118,18 @@ class _Average(WeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.started:
+        if self.started and self._average_model is not None:
             super().on_train_end(trainer, pl_module)
-            _reestimate(trainer, pl_module, self._bn_batches)
+            reestimate(trainer, pl_module, self._bn_batches)
+            self.count = int(self._average_model.n_averaged)
+
+    def went_back(self, checkpoint: Mapping[str, Any]) -> None:
+        """The module has got the weights of this checkpoint instead of the last ones."""
+        self.count = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self.count < 2:
+            tell(trainer, f"averaging: {self.said}")
 
 
 class Ema(_Average):
@@ -146,8 +181,11 @@ class Ema(_Average):
 class Swa(_Average):
     """Stochastic weight averaging: the plain mean of the weights at the ends of the last epochs (Izmailov et al. 2018).
 
-    start: share of the epochs after which averaging begins, in [0, 1); bn_batches: as for `Ema`.
-    Raises ValueError for a start outside [0, 1).
+    Of the run as max_epochs and max_steps end it; under max_time of the steps of its last part. Where fewer than two
+    epochs end in the last part, the steps of it are averaged instead.
+
+    start: share of the run after which averaging begins, in [0, 1); bn_batches: as for `Ema`.
+    Raises ValueError for a start outside [0, 1), InputError for a run of which nobody knows the end.
     """
 
     def __init__(self, *, start: float = 0.75, bn_batches: int = 0) -> None:
@@ -155,14 +193,50 @@ class Swa(_Average):
             raise ValueError(f"start must be in [0, 1), got {start}")
         super().__init__(bn_batches)
         self._start = start
+        self._first_epoch = self._first_step = math.inf
+        self._timer: Timer | None = None
+        self._in_time = False  # whether max_time is running out
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps, epochs = _length(trainer)
+        self._first_epoch = self._first_step = math.inf
+        self._unit, self._begins = _Average._unit, f"after {self._start:.0%} of max_time"
+        first = int(self._start * epochs) if epochs < math.inf else math.inf
+        if epochs < math.inf and (int(epochs) - first >= 2 or steps == math.inf):
+            self._first_epoch, self._begins = first, f"in epoch {first + 1}"
+            self._unit = ("end of an epoch", "ends of epochs")
+        elif steps < math.inf:
+            self._first_step = int(self._start * steps)
+            self._begins = f"at step {self._first_step + 1}"
+        self._timer = next((c for c in trainer.callbacks if isinstance(c, Timer) and c._duration), None)  # type: ignore
+        if self._timer is not None and self.started:
+            self._in_time = self._late(trainer)
+        if self._timer is None and math.inf == self._first_epoch == self._first_step:
+            raise InputError("averaging=swa averages the end of a run, and this one has none: give max_epochs")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Validation runs before Lightning's own epoch-end hook: the epoch's weights are added after its last batch.
-        epochs = trainer.max_epochs or 1
-        if trainer.is_last_batch and trainer.current_epoch >= int(self._start * epochs):
+        if self._timer is not None and not self._in_time and not self.started and self._late(trainer):
+            self._in_time, self._unit = True, _Average._unit
+        ends = trainer.is_last_batch and trainer.current_epoch >= self._first_epoch
+        if ends or self._in_time or trainer.global_step > self._first_step:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _late(self, trainer: Trainer) -> bool:
+        """Whether `start` of the time is over; all processes decide alike."""
+        timer: Any = self._timer
+        return trainer.strategy.broadcast(timer.time_elapsed() >= self._start * timer._duration)
+
+
+def _length(trainer: Any) -> tuple[float, float]:
+    """Optimizer steps and epochs of a run, the last one in part; infinite where nobody knows them."""
+    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    steps = steps if steps > 0 else math.inf
+    if steps < math.inf and batches < math.inf:
+        return steps, steps / math.ceil(batches / trainer.accumulate_grad_batches)
+    return steps, trainer.max_epochs if (trainer.max_epochs or -1) > 0 and steps == math.inf else math.inf
 
 
 class Soup(Callback):
@@ -173,19 +247,20 @@ class Soup(Callback):
     """
 
     members = 1
+    count = 0  # checkpoints in the mean that the module ends with
 
     def __init__(self, *, k: int = 3, monitor: str = "val/loss", mode: str = "min", bn_batches: int = 0) -> None:
         if k < 2:
             raise ValueError(f"k must be at least 2 checkpoints, got {k}")
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be min or max, got {mode}")
-        self._k, self._monitor, self._sign, self._bn_batches = k, monitor, 1 if mode == "min" else -1, bn_batches
+        self._k, self.monitor, self._sign, self._bn_batches = k, monitor, 1 if mode == "min" else -1, bn_batches
         self._kept: list[tuple[float, str]] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
-        score = self._sign * float(trainer.callback_metrics[self._monitor])
+        score = self._sign * float(logged(trainer, self.monitor))
         if len(self._kept) == self._k and score >= self._kept[-1][0]:
             return
         folder = Path(trainer.default_root_dir) / "checkpoints"
@@ -204,7 +279,17 @@ class Soup(Callback):
                 for key, first in states[0].items()
             }
             pl_module.load_state_dict(mean)
-            _reestimate(trainer, pl_module, self._bn_batches)
+            reestimate(trainer, pl_module, self._bn_batches)
+        self.count = len(states)
+        if self.count < 2:
+            tell(trainer, f"averaging: {self.said}")
+
+    @property
+    def said(self) -> str:
+        """What was averaged, in words."""
+        if not self.count:
+            return "nothing: training ended before its first validation"
+        return f"{self.count} checkpoints" if self.count > 1 else "1 checkpoint, so nothing"
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": [[score, path] for score, path in self._kept]}

@@ -9,6 +9,7 @@ share of the base rate. Every function raises InputError for a hyper-parameter o
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -288,17 +289,20 @@ def plateau(
     patience: int = 5,
     threshold: float = 1e-4,
     final: float = 1e-3,
+    mode: Literal["min", "max"] = "min",
 ) -> ReduceLROnPlateau:
-    """Multiplies the rate by `factor` when the metric has not fallen for more than `patience` epochs (torch's own).
+    """Multiplies the rate by `factor` when the metric has not improved for more than `patience` validations.
 
-    Stepped once an epoch with a metric that should fall; it has no warm-up, since its steps are epochs.
+    torch's own, stepped once a validation with the metric; it has no warm-up, since its steps are validations.
 
-    factor: in (0, 1); patience: epochs, in [0, inf); threshold: relative improvement that counts, in [0, 1);
-    final: least rate, as a share of the base rate, in [0, 1].
+    factor: in (0, 1); patience: validations, in [0, inf); threshold: relative improvement that counts, in [0, 1);
+    final: least rate, as a share of the base rate, in [0, 1]; mode: "min" for a metric that should fall, or "max".
     """
     check("factor", factor, "(0, 1)")
     check("patience", patience, "[0, inf)")
     check("threshold", threshold, "[0, 1)")
     check("final", final, "[0, 1]")
     floors = [final * group["lr"] for group in optimizer.param_groups]
-    return ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold=threshold, min_lr=floors, eps=0.0)
+    return ReduceLROnPlateau(
+        optimizer, mode, factor=factor, patience=patience, threshold=threshold, min_lr=floors, eps=0.0
+    )

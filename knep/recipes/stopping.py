@@ -1,11 +1,13 @@
 """`stopping`: when training ends. A callback `f(**hp)`; acts after each validation, on validation metrics only."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from knep.recipes.averaging import Ema, Soup, Swa
 
 __all__ = ["Early", "none"]
 
@@ -16,13 +18,13 @@ def none() -> Callback:
 
 
 class Early(EarlyStopping):
-    """Stops when the monitored validation metric has not improved for `patience` epochs, and goes back to its best.
+    """Stops when the monitored metric has not improved for `patience` validations, and goes back to its best epoch.
 
     Prechelt, "Early stopping - but when?" (1998): criterion UP by count. The weights of the best epoch, not of the
-    last, are in the module when `fit` returns.
+    last, are in the module when `fit` returns; under averaging=soup those of the soup.
 
-    monitor: a logged metric of the validation split; patience: epochs; min_delta: least change that counts, in units
-    of the metric; mode: "min" or "max".
+    monitor: a logged metric of the validation split; patience: validations; min_delta: least change that counts, in
+    units of the metric; mode: "min" or "max".
     Raises ValueError for a monitor of the test split, a negative patience or an unknown mode.
     """
 
@@ -32,7 +34,7 @@ class Early(EarlyStopping):
         if not monitor.startswith("val/"):
             raise ValueError(f"monitor must be a validation metric such as val/loss or val/acc, got {monitor}")
         if patience < 1:
-            raise ValueError(f"patience must be at least 1 epoch, got {patience}")
+            raise ValueError(f"patience must be at least 1 validation, got {patience}")
         if min_delta < 0:
             raise ValueError(f"min_delta must not be negative, got {min_delta}")
         if mode not in ("min", "max"):
@@ -49,6 +51,11 @@ class Early(EarlyStopping):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
         path = keeper.best_model_path if keeper else ""
+        averages: list[Any] = [c for c in trainer.callbacks if isinstance(c, (Ema, Swa, Soup))]  # type: ignore[attr-defined]
+        if any(isinstance(c, Soup) and c.count for c in averages):
+            return
         if path and Path(path).is_file():
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-            pl_module.load_state_dict(cast(dict, state))
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            pl_module.load_state_dict(cast(dict, checkpoint["state_dict"]))
+            for average in averages:
+                average.went_back(checkpoint)

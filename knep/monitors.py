@@ -1,0 +1,79 @@
+"""Metrics that stopping, averaging and schedules watch: which a run logs, and which way each should go. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from knep.errors import InputError
+
+_VALIDATED = ("val/loss", "val/acc")
+_LOGGED = {"stopping": _VALIDATED, "averaging": _VALIDATED, "scheduler": (*_VALIDATED, "train/loss", "train/acc")}
+_RISE = {"acc", "accuracy", "top1", "top5", "f1", "auc", "auroc", "precision", "recall", "iou", "map", "r2", "kappa"}
+_FALL = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "brier", "ece"}
+
+
+def mode_of(monitor: str) -> str | None:
+    """ "max" for a metric that should rise, "min" for one that should fall, None where its name does not tell."""
+    words = set(monitor.lower().replace("/", "_").replace("-", "_").split("_"))
+    rises, falls = bool(words & _RISE), bool(words & _FALL)
+    return None if rises == falls else "max" if rises else "min"
+
+
+def refuse_contradictory_modes(config: Mapping[str, Any]) -> None:
+    """Raises InputError for a slot that would keep the worst epoch of its metric."""
+    for slot in ("stopping", "averaging"):
+        node = config.get(slot) or {}
+        monitor, mode = node.get("monitor"), node.get("mode")
+        wanted = mode_of(monitor) if isinstance(monitor, str) else None
+        if wanted and mode in ("min", "max") and mode != wanted:
+            way = "rise" if wanted == "max" else "fall"
+            raise InputError(
+                f"{slot}.mode={mode} contradicts {slot}.monitor={monitor}, which should {way}: its worst epoch would "
+                f"count as the best, write {slot}.mode={wanted}"
+            )
+
+
+def refuse_unlogged(config: Mapping[str, Any]) -> None:
+    """Raises InputError for a metric that a run does not log."""
+    for slot, names in _LOGGED.items():
+        node = config.get(slot) or {}
+        if "monitor" in node and node["monitor"] not in names:
+            raise InputError(
+                f"{slot}.monitor={node['monitor']} is no validation metric that a run logs: write one of "
+                f"{', '.join(names)}"
+            )
+
+
+def logged(trainer: Any, monitor: str) -> Any:
+    """The last value of a metric (a 0-dim tensor). Raises InputError where no module and no callback logs it."""
+    found = trainer.callback_metrics
+    if monitor not in found:
+        raise InputError(f"{monitor} is watched and logged by nobody: name one of {', '.join(sorted(found)) or 'none'}")
+    return found[monitor]
+
+
+def validation_watchers(config: Mapping[str, Any]) -> dict[str, str]:
+    """Slot -> the validation metric that it watches."""
+    found = {slot: (config.get(slot) or {}).get("monitor") for slot in _LOGGED}
+    return {slot: str(monitor) for slot, monitor in found.items() if str(monitor).startswith("val/")}
+
+
+def refuse_without_validation(choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    """Raises InputError where something watches a validation and the trainer's limits leave none."""
+    trainer, watchers = config["trainer"], validation_watchers(config)
+    if not watchers or trainer.get("fast_dev_run"):
+        return
+    slot, monitor = next(iter(watchers.items()))
+    said = f"{slot}={choices[slot]}" if slot in choices else slot
+    limit, every, epochs = (trainer.get(k) for k in ("limit_val_batches", "check_val_every_n_epoch", "max_epochs"))
+    if limit is not None and limit == 0:
+        raise InputError(
+            f"trainer.limit_val_batches={limit} contradicts {said}, which watches {monitor}: write {slot}=none, or "
+            "trainer.limit_val_batches=null"
+        )
+    if isinstance(every, int) and isinstance(epochs, int) and 0 < epochs < every:
+        raise InputError(
+            f"trainer.check_val_every_n_epoch={every} contradicts {said}, which watches {monitor}: the "
+            f"{epochs} epochs end before the first validation, write trainer.check_val_every_n_epoch={epochs} or less"
+        )
