@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -108,3 +109,40 @@ def _lives(owner: dict[str, Any]) -> bool:
     if owner.get("host") != socket.gethostname():
         return True
     return owner.get("ticks") is not None and _ticks(owner.get("pid")) == owner["ticks"]
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run is in `folder`."""
+    if not (folder / NAME).exists():
+        return False
+    try:
+        with held(folder):
+            return False
+    except InputError:
+        return True
+
+
+def claimed(folder: Path) -> Path:
+    """Makes a new folder, `folder` or the first of `folder`_1, `folder`_2, ... that is free: nobody else gets it.
+
+    Raises InputError where none can be made.
+    """
+    for number in itertools.count():
+        place = folder.with_name(f"{folder.name}_{number}") if number else folder
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.mkdir()
+        except FileExistsError as error:
+            if place.parent.is_dir():
+                continue
+            raise _unwritable(error) from error
+        except FileNotFoundError:
+            continue  # a refused run has just removed the folder that holds it
+        except OSError as error:
+            raise _unwritable(error) from error
+        return place
+    raise AssertionError("without end")
+
+
+def _unwritable(error: OSError) -> InputError:
+    return InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder")
