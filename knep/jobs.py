@@ -23,11 +23,11 @@ from knep.lock import claimed, in_use
 from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
 from knep.safe import allow_typed, take_allowed
 from knep.slurm import requeue
+from knep.space import space
 from knep.sweep import Outcomes
 
 if TYPE_CHECKING:
     from knep.compose import Composed
-    from knep.space import Space
 
 
 def run_lines(made: Composed, overrides: Sequence[str]) -> list[str]:
@@ -38,12 +38,7 @@ def run_lines(made: Composed, overrides: Sequence[str]) -> list[str]:
     earlier = _earlier_lines(made.config, overrides)
     if earlier or _named("hydra.run.dir", overrides) or (started_apart() and not under_torchrun()):
         return earlier
-    return [line("hydra.run.dir", claimed(Path(made.folder)))]
-
-
-def sweep_folder(folder: Path, overrides: Sequence[str]) -> Path:
-    """Where a sweep goes: where the command line says, or a folder of its own; folder: what Hydra would take."""
-    return folder if _named("hydra.sweep.dir", overrides) else claimed(folder)
+    return [_line("hydra.run.dir", claimed(Path(made.folder)))]
 
 
 def _named(key: str, overrides: Sequence[str]) -> str | None:
@@ -52,7 +47,7 @@ def _named(key: str, overrides: Sequence[str]) -> str | None:
     return typed[-1].strip("'\"") if typed and "${now" not in typed[-1] else None
 
 
-def line(key: str, folder: Path) -> str:
+def _line(key: str, folder: Path) -> str:
     return f"{key}='" + str(folder).replace("'", "\\'") + "'"
 
 
@@ -64,11 +59,11 @@ def _earlier_lines(config: Mapping[str, Any], overrides: Sequence[str]) -> list[
     if found is None:
         return []
     print(f"knep: resume=auto: going on with {found}")
-    return [line("ckpt", found), line("hydra.run.dir", found)]
+    return [_line("ckpt", found), _line("hydra.run.dir", found)]
 
 
 # What Hydra raises for a folder that it cannot make.
-UNWRITABLE = (NotADirectoryError, PermissionError, FileExistsError)
+UNWRITABLE = (NotADirectoryError, FileNotFoundError, PermissionError, FileExistsError)
 
 
 class Single:
@@ -101,10 +96,28 @@ class Sweep:
     folders.
     """
 
-    def __init__(self, planned: Space, folder: Path, typed: list[str], script: list[str], search: list[str]) -> None:
-        self._taken = Outcomes(folder, planned.fixed, planned.jobs if planned.grid else ())
-        self._checked, self._typed, self._search = planned.grid, typed, search
-        self._script = [word for word in script if word not in ("-m", "--multirun")]
+    def __init__(self, outcomes: Outcomes, checked: bool, typed: list[str], script: list[str], search: list[str]):
+        self._taken, self._checked = outcomes, checked
+        self._typed, self._script, self._search = typed, script, search
+
+    @classmethod
+    def planned(
+        cls, overrides: list[str], typed: list[str], options: list[str], search: list[str]
+    ) -> tuple[Sweep, list[str]]:
+        """The sweep of a command line, checked, and its overrides as Hydra is to read them.
+
+        overrides: those of `ckpt=` among them; options: of the command.
+        """
+        planned = space(overrides, search)
+        for job in planned.jobs:
+            train.check(job, search, sweep=True)
+        folder = planned.folder if _named("hydra.sweep.dir", overrides) else claimed(planned.folder)
+        outcomes = Outcomes(folder, planned.fixed, planned.jobs if planned.grid else ())
+        script = [sys.argv[0], *(word for word in options if word not in ("-m", "--multirun"))]
+        return cls(outcomes, planned.grid, typed, script, search), [
+            *planned.overrides,
+            _line("hydra.sweep.dir", folder),
+        ]
 
     def job(self, cfg: Any) -> float:
         hydra_cfg = HydraConfig.get()
@@ -132,7 +145,7 @@ class Sweep:
                 return _told(config, fresh, choices, lines)
         print(f"knep: resume=auto: going on with {begun}")
         runs_in(begun)
-        with self._alone([*lines, line("ckpt", begun)], begun):
+        with self._alone([*lines, _line("ckpt", begun)], begun):
             return _told(config | {"ckpt": str(begun)}, begun, choices, lines)
 
     def _earlier(self, config: Mapping[str, Any]) -> list[Run]:
@@ -144,9 +157,10 @@ class Sweep:
     @contextlib.contextmanager
     def _alone(self, lines: list[str], folder: Path) -> Iterator[None]:
         """Within, the command is that of this job alone, as the further processes of its training start it again."""
-        hydra_cfg, before = HydraConfig.get(), sys.argv
-        with read_write(hydra_cfg):
-            hydra_cfg.run.dir = str(folder)
+        whole: Any = HydraConfig.instance().cfg
+        before = sys.argv
+        with read_write(whole.hydra):
+            whole.hydra.run.dir = str(folder)
         sys.argv = [self._script[0], *lines, *self._script[1:]]
         try:
             yield

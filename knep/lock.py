@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import itertools
 import json
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import Any
 from knep.errors import InputError
 
 NAME = ".lock"
+_MISSES = 100
 _NONE_KEPT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # Two locks of one process do not exclude each other: files (device, inode) that this process has locked.
 _held: set[tuple[int, int]] = set()
@@ -127,22 +127,18 @@ def claimed(folder: Path) -> Path:
 
     Raises InputError where none can be made.
     """
-    for number in itertools.count():
+    number = misses = 0
+    while True:
         place = folder.with_name(f"{folder.name}_{number}") if number else folder
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.mkdir()
-        except FileExistsError as error:
-            if place.parent.is_dir():
-                continue
-            raise _unwritable(error) from error
-        except FileNotFoundError:
-            continue  # a refused run has just removed the folder that holds it
+            return place
         except OSError as error:
-            raise _unwritable(error) from error
-        return place
-    raise AssertionError("without end")
-
-
-def _unwritable(error: OSError) -> InputError:
-    return InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder")
+            taken = isinstance(error, FileExistsError) and place.parent.is_dir()
+            # A run that is refused may just have removed the folder that is to hold this one.
+            misses += isinstance(error, FileNotFoundError)
+            if not taken and not 0 < misses < _MISSES:
+                what = f"{error.filename} cannot be written ({error.strerror})"
+                raise InputError(f"{what}: choose another folder") from error
+            number += taken

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from knep.compose import parse
+from knep.compose import compose_config, parse
 from knep.errors import InputError
 from knep.searchpath import own_hydra
 
@@ -46,11 +46,16 @@ class Space:
 
 def space(overrides: Sequence[str], search: Sequence[str]) -> Space:
     """What the sweep of these override lines will run. Raises InputError for one that its sweeper cannot run."""
-    parse(overrides)
+    parsed = parse(overrides)
     try:
         return _space(overrides, search)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise InputError(" ".join(" ".join(str(error).splitlines()[:3]).split())) from error
+    except (HydraException, OmegaConfBaseException, YAMLError, AssertionError) as error:
+        # Of the task's own keys it is known what else may have been meant.
+        same = [o for o in parsed if not o.is_sweep_override() and not o.is_hydra_override()]
+        compose_config([_as_it_is(o) for o in same], search)
+        hydra = " ".join(_as_it_is(o) for o in parsed if o.is_hydra_override())
+        where = f"{hydra}: " if isinstance(error, AssertionError) else ""
+        raise InputError(where + " ".join(" ".join(str(error).splitlines()[:3]).split())) from error
 
 
 def _space(overrides: Sequence[str], search: Sequence[str]) -> Space:
@@ -61,7 +66,7 @@ def _space(overrides: Sequence[str], search: Sequence[str]) -> Space:
         sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
         _check_direction(sweeper.get("direction"))
         grid = sweeper["_target_"] == _GRID
-        lines = [*_lines(sweeper, grid), *OmegaConf.to_container(cfg.hydra.overrides.task)]
+        lines = [*_lines(sweeper, grid), *cfg.hydra.overrides.task]
         parsed = {override.get_key_element(): override for override in parse(lines)}  # the last word counts
         for override in parsed.values():
             override.config_loader = loader

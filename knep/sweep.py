@@ -43,15 +43,21 @@ class Outcomes:
         """Takes rows within, and those of nobody else. Raises InputError where another sweep is in the folder."""
         place = self.folder / JOBS
         with contextlib.ExitStack() as stack:
+            stack.callback(_remove_empty, place)
             try:
                 stack.enter_context(held(place))
             except InputError as error:
                 raise InputError(str(error).replace("hydra.run.dir", "hydra.sweep.dir")) from None
             for row in self._files():
                 row.unlink()
+            stack.callback(self._close)
             yield
-        with contextlib.suppress(OSError):  # rows of jobs that still run are left
-            place.rmdir()
+
+    def _close(self) -> None:
+        """Removes the rows, which sweep.csv has; those of jobs that still run are left."""
+        for path in self._files():
+            if self._row(path)["status"] != "running":
+                path.unlink()
 
     def take(
         self, number: int, lines: Sequence[str], folder: Path, work: Callable[[Callable[[Path], None]], dict[str, Any]]
@@ -118,9 +124,6 @@ class Outcomes:
             # A sweeper that draws its values may draw others.
             again = "; the same command again runs only those" if self.planned else ""
             print(f"knep: {failed} of {len(rows)} jobs did not end{again}")
-        if not any(row["status"] == "running" for row in rows):
-            for path in self._files():
-                path.unlink()
         return failed
 
     def _files(self) -> list[Path]:
@@ -140,6 +143,11 @@ class Outcomes:
     def _own(self, lines: Sequence[str]) -> str:
         """The lines that this job does not share with all others; all of them where it shares every one."""
         return " ".join([line for line in lines if line.partition("=")[0] not in self.fixed] or lines)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

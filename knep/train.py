@@ -35,7 +35,7 @@ def _start(arguments: list[str]) -> None:
     from hydra.errors import HydraException
 
     from knep.elastic import agreed
-    from knep.jobs import UNWRITABLE, Single, Sweep, line, run_lines, sweep_folder
+    from knep.jobs import UNWRITABLE, Single, Sweep, run_lines
     from knep.resume import expand_ckpt
     from knep.safe import allow_typed
 
@@ -48,21 +48,14 @@ def _start(arguments: list[str]) -> None:
         replay.main(Path(box), typed)
         return
     args, options = _parsed(arguments)
-    overrides, work = args.overrides, Single()
+    work, overrides = Single(), args.overrides
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
         search = [f"file://{Path(args.config_dir).resolve()}"] if args.config_dir else []
         if args.multirun or "hydra.mode=MULTIRUN" in overrides:
-            from knep.space import space
-
-            planned = space(overrides, search)
-            for job in planned.jobs:
-                check(job, search, sweep=True)
-            folder = sweep_folder(planned.folder, overrides)
-            overrides = [*planned.overrides, line("hydra.sweep.dir", folder)]
-            work = Sweep(planned, folder, _parsed(typed)[0].overrides, [sys.argv[0], *options], search)
+            work, overrides = Sweep.planned(overrides, _parsed(typed)[0].overrides, options, search)
         else:
-            made = check(overrides, search)
-            overrides = agreed(overrides, lambda: run_lines(made, overrides))
+            made = check(args.overrides, search)
+            overrides = agreed(args.overrides, lambda: run_lines(made, args.overrides))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
 
     def job(cfg: Any) -> float:
