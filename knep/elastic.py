@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 
 from knep.errors import RunFailed
 
 _WAIT = 120  # seconds in which rank 0 must have composed its config
 
 
-def agreed(arguments: list[str]) -> list[str]:
-    """The arguments of rank 0 with its run folder, where torchrun started this process; otherwise `arguments`.
+def agreed(arguments: list[str], place: Callable[[], list[str]]) -> list[str]:
+    """The arguments with the lines of `place` that say where the run goes; rank 0's, where torchrun started several.
 
     Each process would find a folder of its own by the time at which it looks at the clock, and a checkpoint of its own
     by the moment at which it looks for the newest. And their collectives meet at a port of this start: torchrun's own
     store still holds the addresses of processes that it has started again, to which gloo would connect for ever.
     Raises RunFailed where rank 0 does not say what it goes on with.
     """
-    started = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not started:
-        return arguments
+    if not under_torchrun():
+        return [*arguments, *place()]
     from datetime import timedelta
 
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
@@ -31,7 +31,7 @@ def agreed(arguments: list[str]) -> list[str]:
     try:
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_WAIT))
         if os.environ["RANK"] == "0":
-            store.set(key, json.dumps([[*arguments, *_place(arguments)], find_free_network_port()]))
+            store.set(key, json.dumps([[*arguments, *place()], find_free_network_port()]))
         arguments, port = json.loads(store.get(key))
     except DistStoreError as error:
         raise RunFailed(
@@ -41,19 +41,12 @@ def agreed(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _place(arguments: list[str]) -> list[str]:
-    """The override that says the run folder outright, unless one does."""
-    from hydra import compose
-    from hydra._internal.utils import get_args_parser
-    from hydra.core.hydra_config import HydraConfig
+def under_torchrun() -> bool:
+    """Whether torchrun started this process and others, which have its store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
-    from knep.searchpath import own_hydra
 
-    args = get_args_parser().parse_args(arguments)
-    if args.multirun or any(line.startswith("hydra.run.dir=") for line in args.overrides):
-        return []
-    search = [f"file://{os.path.abspath(args.config_dir)}"] if args.config_dir else []
-    with own_hydra(search, ahead=False):
-        cfg = compose("train", args.overrides, return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        return [f"hydra.run.dir='{cfg.hydra.run.dir}'"]
+def started_apart() -> bool:
+    """Whether this process is one of several that something else started, which must find the same run folder."""
+    counts = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    return any(count.isdecimal() and int(count) > 1 for count in counts)

@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import read_write
 
 from knep import train
 from knep.compose import plain
+from knep.elastic import started_apart, under_torchrun
 from knep.errors import InputError, RunFailed
 from knep.files import discard
-from knep.resume import find_begun, find_ended, resumes, root_of
-from knep.safe import take_allowed
+from knep.lock import claimed, in_use
+from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
+from knep.safe import allow_typed, take_allowed
 from knep.slurm import requeue
+from knep.space import space
 from knep.sweep import Outcomes
 
+if TYPE_CHECKING:
+    from knep.compose import Composed
 
-def earlier_lines(config: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
-    """The override lines by which a run goes on with an earlier one of its config; none where it starts afresh.
 
-    arguments: of the command line, which may name the run's folder.
+def run_lines(made: Composed, overrides: Sequence[str]) -> list[str]:
+    """The override lines that say where a run goes: on with an earlier one of its config, or a folder of its own.
+
+    overrides: of the command line; a folder that they name is left to them.
     """
+    earlier = _earlier_lines(made.config, overrides)
+    if earlier or _named("hydra.run.dir", overrides) or (started_apart() and not under_torchrun()):
+        return earlier
+    return [_line("hydra.run.dir", claimed(Path(made.folder)))]
+
+
+def _named(key: str, overrides: Sequence[str]) -> str | None:
+    """The folder that the user names; one whose name is the time of day is as good as none."""
+    typed = [line.partition("=")[2] for line in overrides if line.partition("=")[0] == key]
+    return typed[-1].strip("'\"") if typed and "${now" not in typed[-1] else None
+
+
+def _line(key: str, folder: Path) -> str:
+    return f"{key}='" + str(folder).replace("'", "\\'") + "'"
+
+
+def _earlier_lines(config: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     if not resumes(config, sweep=False):
         return []
-    named = [a.removeprefix("hydra.run.dir=").strip("'\"") for a in arguments if a.startswith("hydra.run.dir=")]
-    found = find_begun(config, root_of(Path(named[-1] if named else "outputs")))
+    root = root_of(Path(_named("hydra.run.dir", overrides) or "outputs"))
+    found = find_begun(earlier_runs(config, root))
     if found is None:
         return []
     print(f"knep: resume=auto: going on with {found}")
-    return [f"ckpt='{found}'", f"hydra.run.dir='{found}'"]
+    return [_line("ckpt", found), _line("hydra.run.dir", found)]
+
+
+# What Hydra raises for a folder that it cannot make.
+UNWRITABLE = (NotADirectoryError, FileNotFoundError, PermissionError, FileExistsError)
 
 
 class Single:
@@ -51,40 +82,113 @@ class Single:
             self.error = error
             return float("inf")
 
-    def end(self) -> None:
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        yield
         if self.error:
             raise self.error
 
 
 class Sweep:
-    """Jobs one after the other. Those that came to an end before are listed, those that began go on."""
+    """Jobs, in whatever processes the launcher runs them. Those that ended before are listed, those that began go on.
 
-    def __init__(self, jobs: list[list[str]]) -> None:
-        self._taken, self._folder = Outcomes(jobs), Path()
+    typed: the overrides that a user wrote; script: what the command runs, with its options; search: its further config
+    folders.
+    """
+
+    def __init__(self, outcomes: Outcomes, checked: bool, typed: list[str], script: list[str], search: list[str]):
+        self._taken, self._checked = outcomes, checked
+        self._typed, self._script, self._search = typed, script, search
+
+    @classmethod
+    def planned(
+        cls, overrides: list[str], typed: list[str], options: list[str], search: list[str]
+    ) -> tuple[Sweep, list[str]]:
+        """The sweep of a command line, checked, and its overrides as Hydra is to read them.
+
+        overrides: those of `ckpt=` among them; options: of the command.
+        """
+        planned = space(overrides, search)
+        for job in planned.jobs:
+            train.check(job, search, sweep=True)
+        folder = planned.folder if _named("hydra.sweep.dir", overrides) else claimed(planned.folder)
+        outcomes = Outcomes(folder, planned.fixed, planned.jobs if planned.grid else ())
+        script = [sys.argv[0], *(word for word in options if word not in ("-m", "--multirun"))]
+        return cls(outcomes, planned.grid, typed, script, search), [
+            *planned.overrides,
+            _line("hydra.sweep.dir", folder),
+        ]
 
     def job(self, cfg: Any) -> float:
-        fresh, config, choices, lines = _job(cfg)
-        self._folder = Path(HydraConfig.get().sweep.dir)
-        if not resumes(config, sweep=True):
-            return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
-        root = root_of(self._folder)
-        ended, begun = find_ended(config, root), find_begun(config, root)
+        hydra_cfg = HydraConfig.get()
+        lines, fresh = list(hydra_cfg.overrides.task), Path(hydra_cfg.runtime.output_dir)
+        return self._taken.take(hydra_cfg.job.num, lines, fresh, lambda runs_in: self._run(cfg, lines, fresh, runs_in))
+
+    def _run(self, cfg: Any, lines: list[str], fresh: Path, runs_in: Callable[[Path], None]) -> dict[str, Any]:
+        try:
+            allow_typed(self._typed)  # in a process of the launcher's nobody has
+            if not self._checked:
+                train.check(lines, self._search, sweep=True)
+            _, config, choices, _ = _job(cfg)
+            runs = self._earlier(config)
+        except InputError:
+            discard(fresh)
+            raise
+        ended, begun = find_ended(runs), find_begun([run for run in runs if not in_use(run[0])])
         if ended or begun:
             discard(fresh)
         if ended:
             print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
-            return self._taken.take(fresh, lambda: ended)
+            return ended
         if begun is None:
-            return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
+            with self._alone(lines, fresh):
+                return _told(config, fresh, choices, lines)
         print(f"knep: resume=auto: going on with {begun}")
-        return self._taken.take(begun, lambda: _told(config | {"ckpt": str(begun)}, begun, choices, lines))
+        runs_in(begun)
+        with self._alone([*lines, _line("ckpt", begun)], begun):
+            return _told(config | {"ckpt": str(begun)}, begun, choices, lines)
 
-    def end(self) -> None:
-        if not self._taken.rows:
-            return  # Hydra itself was refused
-        self._taken.tell(self._folder)
-        if self._taken.failed and sys.exc_info()[0] is None:
+    def _earlier(self, config: Mapping[str, Any]) -> list[Run]:
+        """The runs that may stand for a job: of sweeps, or with resume=auto any."""
+        if not resumes(config, sweep=True):
+            return []
+        return earlier_runs(config, root_of(self._taken.folder), jobs_only=config["resume"] is None)
+
+    @contextlib.contextmanager
+    def _alone(self, lines: list[str], folder: Path) -> Iterator[None]:
+        """Within, the command is that of this job alone, as the further processes of its training start it again."""
+        whole: Any = HydraConfig.instance().cfg
+        before = sys.argv
+        with read_write(whole.hydra):
+            whole.hydra.run.dir = str(folder)
+        sys.argv = [self._script[0], *lines, *self._script[1:]]
+        try:
+            yield
+        finally:
+            sys.argv = before
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Tells of all jobs when Hydra is done with them, however that was. SystemExit where some did not end."""
+        with self._taken.open():
+            try:
+                yield
+            except (InputError, RunFailed, HydraException, *UNWRITABLE):
+                raise
+            except Exception as error:
+                raise self._early(error) from error
+            finally:
+                failed = self._taken.tell()
+        if failed:
             raise SystemExit(1)
+
+    def _early(self, error: Exception) -> InputError | RunFailed:
+        """An error of the sweeper's or the launcher's as one line; a job's own is in its row."""
+        what = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        text = " ".join(f"{type(error).__name__}: {what}".split())
+        if self._taken.begun:
+            return RunFailed(f"the sweep has ended early ({text})")
+        return InputError(f"the sweeper or launcher cannot run this sweep ({text})")
 
 
 def _job(cfg: Any) -> tuple[Path, dict[str, Any], dict[str, str], list[str]]:

@@ -21,6 +21,7 @@ from typing import Any
 from knep.errors import InputError
 
 NAME = ".lock"
+_MISSES = 100
 _NONE_KEPT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # Two locks of one process do not exclude each other: files (device, inode) that this process has locked.
 _held: set[tuple[int, int]] = set()
@@ -108,3 +109,36 @@ def _lives(owner: dict[str, Any]) -> bool:
     if owner.get("host") != socket.gethostname():
         return True
     return owner.get("ticks") is not None and _ticks(owner.get("pid")) == owner["ticks"]
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run is in `folder`."""
+    if not (folder / NAME).exists():
+        return False
+    try:
+        with held(folder):
+            return False
+    except InputError:
+        return True
+
+
+def claimed(folder: Path) -> Path:
+    """Makes a new folder, `folder` or the first of `folder`_1, `folder`_2, ... that is free: nobody else gets it.
+
+    Raises InputError where none can be made.
+    """
+    number = misses = 0
+    while True:
+        place = folder.with_name(f"{folder.name}_{number}") if number else folder
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.mkdir()
+            return place
+        except OSError as error:
+            taken = isinstance(error, FileExistsError) and place.parent.is_dir()
+            # A run that is refused may just have removed the folder that is to hold this one.
+            misses += isinstance(error, FileNotFoundError)
+            if not taken and not 0 < misses < _MISSES:
+                what = f"{error.filename} cannot be written ({error.strerror})"
+                raise InputError(f"{what}: choose another folder") from error
+            number += taken

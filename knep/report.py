@@ -14,6 +14,7 @@ from knep.figures import show
 from knep.files import config_hash, write_summary
 from knep.listing import recipe_choices
 from knep.member import Member
+from knep.provenance import code_hash
 from knep.sealed import reads
 
 # The columns of TensorBoard's HParams tab.
@@ -45,7 +46,7 @@ def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any) -> 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What every summary says, whatever became of the run."""
-    return {"seed": config["seed"], "config_hash": config_hash(config)}
+    return {"seed": config["seed"], "config_hash": config_hash(config), "code_hash": code_hash(config)}
 
 
 def interrupted(

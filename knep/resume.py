@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from knep.errors import InputError
 from knep.files import config_hash, read_summary
+from knep.provenance import code_hash
 from knep.safe import check_stored, only_read
 from knep.strangers import check_folder, read_lines
+from knep.sweep import JOBS
+from knep.text import shown
 
 _ENDED = ("finished", "stopped_early")
 
@@ -102,25 +106,46 @@ def root_of(folder: Path) -> Path:
     return outputs if folder.resolve().is_relative_to(outputs) else folder
 
 
-def earlier_runs(config: Mapping[str, Any], root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The runs of the same config under `root` with their summaries, the one that was saved last first."""
+Run = tuple[Path, dict[str, Any]]
+
+
+def earlier_runs(config: Mapping[str, Any], root: Path, jobs_only: bool = False) -> list[Run]:
+    """The runs of the same config and code under `root` with their summaries, the one that was saved last first.
+
+    jobs_only: those that a sweep began. Where all that have the config are of other code, a line says so.
+    """
     wanted = config_hash(config)
     found = [(path.parent, read_summary(path.parent)) for path in root.rglob("summary.json")]
     found = [(folder, summary) for folder, summary in found if summary.get("config_hash") == wanted]
-    return sorted(found, key=lambda run: _saved(run[0]), reverse=True)
+    found = [(folder, summary) for folder, summary in found if not jobs_only or _of_sweep(folder, root)]
+    found = sorted(found, key=lambda run: _saved(run[0]), reverse=True)
+    code = code_hash(config) if found else ""
+    same = [(folder, summary) for folder, summary in found if summary.get("code_hash") == code]
+    if found and not same:
+        folder, summary = found[0]
+        came = "came from other code" if "code_hash" in summary else "does not say from which code it came"
+        print(f"knep: {shown(folder)} has the same config, but {came}: not taken (ckpt=FOLDER goes on with one begun)")
+    return same
 
 
-def find_ended(config: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
-    """The summary of a run of this config that came to its end, with its folder; None where there is none."""
-    for folder, summary in earlier_runs(config, root):
-        if summary.get("status") in _ENDED and isinstance(summary.get("val/loss"), float):
+def _of_sweep(folder: Path, root: Path) -> bool:
+    """Whether a run lies in the folder of a sweep, at or under `root`."""
+    places = [p for p in (folder, *folder.parents) if p == root or p.is_relative_to(root)]
+    return any((place / name).exists() for place in places for name in ("multirun.yaml", "sweep.csv", JOBS))
+
+
+def find_ended(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The summary of one of these runs that came to its end, with its folder; None where there is none."""
+    for folder, summary in runs:
+        loss = summary.get("val/loss")
+        if summary.get("status") in _ENDED and isinstance(loss, float) and math.isfinite(loss):
             return summary | {"folder": str(folder)}
     return None
 
 
-def find_begun(config: Mapping[str, Any], root: Path) -> Path | None:
-    """The folder of the newest run of this config that has a whole checkpoint and no end, or None."""
-    for folder, summary in earlier_runs(config, root):
+def find_begun(runs: Sequence[Run]) -> Path | None:
+    """The folder of the first of these runs that has a whole checkpoint and no end, or None."""
+    for folder, summary in runs:
         if summary.get("status") in _ENDED or not _saved(folder):
             continue
         try:

@@ -93,11 +93,19 @@ def allow_typed(overrides: Sequence[str]) -> None:
         if key == "allow_targets":
             for name in value if isinstance(value, list) else [value]:
                 allow(str(name))
-        elif isinstance(value, str) and (key.endswith("._target_") or key == "model.path"):
-            try:
-                allow(value.replace(":", "."))
-            except InputError as error:
-                raise InputError(f"{key}={value} is no name: write one such as mypkg.nets.build") from error
+        elif key.endswith("._target_") or key == "model.path":
+            # Of a sweep, each of its values was typed.
+            for name in getattr(value, "list", [value]):
+                _allow_named(key, getattr(name, "text", name))
+
+
+def _allow_named(key: str, name: Any) -> None:
+    if not isinstance(name, str):
+        return
+    try:
+        allow(name.replace(":", "."))
+    except InputError as error:
+        raise InputError(f"{key}={name} is no name: write one such as mypkg.nets.build") from error
 
 
 def take_allowed(config: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from hydra import initialize_config_module
 from hydra.core.config_search_path import SearchPathElement
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
 
 from knep.errors import InputError
 
@@ -23,6 +24,7 @@ _MOST = 10_000
 def own_hydra(search: Sequence[str], ahead: bool) -> Iterator[None]:
     """Hydra over knep's configs and `search`, for a moment: an app that calls knep while it runs keeps its own."""
     running, its_config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    its_name = JobRuntime.instance().get("name")  # which its log is called by
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("knep.conf", version_base="1.3"):
@@ -30,6 +32,7 @@ def own_hydra(search: Sequence[str], ahead: bool) -> Iterator[None]:
             yield
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, its_config
+        JobRuntime.instance().set("name", its_name)
 
 
 def _extend(search: Sequence[str], ahead: bool) -> None:

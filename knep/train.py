@@ -9,10 +9,13 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knep.cli_errors import one_line
 from knep.errors import InputError
+
+if TYPE_CHECKING:
+    from knep.compose import Composed
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,71 +32,72 @@ def main(argv: list[str] | None = None) -> None:
 
 def _start(arguments: list[str]) -> None:
     import hydra
-    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
     from knep.elastic import agreed
-    from knep.jobs import Single, Sweep, earlier_lines
+    from knep.jobs import UNWRITABLE, Single, Sweep, run_lines
     from knep.resume import expand_ckpt
     from knep.safe import allow_typed
 
     typed, arguments = arguments, expand_ckpt(arguments)
-    allow_typed(get_args_parser().parse_args(typed).overrides)
+    allow_typed(_parsed(typed)[0].overrides)
     box = next((a.removeprefix("replay=") for a in typed if a.startswith("replay=")), "null")
     if box != "null":
         from knep.guard import replay
 
         replay.main(Path(box), typed)
         return
-    args = get_args_parser().parse_args(arguments)
-    work: Single | Sweep = Single()
+    args, options = _parsed(arguments)
+    work, overrides = Single(), args.overrides
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
-        jobs, configs = _check_all(args.overrides, args.multirun, args.config_dir)
-        if args.multirun:
-            work = Sweep(jobs)
+        search = [f"file://{Path(args.config_dir).resolve()}"] if args.config_dir else []
+        if args.multirun or "hydra.mode=MULTIRUN" in overrides:
+            work, overrides = Sweep.planned(overrides, _parsed(typed)[0].overrides, options, search)
         else:
-            arguments = agreed([*arguments, *earlier_lines(configs[0], arguments)])
+            made = check(args.overrides, search)
+            overrides = agreed(args.overrides, lambda: run_lines(made, args.overrides))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
-    sys.argv = [sys.argv[0], *arguments]
 
     def job(cfg: Any) -> float:
         return work.job(cfg)  # defined here, since Hydra names the log by the module of what it calls
 
+    before = sys.argv
+    # Options last: argparse takes overrides that stand together.
+    sys.argv = [before[0], *overrides, *options]
     try:
-        hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
+        with work.told():
+            hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     except HydraException as error:
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
-    except (NotADirectoryError, PermissionError, FileExistsError) as error:
+    except UNWRITABLE as error:
         raise InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder") from error
     finally:
-        work.end()
+        sys.argv = before
 
 
-def _check_all(
-    overrides: list[str], multirun: bool, config_dir: str | None
-) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    """Every job of a sweep is composed and checked before the first one starts: their override lines and configs."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+def _parsed(arguments: list[str]) -> tuple[Any, list[str]]:
+    """What Hydra's parser finds, with overrides before, behind and between the options; and the options alone."""
+    from hydra._internal.utils import get_args_parser
 
-    from knep.compose import compose_config, parse
+    args = get_args_parser().parse_intermixed_args(arguments)
+    options = list(arguments)
+    for override in args.overrides:
+        options.remove(override)
+    return args, options
+
+
+def check(overrides: list[str], search: list[str], sweep: bool = False) -> Composed:
+    """Composes one run and tries its tricks, before it starts. Raises InputError for whatever cannot work."""
+    from knep.compose import compose_config
     from knep.rehearse import rehearse
     from knep.resume import resumes
     from knep.safe import take_allowed
 
-    jobs = [overrides]
-    if multirun:
-        parsed = parse(overrides)
-        batches = BasicSweeper.split_arguments([o for o in parsed if not o.key_or_group.startswith("hydra.")], None)
-        jobs = [list(job) for batch in batches for job in batch]
-    search = [f"file://{Path(config_dir).resolve()}"] if config_dir else []
-    configs = []
-    for job in jobs:
-        config = compose_config(job, search).config
-        take_allowed(config)
-        rehearse(config)
-        resumes(config, multirun)
-        configs.append(config)
-    return jobs, configs
+    made = compose_config(overrides, search)
+    take_allowed(made.config)
+    rehearse(made.config)
+    resumes(made.config, sweep)
+    return made
 
 
 def hush() -> None:

@@ -28,7 +28,7 @@ def test_a_run_that_cannot_go_on_is_one_line_and_code_1(tmp_path, monkeypatch, c
     assert capsys.readouterr().err == "knep: the loss is not finite\n"
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("failed", "the loss is not finite")
-    assert set(summary) == {"status", "reason", "seed", "config_hash"}
+    assert set(summary) == {"status", "reason", "seed", "config_hash", "code_hash"}
 
 
 def test_a_crash_leaves_its_reason_before_the_traceback(tmp_path, monkeypatch):
