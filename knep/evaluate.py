@@ -22,6 +22,7 @@ from knep.safe import check_targets
 
 _FACTS = {"config": dict, "num_classes": int, "channels": int, "image_size": int, "class_names": list}
 _PIXELS = 1 << 28
+_BITS = range(8, 33)  # of a number of an image
 
 
 @dataclass
@@ -119,6 +120,8 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"{path} was not written by knep: {len(names)} names do not fit {shape[2]} classes, give another"
         )
+    if facts.get("bits", 16) not in _BITS:
+        raise InputError(f"{path} was not written by knep: its images have no bits, give another checkpoint")
     if shape[0] * shape[1] ** 2 > _PIXELS:
         raise InputError(
             f"{path} is for images of {shape[0]} x {shape[1]} x {shape[1]} pixels, too large: give another"

@@ -81,7 +81,8 @@ class History(Callback):
 
 def about(config: Mapping[str, Any], data: Any) -> dict[str, Any]:
     """The plain data that a checkpoint needs to be rebuilt without the data set."""
-    return {
+    bits = getattr(data, "bits", None)
+    return ({} if bits is None else {"bits": bits}) | {
         "config": dict(config),
         "num_classes": data.num_classes,
         "channels": data.channels,

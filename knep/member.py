@@ -130,6 +130,16 @@ def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:
         _changes(cfg, *found)
 
 
+def stored_facts(cfg: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """What the checkpoint that `ckpt` means for a run in `folder` tells of its data; nothing where there is none."""
+    places = [place for place in sorted(folder.glob("member_*")) if place.is_dir()] or [folder]
+    for place in places:
+        found = _stored(cfg, place, warn=False)
+        if found is not None and isinstance(found[1]["knep"], dict):
+            return found[1]["knep"]
+    return {}
+
+
 def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Path, Mapping[str, Any]] | None:
     """The checkpoint to go on from, and what is in it; None for a member that starts."""
     if cfg["ckpt"] is None:

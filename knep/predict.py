@@ -17,7 +17,7 @@ def predict(run: Path, images: Iterable[Path], top: int = 3) -> Iterator[tuple[P
     members = load_members(run)
     facts = members[0].about
     for path in images:
-        x_NCHW = read_image(path, facts["channels"], facts["image_size"])[None]
+        x_NCHW = read_image(path, facts["channels"], facts["image_size"], bits=facts.get("bits", 16))[None]
         p_K = torch.stack([m(x_NCHW).softmax(1)[0] for m in members]).mean(0)
         values, order = p_K.topk(min(top, len(p_K)))
         yield path, [(facts["class_names"][int(k)], float(v)) for k, v in zip(order, values, strict=True)]

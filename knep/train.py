@@ -144,7 +144,7 @@ def _fit(
     from knep import report
     from knep.files import write_identity, write_summary
     from knep.fit import about, threads
-    from knep.member import check_resume, fit_member
+    from knep.member import check_resume, fit_member, stored_facts
     from knep.recipe import Recipe, named
     from knep.safe import instantiate
 
@@ -156,6 +156,8 @@ def _fit(
         recipe = Recipe.from_config(config)
         with named("data"):
             data = instantiate(config["data"])
+            if config["ckpt"] is not None and hasattr(data, "keep"):
+                data.keep(stored_facts(config, folder))
             data.prepare()
         places = [folder / f"member_{i}" for i in range(recipe.members)] if recipe.members > 1 else [folder]
         for place in places:

@@ -28,6 +28,8 @@ def main() -> None:
         # Where to find the data the checkpoint says; it has no say in what is written.
         node = members[0].about["config"]["data"]
         data = only_reads(instantiate(node | {"cache": False} if "cache" in node else node))
+        if hasattr(data, "keep"):
+            data.keep(members[0].about)
         data.prepare()
         batches = data.val_dataloader() if args.split == "val" else data.test_dataloader()
         result = evaluate(

@@ -11,32 +11,34 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from knep.data.images import read_images
+from knep.data.images import Bad, BadImage, read_images, refusal, unreadable
 from knep.data.loader import order_of, padded_share, training_slice
-from knep.errors import InputError
 
 # Which images (n,), and which of them count (n,): arrays, because tensors travel to a worker by file descriptor.
 Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Images(Dataset):
-    """Decodes whole batches: x uint8 (n, C, S, S), y int64 (n,), where -1 marks padding; or a line on what is wrong.
+    """Decodes whole batches: x uint8 (n, C, S, S), y int64 (n,), where -1 marks padding; or its files that are bad.
 
-    The line is returned, not raised, because a worker process would wrap an error in its own traceback.
+    They are returned, not raised, because a worker process would wrap an error in its own traceback.
     """
 
-    def __init__(self, files: Sequence[Path], y_N: Tensor, channels: int, size: int, max_pixels: int) -> None:
+    def __init__(
+        self, files: Sequence[Path], y_N: Tensor, channels: int, size: int, max_pixels: int, bits: int = 16
+    ) -> None:
         self.files, self.y_N = list(files), y_N
-        self._channels, self._size, self._max_pixels = channels, size, max_pixels
+        self._how = (channels, size, max_pixels, bits)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor] | str:
+    def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor] | list[Bad]:
+        files = [self.files[i] for i in batch[0]]
         try:
-            x = read_images([self.files[i] for i in batch[0]], self._channels, self._size, self._max_pixels)
-        except InputError as error:
-            return str(error)
+            x = read_images(files, *self._how)
+        except BadImage as error:
+            return unreadable(dict.fromkeys(files), *self._how) or [error.bad]
         return x, labels(self.y_N, batch)
 
 
@@ -127,22 +129,33 @@ class FolderLoader:
         """Images per batch and rank, averaged over the epoch."""
         return self.batch_sampler.mean_size
 
-    def _read(self) -> Iterable[tuple[Tensor, Tensor] | str]:
+    def _read(self) -> Iterable[tuple[Tensor, Tensor] | list[Bad]]:
         if self._workers is not None:
             yield from self._workers
             return
         for batch in self.batch_sampler:
             got = self._images[batch]
-            yield tuple(t.pin_memory() for t in got) if self._pin and not isinstance(got, str) else got
+            yield tuple(t.pin_memory() for t in got) if self._pin and not isinstance(got, list) else got
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         first, self._start = self._start, 0
         self.batch_sampler.start = first
         for batch, got in enumerate(self._read(), first):
-            if isinstance(got, str):
-                raise InputError(got)
+            if isinstance(got, list):
+                raise refusal(got, len(self._images))
             self._position = (batch + 1) % len(self)
             yield got
+
+    def to_the_end(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass that goes on behind what cannot be read, and raises InputError for all of it at its end."""
+        bad: list[Bad] = []
+        for got in self._read():
+            if isinstance(got, list):
+                bad += got
+            elif not bad:
+                yield got
+        if bad:
+            raise refusal(bad, len(self._images))
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self._position}

@@ -15,7 +15,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +28,23 @@ from knep.errors import InputError
 from knep.files import sync_folder
 from knep.text import shown
 
-_HEAD = struct.Struct("<8sQII32s")
-_MAGIC = b"knepimg1"
+_HEAD = struct.Struct("<8sQIII32s")
+_MAGIC = b"knepimg2"  # another number wherever a file comes to be decoded otherwise
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a cache holds: these files at `channels` x `size` x `size`; stamp: a hash of names, sizes and times."""
+    """What a cache holds: these files at `channels` x `size` x `size`; stamp: a hash of names, sizes and times.
+
+    bits: of numbers that have more than 8, as `check_headers` found them; 0 where there are none, None where a cache is
+    to tell.
+    """
 
     files: Sequence[Path]
     channels: int
     size: int
     stamp: bytes
+    bits: int | None = None
 
     @property
     def pixels(self) -> int:
@@ -48,7 +53,12 @@ class Source:
 
     @property
     def head(self) -> bytes:
-        return _HEAD.pack(_MAGIC, len(self.files), self.channels, self.size, self.stamp)
+        return _HEAD.pack(_MAGIC, len(self.files), self.channels, self.size, self.bits or 0, self.stamp)
+
+    def bits_of(self, head: bytes) -> int | None:
+        """The bits that a cache's head tells, or None where it is the head of another source."""
+        bits = _HEAD.unpack(head)[4]
+        return bits if self.bits in (None, bits) and replace(self, bits=bits).head == head else None
 
     @property
     def length(self) -> int:
@@ -94,6 +104,11 @@ class Cache:
         self._seen = torch.zeros(len(source.files), dtype=torch.bool)
         self._damaged = False
 
+    @property
+    def bits(self) -> int | None:
+        """Of numbers that have more than 8; None where no image has such."""
+        return self._source.bits or None
+
     def take(self, rows: Tensor) -> Tensor:
         """uint8 (n, C, S, S) of these images; one whose checksum is wrong is decoded from its file again."""
         for row in rows[~self._seen[rows]].tolist():
@@ -105,7 +120,7 @@ class Cache:
     def _mend(self, row: int) -> None:
         """Puts right this process's view of an image; a writable file is removed: the next run makes another."""
         file, source = self._source.files[row], self._source
-        self._x_NCHW[row] = read_image(file, source.channels, source.size, self._max_pixels)
+        self._x_NCHW[row] = read_image(file, source.channels, source.size, self._max_pixels, source.bits or 16)
         if self._damaged:
             return
         self._damaged = True
@@ -150,9 +165,14 @@ def open_cache(path: Path, source: Source, max_pixels: int, writable: bool = Tru
     except OSError:  # unreadable: to be built, and building says what is in the way
         return None
     body, checksum = tail[:-4], tail[-4:]
-    if struct.pack("<I", zlib.crc32(body)) != checksum or body[-_HEAD.size :] != source.head:
+    if struct.pack("<I", zlib.crc32(body)) != checksum:
         return None
-    return Cache(path, source, np.frombuffer(body[: -_HEAD.size], dtype="<u4"), max_pixels, writable)
+    bits = source.bits_of(body[-_HEAD.size :])
+    if bits is None:
+        return None
+    return Cache(
+        path, replace(source, bits=bits), np.frombuffer(body[: -_HEAD.size], dtype="<u4"), max_pixels, writable
+    )
 
 
 def build_cache(path: Path, source: Source, images: Iterable[tuple[Tensor, Tensor]], max_pixels: int) -> Cache:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,9 @@ class ImageData(L.LightningDataModule):
             self._read()
             self._check()
             self._prepared = True
+
+    def keep(self, facts: Mapping[str, Any]) -> None:
+        """Before `prepare`: reads images as the run did whose checkpoint tells these facts (`knep.fit.about`)."""
 
     def setup(self, stage: str) -> None:
         self.prepare()

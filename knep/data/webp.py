@@ -5,14 +5,18 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-_HEADER = 30
+HEADER = 30
 
 
 def canvas(path: Path) -> tuple[int, int] | None:
     """Width and height in pixels, or None for what is no WebP."""
     with path.open("rb") as f:
-        head = f.read(_HEADER)
-    if len(head) < _HEADER or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return canvas_of(f.read(HEADER))
+
+
+def canvas_of(head: bytes) -> tuple[int, int] | None:
+    """`canvas` by the first 30 bytes of a file."""
+    if len(head) < HEADER or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return None
     kind, body = head[12:16], head[20:]
     if kind == b"VP8X":

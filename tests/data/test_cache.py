@@ -274,10 +274,11 @@ def test_a_cache_folder_that_is_a_file_is_named(root):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_cannot_be_decoded_is_named_and_leaves_nothing(workers, root):
-    bad = root / "bee" / "5.png"
-    bad.write_bytes(bad.read_bytes()[:60])
-    with pytest.raises(InputError, match=r"bee/5.png cannot be read as an image"):
+def test_images_that_cannot_be_decoded_are_all_named_and_leave_nothing(workers, root):
+    for name in ("ant/1", "bee/5", "cow/2"):
+        whole = (root / f"{name}.png").read_bytes()
+        (root / f"{name}.png").write_bytes(whole[:60] + bytes(len(whole) - 72) + whole[-12:])
+    with pytest.raises(InputError, match=r"3 of 24 images .*ant/1.png cannot be read as an image.*bee/5.*cow/2"):
         folder(root, workers=workers)
     assert [p.suffix for p in (root.parent / "cache").iterdir()] == [".lock"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import struct
 import warnings
@@ -19,6 +20,7 @@ from knep.data.folder import ImageFolder
 from knep.data.images import check_headers, read_image
 from knep.data.tree import list_images
 from knep.errors import InputError
+from knep.fit import about
 from knep.train import main
 
 
@@ -252,8 +254,10 @@ def test_what_is_no_image_file_is_left_out(tmp_path):
     (tmp_path / "ant" / "notes.txt").write_text("notes")
     (tmp_path / "ant" / "folder.png").mkdir()
     os.mkfifo(tmp_path / "ant" / "pipe.png")  # opening it would wait for ever
-    files, y, classes = list_images(tmp_path)
-    assert (len(files), classes, torch.bincount(y).tolist()) == (24, ["ant", "bee", "cow"], [8, 8, 8])
+    listing = list_images(tmp_path)
+    assert listing.classes == ["ant", "bee", "cow"]
+    assert torch.bincount(listing.labels).tolist() == [8, 8, 8]
+    assert listing.left == {".txt": 1, "no file (a pipe or device)": 1}
 
 
 @pytest.mark.parametrize(
@@ -273,9 +277,272 @@ def test_bad_values_are_refused(values, said):
         ImageFolder(root="images", **values)
 
 
+def split(root, name, names=("ant", "bee"), count=4):
+    write_classes(root / name, count=count, names=names)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+SPLITS = {
+    "train, valid": ("train", "valid", None),
+    "train, dev, test": ("train", "dev", "test"),
+    "Training, Testing": ("Training", None, "Testing"),
+    "TRAIN, VALIDATION, TEST": ("TRAIN", "VALIDATION", "TEST"),
+    "training_set, test_set": ("training_set", None, "test_set"),
+}
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_splits_are_known_by_the_names_that_people_give_them(kind, tmp_path, capsys):
+    train, val, test = SPLITS[kind]
+    split(tmp_path, train, count=10)
+    for name, count in ((val, 3), (test, 2)):
+        if name:
+            split(tmp_path, name, count=count)
+    data = folder(tmp_path)
+    assert data.class_names == ["ant", "bee"]
+    assert (not val or data.sizes["val"] == 6) and (not test or data.sizes["test"] == 4)  # noqa: PT018
+    assert sum(data.sizes.values()) == 20 + 6 * bool(val) + 4 * bool(test)
+    assert capsys.readouterr().err == ""
+
+
+def refused_trees(root, name):
+    """Trees that are refused, by name -> what the line says."""
+
+    def images(where):
+        where.mkdir(parents=True)
+        Image.new("L", (8, 8)).save(where / "a.png")
+
+    match name:
+        case "two of one split":
+            split(root, "train"), split(root, "val"), split(root, "valid")
+            return "val and valid, which all say val: leave one"
+        case "no train":
+            split(root, "val"), split(root, "test")
+            return "test, the name of a split, and no train"
+        case "classes beside a split":
+            write_classes(root, names=("ant", "bee")), split(root, "validation")
+            return "validation, the name of a split, and no train"
+        case "images of no class for the test":
+            split(root, "train"), images(root / "test")
+            return f"test has no class folders.*write data.root={root}/train"
+        case "images of no class":
+            images(root / "x"), (root / "x" / "a.png").rename(root / "a.png"), (root / "x").rmdir()
+            return "0 class folders and 1 images: sort them"
+        case "an archive":
+            (root / "images.zip").write_bytes(b"PK")
+            return "an archive, images.zip: unpack it"
+        case "a folder around it":
+            write_classes(root / "dataset")
+            return f"1 class folder, dataset.*write data.root={root}/dataset"
+        case "splits in the classes":
+            split(root, "ant", ("train", "test")), split(root, "bee", ("train", "test"))
+            return "ant has its own folders for test and train: put the splits first"
+        case "other classes":
+            split(root, "train"), split(root, "val", ("ant", "fly"))
+            return "it alone has fly, training alone has bee"
+        case "one name twice":
+            write_classes(root, names=(COMPOSED, DECOMPOSED))
+            return f"two folders called {COMPOSED}"
+        case "no images of a kind that is read":
+            write_classes(root), (root / "dog").mkdir(), (root / "dog" / "a.HEIC").touch()
+            return "dog is a class folder without images, with 1 .heic"
+        case "a link to a folder above":
+            write_classes(root), (root / "ant" / "more").symlink_to(root / "ant")
+            return "more is a link to a folder that it lies in"
+        case "too few of every class":
+            write_classes(root, count=2)
+            return "no class has more than 2 images"
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["two of one split", "no train", "classes beside a split", "images of no class for the test", "images of no class",
+     "an archive", "a folder around it", "splits in the classes", "other classes", "one name twice",
+     "no images of a kind that is read", "a link to a folder above", "too few of every class"],
+)  # fmt: skip
+def test_a_tree_that_cannot_be_read_is_one_line(kind, tmp_path):
+    said = refused_trees(tmp_path, kind)
+    with pytest.raises(InputError, match=said) as refused:
+        folder(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_left_out_is_counted_and_what_lies_deeper_is_read(tmp_path, capsys):
+    files = write_classes(tmp_path)
+    (tmp_path / "ant" / "2023" / "may").mkdir(parents=True)
+    for k, file in enumerate(files[:5]):
+        file.rename(tmp_path / "ant" / "2023" / "may" / f"{k}.png")
+    for name in (
+        "ant/a.heic",
+        "bee/b.HEIC",
+        "cow/c.txt",
+        "ant/Thumbs.db",
+        "bee/.DS_Store",
+        "cow/._c.png",
+        "labels.csv",
+    ):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "__MACOSX" / "ant").mkdir(parents=True)
+    data = folder(tmp_path)
+    assert (sum(data.sizes.values()), data.num_classes) == (24, 3)
+    said = capsys.readouterr().err
+    assert f"knep: 4 of 28 files in {tmp_path} are left out: 2 .heic, 1 .csv, 1 .txt\n" in said
+    assert "knep: 5 of 24 images lie in folders below that of their class\n" in said
+
+
+def test_folders_beside_the_splits_and_classes_called_like_one_are_told(tmp_path, capsys):
+    split(tmp_path / "a", "train"), split(tmp_path / "a", "extra")
+    write_classes(tmp_path / "b", names=("valid", "invalid"))
+    assert [folder(tmp_path / name).num_classes for name in "ab"] == [2, 2]
+    said = capsys.readouterr().err
+    assert f"left out beside the splits of {tmp_path}/a: extra\n" in said
+    assert "taken for a class, as there is no folder train: valid\n" in said
+
+
+def test_classes_of_both_splits_are_one_however_their_accents_are_written(tmp_path):
+    split(tmp_path, "train", (DECOMPOSED, "caff"))
+    split(tmp_path, "val", (COMPOSED, "caff"))
+    data = folder(tmp_path)
+    assert data.class_names == [COMPOSED, "caff"]  # in the order of the training folder
+    (tmp_path / "val" / COMPOSED / "0.png").unlink()
+    again = folder(tmp_path)
+    assert torch.cat([y for _, y in again.val_dataloader()]).bincount(minlength=2)[0] == 3
+
+
+def test_a_class_with_too_few_images_to_split_is_for_training(tmp_path, capsys):
+    write_classes(tmp_path, names=("ant", "bee"), count=10)
+    before = folder(tmp_path)
+    write_classes(tmp_path, names=("one",), count=1)
+    write_classes(tmp_path, names=("two",), count=2)
+    data = folder(tmp_path)
+    assert data.sizes == before.sizes | {"train": before.sizes["train"] + 3}
+    labels = torch.cat([y for _, y in FolderLoader(data._parts["train"], Batches(data.sizes["train"], 4))])
+    assert labels[labels >= 2].tolist() == [2, 3, 3]
+    assert "2 of 4 classes have too few images to split one off for test and val" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [("bmp", "BMP"), ("tif", "TIFF"), ("TIFF", "TIFF"), ("ppm", "PPM"), ("pgm", "PPM"), ("jfif", "JPEG"),
+     ("jpe", "JPEG"), ("JPG", "PNG"), ("png", "WEBP"), ("bmp", "PNG"), ("tif", "JPEG")],
+)  # fmt: skip
+def test_pictures_of_other_kinds_and_with_another_suffix_are_read(suffix, kind, tmp_path):
+    write_classes(tmp_path)
+    Image.fromarray(corners()).resize((32, 32)).save(tmp_path / "ant" / f"a.{suffix}", kind)
+    assert sum(folder(tmp_path).sizes.values()) == 25
+    x = read_image(tmp_path / "ant" / f"a.{suffix}", 3, 16)
+    assert (x[:, 2, 2].float() - torch.tensor(UPPER_LEFT)).abs().max() < 60
+
+
+def test_a_picture_whose_name_hides_its_kind_is_told_which(tmp_path):
+    Image.fromarray(corners()).save(tmp_path / "a.jpg", "BMP")
+    with pytest.raises(InputError, match=r"a.jpg cannot be read as an image \(no .*\): rename it to .bmp"):
+        read_image(tmp_path / "a.jpg", 3, 8)
+
+
+def png(x, *more):
+    """A PNG of 16 bits of x (H, W) or (H, W, C), with chunks before and behind its pixels."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[x.shape[2] if x.ndim == 3 else 1]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in x)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", x.shape[1], x.shape[0], 16, colour, 0, 0, 0)), *more,
+             (b"IDAT", zlib.compress(rows)), *more, (b"IEND", b"")]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_a_png_with_a_large_profile_or_text_is_read(kind, tmp_path):
+    packed = zlib.compress(b"a" * 5_000_000)
+    body = b"big\0\1\0\0\0" + packed if kind == b"iTXt" else b"big\0\0" + packed
+    (tmp_path / "a.png").write_bytes(png(np.full((8, 8), 0x80FF), (kind, body)))
+    assert check_headers([tmp_path / "a.png"]) == 16
+    assert (read_image(tmp_path / "a.png", 3, 8) == 128).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_numbers_of_twelve_bits_keep_their_upper_eight(channels, tmp_path):
+    x = np.random.default_rng(0).integers(0, 4096, (8, 8, channels))
+    if channels in (2, 4):
+        x[..., -1] = 0xFFFF
+    (tmp_path / "a.png").write_bytes(png(x))
+    assert check_headers([tmp_path / "a.png"]) == 12
+    wanted = x[..., :3] if channels > 2 else x[..., :1].repeat(3, 2)
+    got = read_image(tmp_path / "a.png", 3, 8, bits=12).permute(1, 2, 0).numpy()
+    assert np.array_equal(got, wanted >> 4)
+    assert np.array_equal(read_image(tmp_path / "a.png", 3, 8).permute(1, 2, 0).numpy(), wanted >> 8)
+
+
+def test_the_bits_of_a_data_set_are_those_of_its_largest_number_and_stay_those_of_a_run(tmp_path, capsys):
+    write_classes(tmp_path / "images")
+    for k, name in enumerate(("ant", "bee")):
+        for i in range(4):
+            x = np.full((8, 8), 1000 * (k + 1) + i)
+            (tmp_path / "images" / name / f"wide{i}.png").write_bytes(png(x))
+    bits = [folder(tmp_path / "images", **how).bits for how in ({}, {"limit": 4}, {"cache": tmp_path / "c"})]
+    assert bits == [11, 11, 11]
+    assert capsys.readouterr().err.count("numbers of up to 11 bits") == 3
+    data = folder(tmp_path / "images", cache=tmp_path / "c")
+    assert data.bits == 11
+    assert about({}, data)["bits"] == 11
+    old = ImageFolder(root=str(tmp_path / "images"), size=8, batch_size=4, workers=0, cache=tmp_path / "c")
+    old.keep({})  # of a run from before its checkpoint told them
+    old.prepare()
+    assert old.bits == 16
+    for wrong in (7, 10**400, "12", None, [12]):
+        with pytest.raises(InputError, match="its images have no bits"):
+            old.keep({"bits": wrong})
+    assert "bits" not in about({}, folder(write_classes(tmp_path / "plain")[0].parent.parent))
+
+
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", -3)])
+def test_numbers_that_have_no_range_are_refused(mode, value, tmp_path):
+    Image.new(mode, (8, 8), value).save(tmp_path / "a.tif")
+    with pytest.raises(
+        InputError, match=r"a.tif cannot be read as an image \(it.* numbers .*save it with 8 or 16 bits"
+    ):
+        check_headers([tmp_path / "a.tif"])
+
+
+def test_all_broken_files_are_told_at_once(tmp_path):
+    files = write_classes(tmp_path, size=40)
+    for k, kind in enumerate(("jpg", "png", "gif", "webp", "bmp", "tif", "ppm")):
+        files.append(tmp_path / "ant" / f"cut{k}.{kind}")
+        Image.fromarray(smooth(64, 64)).save(files[-1])
+        files[-1].write_bytes(files[-1].read_bytes()[: files[-1].stat().st_size * 2 // 3])
+    files[1].write_bytes(b"")
+    files[9].write_text("<!DOCTYPE html>")
+    with pytest.raises(
+        InputError, match=r"9 of 31 images are refused: .* and 6 more; all are listed in (\S+): repair"
+    ) as told:
+        folder(tmp_path)
+    (listed,) = re.findall(r"listed in (\S+):", str(told.value))
+    lines = Path(listed).read_text().splitlines()
+    Path(listed).unlink()
+    broken = [files[1], files[9], *files[24:]]
+    assert sorted(line.split(" ")[0] for line in lines) == sorted(map(str, broken))
+
+
+def test_what_follows_the_end_of_a_picture_is_no_fault(tmp_path):
+    for name in ("a.jpg", "a.png", "a.gif"):
+        Image.fromarray(smooth(16, 16)).save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"a film that a telephone adds" * 9)
+    assert check_headers(sorted(tmp_path.iterdir())) is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.png cannot be read as an image \(it is no file\)"):
+        read_image(tmp_path / "a.png", 3, 8)
+
+
 def harm(path):
-    """Keeps the header and cuts the pixels off: the start-up check cannot see it."""
-    path.write_bytes(path.read_bytes()[:60])
+    """Keeps the header and the end, and breaks the pixels between: the start-up check cannot see it."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60] + bytes(len(whole) - 72) + whole[-12:])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

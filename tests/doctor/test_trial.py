@@ -190,7 +190,7 @@ def test_a_loader_that_never_ends_ends_here():
         while True:
             yield torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)
 
-    assert len(batches.gathered(endless(), most=10)) == 10
+    assert len(batches.gathered(endless(), most=10).batches) == 10
 
 
 def test_an_empty_or_failing_loader_is_one_line():

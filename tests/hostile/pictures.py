@@ -54,6 +54,20 @@ def png(width: int, height: int, *more: bytes, colour: int = 2, depth: int = 8, 
     )
 
 
+def tiff(tags: dict[int, int]) -> bytes:
+    """A TIFF of 16 x 16 grey pixels, with these tags in the place of its own."""
+    held = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 273: 200, 277: 1, 278: 16, 279: 256} | tags
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(held.items()))
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(held)) + rows + bytes(4)
+    return head.ljust(200, b"\0") + bytes(256)
+
+
+def bmp(width: int, height: int, depth: int = 24, packing: int = 0) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, depth, packing, 0, 0, 0, 0, 0)
+    table = bytes(4 << depth) if depth <= 8 else b""
+    return b"BM" + struct.pack("<IHHI", 100, 0, 0, 54 + len(table)) + head + table + b"\0\1"
+
+
 def zeros(size: int) -> bytes:
     return bomb(b"", size)
 
@@ -69,13 +83,18 @@ def within(kind: str, mode: str = "RGB", side: int = 7900, **options: Any) -> Ca
     return make
 
 
-def large(kind: str, mode: str = "RGB", **options: Any) -> Attack:
-    """It may be read or refused: what counts is the memory that it takes."""
+def large(kind: str, mode: str = "RGB", deep: bool = False, **options: Any) -> Attack:
+    """It may be read or refused: what counts is the memory that it takes. deep: a PNG of 16 bits a colour."""
 
     def build(place: Place) -> list[str]:
         root = folder(place)
-        suffix = {"JPEG": "jpg"}.get(kind, kind.lower())
-        (root / "ant" / f"large.{suffix}").write_bytes(within(kind, mode, **options)(place))
+        suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
+        made = (
+            png(4900, 4900, depth=16, data=zlib.compress(bytes(4900 * (1 + 6 * 4900)), 1))
+            if deep
+            else within(kind, mode, **options)(place)
+        )
+        (root / "ant" / f"large.{suffix}").write_bytes(made)
         return arguments(root)
 
     return Attack("read", build, tamed=lambda place, outcome: "", refusal=True, heavy=True)
@@ -150,6 +169,23 @@ ATTACKS = {
     "picture: JPEG of 65500 a side": picture(
         lambda p: within("JPEG", side=16)(p).replace(struct.pack(">HH", 16, 16), b"\xff\xdc\xff\xdc", 1), "j.jpg"
     ),
+    "picture: TIFF of terabytes by its name": picture(lambda p: b"II*\0\x08\0\0\0" + b"\xff" * 64, "t.tif"),
+    "picture: TIFF of 60000 a side": picture(lambda p: tiff({256: 60_000, 257: 60_000}), "t.tif"),
+    "picture: TIFF of a tile of 60000 a side": picture(
+        lambda p: tiff({322: 60_000, 323: 60_000, 324: 8, 325: 64, 259: 5}), "t.tif"
+    ),
+    "picture: TIFF whose directory is 65535 entries of a megabyte": picture(
+        lambda p: b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHII", 700, 1, 1 << 20, 0) * 65535, "t.tif"
+    ),
+    "picture: TIFF whose strip lies nowhere": picture(lambda p: tiff({273: 1 << 31, 279: 1 << 30}), "t.tif"),
+    "picture: TIFF of fractions": picture(within("TIFF", "F", side=16), "t.tif"),
+    "picture: BMP of 2 billion a side": picture(lambda p: bmp(2**31 - 1, 2**31 - 1), "b.bmp"),
+    "picture: BMP of 2 billion upside down": picture(lambda p: bmp(16, -(2**31)), "b.bmp"),
+    "picture: BMP packed to nothing": picture(lambda p: bmp(7900, 7900, 8, 1), "b.bmp"),
+    "picture: PPM of 60000 a side": picture(lambda p: b"P6 60000 60000 255\n", "p.ppm"),
+    "picture: PPM of a number without end": picture(lambda p: b"P6 " + b"9" * 100_000, "p.ppm"),
+    "picture: PPM of text that ends early": picture(lambda p: b"P3 7900 7900 255\n1 2", "p.ppm"),
+    "picture: PostScript by a TIFF's name": picture(lambda p: b"%!PS-Adobe-3.0\n%%BoundingBox: 0 0 9 9\n", "e.tif"),
     "picture: empty": picture(lambda p: b""),
     "picture: large PNG": large("PNG"),
     "picture: large PNG with transparency": large("PNG", "RGBA"),
@@ -157,6 +193,13 @@ ATTACKS = {
     "picture: large PNG of 16 bits": large("PNG", "I;16"),
     "picture: large PNG of a palette": large("PNG", "P", transparency=0),
     "picture: large PNG with a transparent colour": large("PNG", "RGB", transparency=(0, 0, 0)),
+    "picture: large PNG of 48 bits": large("PNG", deep=True),
+    "picture: large TIFF": large("TIFF"),
+    "picture: large TIFF, packed": large("TIFF", compression="tiff_lzw"),
+    "picture: large TIFF of four colours": large("TIFF", "CMYK"),
+    "picture: large TIFF of 32 bits": large("TIFF", "I"),
+    "picture: large BMP": large("BMP"),
+    "picture: large PPM": large("PPM"),
     "picture: large GIF": large("GIF", "P"),
     "picture: large GIF with transparency": large("GIF", "P", transparency=0),
     "picture: large WebP": large("WEBP", quality=1, method=0),
