@@ -64,16 +64,16 @@ def refuse_without_validation(choices: Mapping[str, str], config: Mapping[str, A
     trainer, watchers = config["trainer"], validation_watchers(config)
     if not watchers or trainer.get("fast_dev_run"):
         return
-    slot, monitor = next(iter(watchers.items()))
-    said = f"{slot}={choices[slot]}" if slot in choices else slot
+    said = " and ".join(f"{slot}={choices[slot]}" if slot in choices else slot for slot in watchers)
+    without = " ".join(f"{slot}=none" for slot in watchers)
     limit, every, epochs = (trainer.get(k) for k in ("limit_val_batches", "check_val_every_n_epoch", "max_epochs"))
     if limit is not None and limit == 0:
         raise InputError(
-            f"trainer.limit_val_batches={limit} contradicts {said}, which watches {monitor}: write {slot}=none, or "
-            "trainer.limit_val_batches=null"
+            f"trainer.limit_val_batches={limit} contradicts {said}, of which each needs a validation: write "
+            f"{without}, or trainer.limit_val_batches=null"
         )
     if isinstance(every, int) and isinstance(epochs, int) and 0 < epochs < every:
         raise InputError(
-            f"trainer.check_val_every_n_epoch={every} contradicts {said}, which watches {monitor}: the "
-            f"{epochs} epochs end before the first validation, write trainer.check_val_every_n_epoch={epochs} or less"
+            f"trainer.check_val_every_n_epoch={every} contradicts {said}: the run of {epochs} epochs ends before its "
+            f"first validation, write trainer.check_val_every_n_epoch={epochs} or less, or {without}"
         )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import nn
@@ -335,6 +336,67 @@ def test_stopping_without_validation_data_is_refused(tmp_path):
     module = recipe.lightning(mlp(), 2, images=loaders()[0])
     with pytest.raises(InputError, match="stopping=none"):
         recipe.trainer(1, default_root_dir=tmp_path, **QUIET).fit(module, loaders()[0])
+
+
+def test_plateau_steps_once_a_validation(tmp_path):
+    class Rates(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    seen: list[float] = []
+    recipe = knep.load("none", ["optimizer=none", "scheduler=plateau", "scheduler.patience=1"])
+    more = {"check_val_every_n_epoch": 2, "callbacks": Rates(), "default_root_dir": tmp_path}
+    train, val = loaders()
+    recipe.trainer(9, **more, **QUIET).fit(recipe.lightning(mlp(), 2), train, val)
+    # The weights stand still: the first validation is the best, the second is borne, the third (epoch 6) lowers it.
+    assert seen == [pytest.approx(1.0)] * 6 + [pytest.approx(0.3)] * 3
+
+
+def test_plateau_lowers_the_rate_where_an_accuracy_does_not_rise():
+    recipe = knep.load("none", ["scheduler=plateau", "scheduler.monitor=val/acc", "scheduler.patience=0"])
+    optimizer = recipe.optimizer(mlp())
+    schedule = recipe.scheduler(optimizer, 100, 10)
+    rates = []
+    for acc in (0.5, 0.6, 0.7, 0.7):
+        schedule.step(acc)  # type: ignore[arg-type]
+        rates.append(optimizer.param_groups[0]["lr"] / recipe.lr)
+    assert rates == [pytest.approx(r) for r in (1, 1, 1, 0.3)]
+
+
+@pytest.mark.parametrize("slot", ["stopping=early", "averaging=soup", "scheduler=plateau"])
+def test_a_metric_that_nobody_logs_is_refused_before_the_first_step(slot, tmp_path):
+    name = slot.partition("=")[0]
+    recipe = knep.load("none", [slot, f"{name}.monitor=val/missed"])
+    module = recipe.lightning(mlp(), 2)
+    with pytest.raises(InputError, match="write one of val/loss, val/acc"):
+        recipe.trainer(1, default_root_dir=tmp_path, **QUIET).fit(module, *loaders())
+
+
+def test_a_module_of_ones_own_may_log_what_is_watched(tmp_path):
+    class Own(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.steps = mlp(), 0
+
+        def training_step(self, batch, batch_idx):
+            self.steps += 1
+            return self.model(batch[0]).logsumexp(1).mean()
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/spread", self.model(batch[0]).std())
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def fit(monitor):
+        module = Own()
+        recipe = knep.load("none", ["stopping=early", f"stopping.monitor={monitor}"])
+        recipe.trainer(1, default_root_dir=tmp_path, **QUIET).fit(module, *loaders())
+        return module
+
+    assert fit("val/spread").steps == 8
+    with pytest.raises(InputError, match="name one of val/spread"):
+        fit("val/missed")
 
 
 def test_scaling_left_to_the_loader_is_said():

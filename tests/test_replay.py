@@ -144,3 +144,11 @@ def test_the_first_bad_layer_is_named(broken, place):
         model(torch.randn(3, 4)).sum().backward()
     assert [row.path for row in table.rows] == ["0", "1", "2", "model"]
     assert table.place() == place
+
+
+def test_a_step_of_a_short_window_is_repeated_with_its_scale(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        main([*RUN, "accumulate=20", f"hydra.run.dir={folder}"])  # of which an epoch has 10
+    assert checkpoint.read(folder / "blackbox.pt")["scale"] == 2.0
+    assert replay(folder / "blackbox.pt").same

@@ -7,10 +7,11 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from torch import nn
 
 from knep.recipes.averaging import Ema, Ensemble, Soup, Swa
+from knep.recipes.stopping import Early
 
 BATCHES, EPOCHS = 5, 4
 
@@ -56,19 +57,18 @@ def data():
     return torch.utils.data.DataLoader(list(zip(x, y, strict=True)), batch_size=16)
 
 
-def fit(callback, folder, **more):
+def fit(callback, folder, callbacks=(), **more):
     module = Net()
     best = ModelCheckpoint(folder, filename="best", monitor="val/loss")
     trainer = L.Trainer(
         accelerator="cpu",
-        max_epochs=EPOCHS,
-        callbacks=[callback, best],
+        callbacks=[callback, *callbacks, best],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
-        **more,
+        **{"max_epochs": EPOCHS, **more},
     )
     trainer.fit(module, data(), data())
     return module, trainer, best
@@ -134,6 +134,80 @@ def _ensemble():
     assert result.loss == pytest.approx(-mean[torch.arange(40), y].log().mean().item(), rel=1e-5)
     assert result.member_acc == [pytest.approx((m(x).argmax(1) == y).float().mean().item()) for m in (a, b)]
     assert Ensemble(members=5).members == 5
+
+
+def averaged_steps(module, first):
+    """The mean of the weights after each step from the `first` (from 1) on."""
+    return torch.stack(module.trained[first - 1 :]).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "first", "said"),
+    [
+        ({"max_epochs": 2}, 8, "3 steps"),  # 10 steps: the last quarter begins after step 7.5
+        ({"max_steps": 13}, 10, "4 steps"),
+        ({"max_epochs": -1, "max_steps": 17}, 13, "5 steps"),
+    ],
+)
+def test_swa_takes_the_last_part_of_the_run_as_it_is_limited(limits, first, said, tmp_path):
+    swa = Swa()
+    module, _, _ = fit(swa, tmp_path, **limits)
+    close(weights(module.model), averaged_steps(module, first))
+    assert swa.said == said
+
+
+def test_swa_takes_the_last_part_of_the_time(tmp_path, monkeypatch):
+    swa = Swa()
+    steps = lambda timer, stage=None: float(module_of[0].global_step) if module_of else 0.0  # noqa: E731
+    module_of = []
+    monkeypatch.setattr(Timer, "time_elapsed", steps)
+    monkeypatch.setattr(Net, "on_train_start", lambda self: module_of.append(self), raising=False)
+    module, trainer, _ = fit(swa, tmp_path, max_epochs=100, max_time={"seconds": 12})  # a second a step
+    assert trainer.global_step == 12
+    close(weights(module.model), averaged_steps(module, 9))
+
+
+def test_an_average_of_nothing_is_said(tmp_path, capsys):
+    stop = L.pytorch.callbacks.EarlyStopping("val/loss", patience=1, stopping_threshold=100.0)  # after epoch 1
+    swa = Swa(start=0.5)
+    fit(swa, tmp_path, callbacks=[stop])
+    assert "averaging: nothing" in capsys.readouterr().out
+    assert "begins in epoch 3" in swa.said
+    soup = Soup(k=2)
+    fit(soup, tmp_path, max_steps=3)
+    assert "averaging: nothing" in capsys.readouterr().out
+    assert "before its first validation" in soup.said
+
+
+def test_what_early_stopping_goes_back_to_is_said(tmp_path):
+    swa = Swa(start=0.5)
+    _, _, best = fit(swa, tmp_path, callbacks=[Early()])
+    epoch = torch.load(best.best_model_path, weights_only=True)["epoch"]
+    assert (swa.count, "nothing" in swa.said) == (max(0, epoch - 1), epoch < 3)
+
+
+def test_early_stopping_leaves_a_soup(tmp_path):
+    soup = Soup(k=2)
+    module, _, _ = fit(soup, tmp_path, callbacks=[Early()])
+    kept = [int(Path(p).stem.removeprefix("soup_")) for _, p in soup.state_dict()["kept"]]
+    close(weights(module.model), sum(module.trained[step - 1] for step in kept) / 2)
+    assert soup.said == "2 checkpoints"
+
+
+@pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_layers_that_compute_their_weight_are_averaged(old, tmp_path, monkeypatch):
+    made = Net.__init__
+
+    def with_old(self):
+        made(self)
+        self.model[0] = old(self.model[0])
+
+    monkeypatch.setattr(Net, "__init__", with_old)
+    module, _, _ = fit(Swa(start=0.5), tmp_path)
+    close(weights(module.model), (module.trained[3 * BATCHES - 1] + module.trained[-1]) / 2)
+    module.eval()
+    module.model(torch.zeros(2, 4))  # the weight is computed from what was averaged
 
 
 ROWS = {"ema": _ema, "swa": _swa, "soup": _soup, "ensemble": _ensemble}

@@ -31,7 +31,7 @@ class Crafted(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(curve, folder, **hp):
+def fit(curve, folder, check_val_every_n_epoch=1, **hp):
     module = Crafted(curve)
     best = ModelCheckpoint(folder, filename="best", monitor="val/loss")
     trainer = L.Trainer(
@@ -42,6 +42,7 @@ def fit(curve, folder, **hp):
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        check_val_every_n_epoch=check_val_every_n_epoch,
         default_root_dir=folder,
     )
     loader = torch.utils.data.DataLoader(torch.zeros(1, 1))
@@ -87,6 +88,11 @@ def test_it_does_not_stop_while_it_improves(tmp_path):
 def test_bad_values_are_refused(hp, message):
     with pytest.raises(ValueError, match=message):
         Early(**hp)
+
+
+def test_patience_counts_validations(tmp_path):
+    curve = [9.0, 1.0, 9.0, 1.5, 9.0, 1.5, 9.0, 1.5, 9.0, 1.5]  # validated in every second epoch: best in the first
+    assert fit(curve, tmp_path, patience=2, check_val_every_n_epoch=2) == (6, 2.0)
 
 
 def test_a_run_that_ends_inside_an_epoch_has_nothing_to_compare(tmp_path):
