@@ -15,6 +15,7 @@ from knep.compose import plain
 from knep.errors import InputError, RunFailed
 from knep.files import discard
 from knep.resume import find_begun, find_ended, resumes, root_of
+from knep.run_names import link_job, name_job
 from knep.safe import take_allowed
 from knep.slurm import requeue
 from knep.sweep import Outcomes
@@ -65,12 +66,15 @@ class Sweep:
     def job(self, cfg: Any) -> float:
         fresh, config, choices, lines = _job(cfg)
         self._folder = Path(HydraConfig.get().sweep.dir)
+        own = self._taken.own(lines)
+        name_job(fresh, own)
         if not resumes(config, sweep=True):
             return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
         root = root_of(self._folder)
         ended, begun = find_ended(config, root), find_begun(config, root)
         if ended or begun:
             discard(fresh)
+            link_job(fresh, own, Path(ended["folder"]) if ended else begun)
         if ended:
             print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
             return self._taken.take(fresh, lambda: ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -61,13 +62,18 @@ class Outcomes:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "sweep.csv", text.getvalue())
         _print(self.rows)
+        print(f"look at it: tensorboard --logdir {shlex.quote(str(folder))}")
         if self.failed:
             print(f"knep: {self.failed} of {len(self.jobs)} jobs did not end; the same command again runs only those")
 
+    def own(self, lines: Sequence[str]) -> list[str]:
+        """Of a job's lines those that not every job has."""
+        same = set.intersection(*(set(job) for job in self.jobs)) if len(self.jobs) > 1 else set()
+        return [line for line in lines if line not in same]
+
     def _add(self, summary: dict[str, Any]) -> None:
         number = len(self.rows)
-        same = set.intersection(*(set(job) for job in self.jobs)) if len(self.jobs) > 1 else set()
-        own = " ".join(line for line in self.jobs[number] if line not in same)
+        own = " ".join(self.own(self.jobs[number]))
         reason = " ".join(str(summary.get("reason", "")).split())
         self.rows.append(summary | {"job": number, "overrides": own, "reason": reason})
 
