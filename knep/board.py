@@ -16,6 +16,7 @@ from knep.listing import CONF
 from knep.run_names import events_folder
 
 _CURVES = ("train/", "val/")
+WHOLE = "whole_run"  # sorts last, as it should: TensorBoard unfolds the first two groups alone
 _SESSION = ".hparams"  # ends the file that holds them: a run that goes on writes another one
 
 
@@ -39,7 +40,7 @@ class Board(TensorBoardLogger):
     def log_end(self, numbers: Mapping[str, float], step: int) -> None:
         """The numbers of the whole run: val/ ends its curves, with the weights that were kept; others are points."""
         for name, value in numbers.items():
-            self.experiment.add_scalar(name if name.startswith("val/") else f"whole_run/{name}", value, step)
+            self.experiment.add_scalar(name if name in ("val/acc", "val/loss") else f"{WHOLE}/{name}", value, step)
 
     @rank_zero_only
     def log_session(self, values: Mapping[str, Any], step: int) -> None:
@@ -63,7 +64,8 @@ def _plain(value: Any) -> float | int | str:
     """A value as TensorBoard takes it, which has no null and takes text for HTML."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    return {True: "true", False: "false", None: "null"}.get(value) or escape(str(value), quote=False)
+    words = {True: "true", False: "false", None: "null"}
+    return words[value] if value is None or isinstance(value, bool) else escape(str(value), quote=False)
 
 
 def session(config: Mapping[str, Any], choices: Mapping[str, str], lines: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from knep.board import Board, session
+from knep.board import WHOLE, Board, session
 from knep.evaluate import Evaluation, Mistake
 from knep.text import shortened
 
@@ -77,8 +77,8 @@ def show(
     choices: group -> option; lines: the override lines; step: optimizer steps of the run.
     """
     writer = board.experiment
-    writer.add_figure("test/confusion", confusion_figure(result.confusion_KK, names), step)
-    writer.add_figure("test/most_confident_mistakes", mistakes_figure(result.mistakes, names), step)
+    writer.add_figure(f"{WHOLE}/test/confusion", confusion_figure(result.confusion_KK, names), step)
+    writer.add_figure(f"{WHOLE}/test/most_confident_mistakes", mistakes_figure(result.mistakes, names), step)
     # TensorBoard takes text for Markdown, which takes HTML for HTML.
     text = escape(OmegaConf.to_yaml(OmegaConf.create(dict(config))), quote=False)
     writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), step)

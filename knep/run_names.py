@@ -13,7 +13,7 @@ _LONGEST = 120
 
 
 def events_folder(folder: Path) -> str:
-    """The name of the folder of events within a run's: "optimizer.lr=0.1,dropout=none" for a sweep's job that
+    """The name of the folder of events within a run's: "lr=0.1,dropout=none" for a sweep's job that
     `name_job` has named, "tensorboard" for any other run.
     """
     return min((p.name for p in _named(folder) if not p.is_symlink()), default=EVENTS)
@@ -45,7 +45,11 @@ def link_job(folder: Path, own: Sequence[str], ran: Path) -> None:
 
 
 def _name(own: Sequence[str]) -> str:
-    return _UNFIT.sub("_", ",".join(own))[:_LONGEST] or EVENTS
+    keys, values = [line.partition("=")[0].lstrip("+") for line in own], [line.partition("=")[2] for line in own]
+    last = [key.rpartition(".")[2] for key in keys]
+    short = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
+    told = ",".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
+    return _UNFIT.sub("_", told)[:_LONGEST] or EVENTS
 
 
 def _named(folder: Path) -> list[Path]:
