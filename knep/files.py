@@ -52,6 +52,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """12 hex digits that name what a run computes: two runs with the same hash do the same."""
     kept = {k: v for k, v in config.items() if k not in NOT_HASHED}
     kept["data"] = {k: v for k, v in config.get("data", {}).items() if k != "write_cache"}
+    if "trainer" in config:  # a key that came later, and asks for nothing while it is null
+        kept["trainer"] = {k: v for k, v in config["trainer"].items() if (k, v) != ("limit_test_batches", None)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

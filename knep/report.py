@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.board import Board
-from knep.evaluate import evaluate
+from knep.evaluate import batches_of, evaluate
 from knep.figures import show
 from knep.files import config_hash, write_summary
 from knep.listing import recipe_choices
@@ -85,8 +85,8 @@ def after(
     """Validates the final weights, reads the test split once, writes and prints what came out, and draws it where
     figures are asked for."""
     modules = [m.module for m in members]
-    val = evaluate(modules, data.val_dataloader(), data.num_classes, mirrored=config["test_flip"])
-    test = evaluate(modules, data.test_dataloader(), data.num_classes, mirrored=config["test_flip"])
+    val = evaluate(modules, batches_of(config, data, "val"), data.num_classes, mirrored=config["test_flip"])
+    test = evaluate(modules, batches_of(config, data, "test"), data.num_classes, mirrored=config["test_flip"])
     low, high = test.interval()
     parameters = sum(p.numel() for m in modules for p in m.model.parameters())
     best = members[0].best

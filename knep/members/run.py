@@ -10,7 +10,7 @@ from typing import Any
 
 from knep import checkpoint, report
 from knep.errors import RunFailed
-from knep.evaluate import evaluate
+from knep.evaluate import batches_of, evaluate
 from knep.files import write_summary
 from knep.fit import about
 from knep.member import Member as Single
@@ -101,7 +101,8 @@ def _alone(config: Mapping[str, Any], data: Any, place: Path, header: Sequence[s
     found: dict[str, Any] = {"findings": list(fitted.findings)} if "doctor" in config else {}
     if fitted.stopped_by:
         found["stopped_by"] = fitted.stopped_by
-    for split, batches in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+    for split in ("val", "test"):
+        batches = batches_of(config, data, split)
         measured = evaluate([fitted.module], batches, data.num_classes, keep=0, mirrored=config["test_flip"])
         found |= {f"{split}/acc": measured.acc, f"{split}/loss": measured.loss}
     ended = {"status": "stopped_early" if fitted.stopped_early or fitted.stopped_by else "finished"}
