@@ -12,24 +12,31 @@ _UNFIT = re.compile(r"[^\w.,=+@-]", re.ASCII)  # in a folder's name, or where Te
 _LONGEST = 120
 
 
+# Run folder -> the name of its events, of jobs that this process runs.
+_names: dict[Path, str] = {}
+
+
 def events_folder(folder: Path) -> str:
-    """The name of the folder of events within a run's: "lr=0.1,dropout=none" for a sweep's job that
-    `name_job` has named, "tensorboard" for any other run.
+    """The name of the folder of events within a run's: "lr=0.1,dropout=none" for a sweep's job that `name_job` has
+    named, now or when it began, "tensorboard" for any other run.
     """
-    return min((p.name for p in _named(folder) if not p.is_symlink()), default=EVENTS)
+    run = folder.parent if folder.name.startswith("member_") else folder
+    there = min((p.name for p in _named(folder) if not p.is_symlink()), default=EVENTS)
+    return _names.get(run.resolve(), there)
 
 
 def name_job(folder: Path, own: Sequence[str]) -> None:
-    """Makes the folder of events of a job that is to run in `folder`, or gives the one that is there its name.
+    """Gives the events of a job that is to run in `folder` its name, those of its earlier life too.
 
     own: the override lines by which it differs from the other jobs of its sweep.
     """
     _unlink(folder)  # else the events would land in the run of an earlier sweep
-    before, now = folder / events_folder(folder), folder / _name(own)
-    if before.exists():
-        before.rename(now)
-    else:
-        now.mkdir(parents=True)
+    _names.pop(folder.resolve(), None)
+    for place in (folder, *folder.glob("member_*")):
+        before, now = place / events_folder(place), place / _name(own)
+        if before.is_dir() and not now.exists():
+            before.rename(now)
+    _names[folder.resolve()] = _name(own)
 
 
 def link_job(folder: Path, own: Sequence[str], ran: Path) -> None:

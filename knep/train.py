@@ -121,12 +121,13 @@ def run(
     from knep.events import writers_quiet
     from knep.files import failures_told
     from knep.lock import held
+    from knep.run_log import logged
     from knep.signals import Interrupted, heard
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return _fit(config, folder, choices, overrides, figures)
     began = time.perf_counter()
-    with held(folder), failures_told(folder, report.identity(config)), writers_quiet():
+    with held(folder), logged(folder, overrides), failures_told(folder, report.identity(config)), writers_quiet():
         try:
             with heard():
                 return _fit(config, folder, choices, overrides, figures)
