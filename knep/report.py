@@ -152,4 +152,4 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     wide = None if sys.stdout.isatty() else 1000  # a file or a pipe has no edge
-    Console(soft_wrap=True, highlight=False, width=wide).print(table)
+    Console(soft_wrap=True, highlight=False, width=wide, force_jupyter=False).print(table)
