@@ -72,9 +72,10 @@ class Sweep:
             return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
         root = root_of(self._folder)
         ended, begun = find_ended(config, root), find_begun(config, root)
-        if ended or begun:
+        ran = Path(ended["folder"]) if ended else begun
+        if ran is not None:
             discard(fresh)
-            link_job(fresh, own, Path(ended["folder"]) if ended else begun)
+            link_job(fresh, own, ran)
         if ended:
             print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
             return self._taken.take(fresh, lambda: ended)

@@ -84,7 +84,8 @@ def fit_member(
     start, changed = _resume_from(cfg, folder, module, trainer)
     if seed == cfg["seed"]:
         header = [*header, capacity(parameters, data.sizes["train"]), *_levers(cfg, trainer, wrong, kept)]
-    trainer.progress_bar_callback.header = [*header, *changed]
+    bar: Any = trainer.progress_bar_callback
+    bar.header = [*header, *changed]
     interrupted = 0
     try:
         with quick_checks(), deaths_named(trainer):
