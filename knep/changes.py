@@ -37,6 +37,7 @@ _HARMLESS = (
     "resume",
     "slurm.*",
     "threads",
+    "trainer.limit_test_batches",
 )
 # Rebuilt from the config when a run goes on, or put back by `Apply`.
 _APPLIED = (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from knep import predict
 from knep.cli_errors import one_line
 from knep.doctor import command
 from knep.errors import InputError
@@ -59,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         study.add_argument("words", nargs="*", metavar="KEY=VALUE")
         study.set_defaults(run=_study, study=name)
     command.add_to(commands)
+    evaluate = commands.add_parser("evaluate", help="a run, tested again: knep evaluate RUN")
+    evaluate.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
+    evaluate.add_argument("--split", choices=("val", "test"), default="test")
+    evaluate.add_argument("--mirrored", action="store_true", help="average each image with its mirror, as test_flip")
+    evaluate.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
+    evaluate.set_defaults(run=_evaluate)
+    predict.add_to(commands)
     export = commands.add_parser("export", help="a run's model for other programs: knep export RUN model.safetensors")
     export.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     export.add_argument("file", type=Path, help="ends in .safetensors, .onnx or .pt2")
@@ -83,7 +92,7 @@ _STUDIES = {
     "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
     "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
 }
-_COMMANDS = ("ls", "show", "cp", "plan", "doctor", *_STUDIES, "export", "import-unsafe", "train")
+_COMMANDS = ("ls", "show", "cp", "plan", "doctor", *_STUDIES, "evaluate", "predict", "export", "import-unsafe", "train")
 
 
 def _study(args: argparse.Namespace) -> None:
@@ -172,6 +181,20 @@ def _cp(args: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         print(target)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from knep.safe import allow
+    from knep.text import shown
+
+    for name in args.allow:
+        allow(name)
+    if not args.source.exists():
+        raise InputError(f"{shown(args.source)} is missing: give a run folder or a .ckpt file")
+
+    from knep.evaluate import retest  # brings torch
+
+    print(json.dumps(retest(args.source, args.split, args.mirrored), indent=2))
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -323,6 +323,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise InputError(
             "trainer.limit_train_batches=0 leaves nothing to train on: write a number of batches or a share"
         )
+    if "trainer.limit_test_batches" in present and config["trainer"]["limit_test_batches"] == 0:
+        raise InputError("trainer.limit_test_batches=0 leaves nothing to test on: write a number of batches or a share")
     if not isinstance(config["accumulate"], int) or isinstance(config["accumulate"], bool) or config["accumulate"] < 1:
         raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
     if not 0 < config["layer_decay"] <= 1:

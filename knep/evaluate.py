@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from itertools import islice
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from knep.errors import InputError
 from knep.fit import build_module
 from knep.recipe import SLOTS
 from knep.room import check_model
-from knep.safe import check_targets
+from knep.safe import check_targets, instantiate
+from knep.sealed import read_again
 
 _FACTS = {"config": dict, "num_classes": int, "channels": int, "image_size": int, "class_names": list}
 _PIXELS = 1 << 28
@@ -91,6 +93,31 @@ def evaluate(
         raise InputError("there is not one image to evaluate on")
     table = confusion.compute().cpu()
     return Evaluation(loss / images, right / images, images, [a / images for a in each], table, mistakes)
+
+
+def batches_of(config: Mapping[str, Any], data: Any, split: str) -> Iterable[tuple[Tensor, Tensor]]:
+    """What a run measures of `val` or `test` at its end: all, or as much as the trainer's limits leave.
+
+    limit_test_batches and fast_dev_run count batches of data.batch_size images, or a share of the images;
+    limit_val_batches those that the validations have, which are larger. Without validation (0) all is measured.
+    """
+    batches = getattr(data, f"{split}_dataloader")()
+    trainer = config["trainer"]
+    quick = int(trainer["fast_dev_run"])
+    limit = quick or trainer.get(f"limit_{split}_batches")
+    if not limit:
+        return batches
+    if split == "val" and not quick:
+        return islice(batches, limit if isinstance(limit, int) else max(1, int(limit * len(batches))))
+    return _first(batches, limit * data.batch_size if isinstance(limit, int) else ceil(limit * data.sizes[split]))
+
+
+def _first(batches: Iterable[tuple[Tensor, Tensor]], images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in batches:
+        yield x[:images], y[:images]
+        images -= len(y)
+        if images <= 0:
+            return
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
@@ -180,3 +207,27 @@ def load_members(run: Path) -> list[Any]:
         if not (checkpoints / "final.ckpt").is_file() and (checkpoints / "best.ckpt").is_file():
             raise InputError(f"{folder} did not finish: resume it with ckpt={run}, or give {checkpoints / 'best.ckpt'}")
     return [load_module(folder / "checkpoints" / "final.ckpt") for folder in folders]
+
+
+def retest(run: Path, split: str, mirrored: bool) -> dict[str, Any]:
+    """What a finished run reaches on `val` or `test`, all of it; a look at `test` is counted in its summary.
+
+    mirrored: also where the run had no test_flip.
+    """
+    from knep.data.find import only_reads
+
+    members = load_members(run)
+    # Where to find the data the checkpoint says; it has no say in what is written.
+    config = members[0].about["config"]
+    node = config["data"]
+    data = only_reads(instantiate(node | {"cache": False} if "cache" in node else node))
+    if hasattr(data, "keep"):
+        data.keep(members[0].about)
+    data.prepare()
+    batches = data.val_dataloader() if split == "val" else data.test_dataloader()
+    result = evaluate(members, batches, data.num_classes, mirrored=mirrored or config.get("test_flip", False))
+    if split == "test":
+        read_again(run)
+    low, high = result.interval()
+    numbers = {"acc": result.acc, "acc_low": low, "acc_high": high, "loss": result.loss, "images": result.images}
+    return {f"{split}/{name}": value for name, value in numbers.items()}

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from knep.board import WHOLE, Board, session
 from knep.evaluate import Evaluation, Mistake
 from knep.text import shortened
 
@@ -61,41 +62,26 @@ def mistakes_figure(mistakes: Sequence[Mistake], names: Sequence[str]) -> Any:
     return figure
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested config as dotted keys with scalar values, for the HParams tab."""
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{path}.")
-        else:
-            out[path] = value if isinstance(value, (int, float, bool, str)) else str(value)
-    return out
-
-
 def show(
-    logger: Any,
+    board: Board,
     config: Mapping[str, Any],
     choices: Mapping[str, str],
+    lines: Sequence[str],
     result: Evaluation,
     names: Sequence[str],
     metrics: Mapping[str, float],
     step: int,
 ) -> None:
-    """Writes figures, config and HParams with the final metrics to a TensorBoardLogger.
+    """Writes figures, config, hyper-parameters and the final metrics.
 
-    choices: group -> option, shown as hyper-parameters of their own. step: optimizer steps of the run.
+    choices: group -> option; lines: the override lines; step: optimizer steps of the run.
     """
-    board = logger.experiment
-    board.add_figure("test/confusion", confusion_figure(result.confusion_KK, names), step)
-    board.add_figure("test/most_confident_mistakes", mistakes_figure(result.mistakes, names), step)
+    writer = board.experiment
+    writer.add_figure(f"{WHOLE}/test/confusion", confusion_figure(result.confusion_KK, names), step)
+    writer.add_figure(f"{WHOLE}/test/most_confident_mistakes", mistakes_figure(result.mistakes, names), step)
     # TensorBoard takes text for Markdown, which takes HTML for HTML.
     text = escape(OmegaConf.to_yaml(OmegaConf.create(dict(config))), quote=False)
-    board.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), step)
-    values = {
-        k: escape(v, quote=False) if isinstance(v, str) else v
-        for k, v in flat(config).items()
-        if not k.endswith(("_target_", "_partial_"))
-    }
-    logger.log_hyperparams({**choices, **values}, {f"final/{k}": v for k, v in metrics.items()}, step=step)
-    logger.finalize("success")
+    writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), step)
+    board.log_end(metrics, step)
+    board.log_session(session(config, choices, lines), step)
+    board.finalize("success")

@@ -16,11 +16,12 @@ from omegaconf import OmegaConf
 
 from knep.errors import InputError, RunFailed
 from knep.lock import held
+from knep.run_names import events_folder
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Where a run lies and how it is watched does not change what it computes.
-_NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint", "resume", "slurm")
+NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint", "resume", "slurm")
 
 
 def sync_folder(folder: Path) -> None:
@@ -49,8 +50,10 @@ def write_atomic(path: Path, text: str) -> None:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """12 hex digits that name what a run computes: two runs with the same hash do the same."""
-    kept = {k: v for k, v in config.items() if k not in _NOT_HASHED}
+    kept = {k: v for k, v in config.items() if k not in NOT_HASHED}
     kept["data"] = {k: v for k, v in config.get("data", {}).items() if k != "write_cache"}
+    if "trainer" in config:  # a key that came later, and asks for nothing while it is null
+        kept["trainer"] = {k: v for k, v in config["trainer"].items() if (k, v) != ("limit_test_batches", None)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -158,13 +161,14 @@ def discard(folder: Path) -> None:
     """
     if not folder.is_dir() or (folder / "checkpoints").exists():
         return
+    board = folder / events_folder(folder)
     with contextlib.suppress(InputError), held(folder):
         for name in (*_IDENTITY, "train.log", "metrics.csv", "summary.json"):
             (folder / name).unlink(missing_ok=True)
-        for events in (*(folder / "tensorboard").glob("events.out.*"), folder / "tensorboard" / "hparams.yaml"):
+        for events in (*board.glob("events.out.*"), board / "hparams.yaml"):
             events.unlink(missing_ok=True)
-    if (folder / "tensorboard").is_dir() and not any((folder / "tensorboard").iterdir()):
-        (folder / "tensorboard").rmdir()
+    if board.is_dir() and not any(board.iterdir()):
+        board.rmdir()
     for empty in (folder, folder.parent):
         try:
             empty.rmdir()

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from knep.board import Board
 from knep.checkpoint import WholeCheckpoints
 from knep.distributed import watch
 from knep.errors import InputError
@@ -146,7 +146,7 @@ def build_trainer(
     stop = StopOnSignal()
     keeper = Keeper(cfg["checkpoint"]["every"], best, stop)
     logged = [
-        TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False),
+        Board(folder),
         CsvLogger(folder),
     ]
     quiet = node.pop("fast_dev_run")

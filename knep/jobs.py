@@ -21,6 +21,7 @@ from knep.errors import InputError, RunFailed
 from knep.files import discard
 from knep.lock import claimed, in_use
 from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
+from knep.run_names import link_job, name_job
 from knep.safe import allow_typed, take_allowed
 from knep.slurm import requeue
 from knep.space import space
@@ -134,9 +135,13 @@ class Sweep:
         except InputError:
             discard(fresh)
             raise
+        own = self._taken.own(lines)
+        name_job(fresh, own)
         ended, begun = find_ended(runs), find_begun([run for run in runs if not in_use(run[0])])
-        if ended or begun:
+        ran = Path(ended["folder"]) if ended else begun
+        if ran is not None:
             discard(fresh)
+            link_job(fresh, own, ran)
         if ended:
             print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
             return ended

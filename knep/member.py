@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from knep import checkpoint
@@ -56,11 +55,16 @@ class Member:
 
 
 def fit_member(
-    facts: Mapping[str, Any], data: Any, folder: Path, seed: int, callbacks: Sequence[Callback] = ()
+    facts: Mapping[str, Any],
+    data: Any,
+    folder: Path,
+    seed: int,
+    callbacks: Sequence[Callback] = (),
+    header: Sequence[str] = (),
 ) -> Member:
     """Builds, fits and saves one model in `folder`; resumes where the config's `ckpt` has a checkpoint for it.
 
-    callbacks: of Lightning, beside the recipe's and the run's own.
+    callbacks: of Lightning, beside the recipe's and the run's own; header: lines to print before the first step.
     Raises InputError where the optimizer, the data and the checkpoint do not fit together.
     """
     cfg = facts["config"]
@@ -68,8 +72,7 @@ def fit_member(
     module = build_module(facts, data, seed=seed)
     wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
     compile_model(module.model, cfg["compile"])
-    if seed == cfg["seed"] and getattr(rank_zero_only, "rank", 0) == 0:
-        print(capacity(sum(p.numel() for p in module.model.parameters()), data.sizes["train"]))
+    parameters = sum(p.numel() for p in module.model.parameters())
     data.seed = seed
     data.drop_last = module.recipe.accumulate != "epoch"
     batches = data.train_batches
@@ -79,9 +82,11 @@ def fit_member(
     observers += [] if doctor is None else [doctor]
     trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers], wrong)
     kept = trainer.strategy.root_device.type == "cpu" and cfg.get("keep_memory", False) and keep_freed_memory()
-    if seed == cfg["seed"] and trainer.is_global_zero:
-        _print_levers(cfg, trainer, wrong, kept)
-    start = _resume_from(cfg, folder, module, trainer)
+    start, changed = _resume_from(cfg, folder, module, trainer)
+    if seed == cfg["seed"]:
+        header = [*header, capacity(parameters, data.sizes["train"]), *_levers(cfg, trainer, wrong, kept)]
+    bar: Any = trainer.progress_bar_callback
+    bar.header = [*header, *changed]
     interrupted = 0
     try:
         with quick_checks(), deaths_named(trainer):
@@ -116,13 +121,11 @@ def fit_member(
     )
 
 
-def _print_levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None, kept: bool) -> None:
+def _levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None, kept: bool) -> list[str]:
     device = trainer.strategy.root_device
-    why = why_not_bf16(wrong)
-    if why and cfg["trainer"]["precision"] == "auto" and device.type == "cpu":
-        print(why)
+    why = why_not_bf16(wrong) if cfg["trainer"]["precision"] == "auto" and device.type == "cpu" else None
     lean = isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
-    print(levers(cfg, trainer.precision, device, lean, trainer.world_size, kept))
+    return [*([why] if why else []), levers(cfg, trainer.precision, device, lean, trainer.world_size, kept)]
 
 
 def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:
@@ -170,20 +173,21 @@ def _changes(cfg: Mapping[str, Any], path: Path, state: Mapping[str, Any]) -> li
     return changes(facts["config"], cfg, state["global_step"], epochs)
 
 
-def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
+def _resume_from(
+    cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any
+) -> tuple[str | None, list[str]]:
+    """The checkpoint to go on from, None for a member that starts, and lines on what has changed since."""
     found = _stored(cfg, folder, trainer.is_global_zero)
     if found is None:
-        return None
+        return None, []
     path, state = found
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
     step = state["global_step"]
     changed = _changes(cfg, path, state)
     if changed:
         trainer.callbacks.append(Apply(changed))
-        if trainer.is_global_zero:
-            print(f"knep: {said(changed, cfg, step)}")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger._kwargs["purge_step"] = step  # hides the points that this run will log again
         getattr(logger, "forget_after", lambda step: None)(step)
-    return str(path)
+    return str(path), [f"knep: {said(changed, cfg, step)}"] if changed else []

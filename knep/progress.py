@@ -13,10 +13,14 @@ _REFRESH = 0.5  # seconds: fast enough for the eye; drawing takes about 5 ms
 
 
 class Lines(LightningBar):
-    """One line per epoch; nothing is refreshed within it."""
+    """One line per epoch; nothing is refreshed within it.
+
+    header: lines that say what is trained, printed when nothing can be refused any more.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.header: list[str] = []
         self._enabled = True
         self._images = 0
         self._began = 0.0
@@ -26,6 +30,17 @@ class Lines(LightningBar):
 
     def enable(self) -> None:
         self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_header()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_header()  # of a run that had come to its end before: it trains no more
+
+    def _print_header(self) -> None:
+        for text in self.header if self._enabled else ():
+            print(text, flush=True)
+        self.header = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images, self._began = 0, time.perf_counter()
@@ -64,7 +79,8 @@ class ProgressBar(Lines):
         self._task: Any = None
         self._drawn = 0.0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if not (self._enabled and sys.stdout.isatty()):
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -100,6 +116,12 @@ class ProgressBar(Lines):
             self._bar.console.print(text, highlight=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()  # Lightning tears no callback down after an exception
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

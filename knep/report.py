@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from knep.evaluate import evaluate
+from knep.board import Board
+from knep.evaluate import batches_of, evaluate
 from knep.figures import show
 from knep.files import config_hash, write_summary
 from knep.listing import recipe_choices
@@ -17,7 +18,7 @@ from knep.member import Member
 from knep.provenance import code_hash
 from knep.sealed import reads
 
-# The columns of TensorBoard's HParams tab.
+# What TensorBoard shows of a whole run.
 _FINAL = (
     "test/acc",
     "test/loss",
@@ -32,16 +33,16 @@ _FINAL = (
 )
 
 
-def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any) -> None:
-    """Prints what is trained on what, and what the user changed against the recipe."""
+def before(choices: Mapping[str, str], data: Any) -> list[str]:
+    """Lines that say what is trained on what, and what the user changed against the recipe."""
     kept = recipe_choices(choices["recipe"])
     changed = [f"{slot}={choices[slot]} (recipe: {o})" for slot, o in kept.items() if choices.get(slot) != o]
-    print(f"recipe {choices['recipe']}" + (f", changed: {', '.join(changed)}" if changed else ", as it is"))
     sizes = data.sizes
-    print(
+    return [
+        f"recipe {choices['recipe']}" + (f", changed: {', '.join(changed)}" if changed else ", as it is"),
         f"data {choices['data']}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes['test']:,} test "
-        f"images of {data.channels} x {data.image_size} x {data.image_size}, {data.num_classes} classes"
-    )
+        f"images of {data.channels} x {data.image_size} x {data.image_size}, {data.num_classes} classes",
+    ]
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def after(
     folder: Path,
     config: Mapping[str, Any],
     choices: Mapping[str, str],
+    lines: Sequence[str],
     data: Any,
     members: Sequence[Member],
     began: float,
@@ -84,8 +86,8 @@ def after(
     """Validates the final weights, reads the test split once, writes and prints what came out, and draws it where
     figures are asked for."""
     modules = [m.module for m in members]
-    val = evaluate(modules, data.val_dataloader(), data.num_classes, mirrored=config["test_flip"])
-    test = evaluate(modules, data.test_dataloader(), data.num_classes, mirrored=config["test_flip"])
+    val = evaluate(modules, batches_of(config, data, "val"), data.num_classes, mirrored=config["test_flip"])
+    test = evaluate(modules, batches_of(config, data, "test"), data.num_classes, mirrored=config["test_flip"])
     low, high = test.interval()
     parameters = sum(p.numel() for m in modules for p in m.model.parameters())
     best = members[0].best
@@ -123,10 +125,10 @@ def after(
         summary["members/test_acc_mean"] = statistics.fmean(test.member_acc)
         summary["members/test_acc_std"] = statistics.stdev(test.member_acc)
     write_summary(folder, summary)
-    logger = members[0].logger
-    if figures and logger is not None:
+    board = members[0].logger
+    if figures and isinstance(board, Board):
         numbers = {k: float(summary[k]) for k in _FINAL if k in summary}
-        show(logger, config, choices, test, data.class_names, numbers, members[0].steps)
+        show(board, config, choices, lines, test, data.class_names, numbers, members[0].steps)
     _print_table(summary, folder, test.images)
     return summary
 
@@ -159,4 +161,4 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     wide = None if sys.stdout.isatty() else 1000  # a file or a pipe has no edge
-    Console(soft_wrap=True, highlight=False, width=wide).print(table)
+    Console(soft_wrap=True, highlight=False, width=wide, force_jupyter=False).print(table)

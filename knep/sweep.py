@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +99,7 @@ class Outcomes:
             if row["lines"] in left:
                 left.remove(row["lines"])
         waiting = [{"job": len(begun) + i, "lines": lines, "status": "not begun"} for i, lines in enumerate(left)]
-        return [row | {"overrides": self._own(row["lines"])} for row in (*begun, *waiting)]
+        return [row | {"overrides": " ".join(self.own(row["lines"]))} for row in (*begun, *waiting)]
 
     @property
     def begun(self) -> bool:
@@ -119,6 +120,7 @@ class Outcomes:
             write_atomic(self.folder / "sweep.csv", text.getvalue())
         except OSError as error:
             print(f"knep: {error.filename} cannot be written ({error.strerror})", file=sys.stderr)
+        print(f"look at it: tensorboard --logdir {shlex.quote(str(self.folder))}")
         failed = sum(row["status"] not in _ENDED for row in rows)
         if failed:
             # A sweeper that draws its values may draw others.
@@ -140,9 +142,9 @@ class Outcomes:
             row |= {"status": "killed", "reason": "its process is no more"}
         return row | {"reason": " ".join(str(row.get("reason", "")).split())}
 
-    def _own(self, lines: Sequence[str]) -> str:
-        """The lines that this job does not share with all others; all of them where it shares every one."""
-        return " ".join([line for line in lines if line.partition("=")[0] not in self.fixed] or lines)
+    def own(self, lines: Sequence[str]) -> list[str]:
+        """The lines that a job does not share with all others; all of them where it shares every one."""
+        return [line for line in lines if line.partition("=")[0] not in self.fixed] or list(lines)
 
 
 def _remove_empty(folder: Path) -> None:

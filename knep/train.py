@@ -125,12 +125,13 @@ def run(
     from knep.events import writers_quiet
     from knep.files import failures_told
     from knep.lock import held
+    from knep.run_log import logged
     from knep.signals import Interrupted, heard
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return _fit(config, folder, choices, overrides, figures)
     began = time.perf_counter()
-    with held(folder), failures_told(folder, report.identity(config)), writers_quiet():
+    with held(folder), logged(folder, overrides), failures_told(folder, report.identity(config)), writers_quiet():
         try:
             with heard():
                 return _fit(config, folder, choices, overrides, figures)
@@ -169,14 +170,15 @@ def _fit(
         if leader:
             write_identity(folder, config, overrides)
             write_summary(folder, {"status": "running", **report.identity(config)})
-            report.before(config, choices, data)
+        header = report.before(choices, data)
         if config["trainer"].get("members", 1) > 1:
             from knep.members.run import seeds
 
-            return seeds(folder, config, data, began)
-        members = _at_once(config, data, places) or []
+            return seeds(folder, config, data, began, header)
+        members = _at_once(config, data, places, header) or []
         for i, place in enumerate(places[len(members) :]):
-            members.append(fit_member(about(config, data), data, place, config["seed"] + i))
+            members.append(fit_member(about(config, data), data, place, config["seed"] + i, header=header))
+            header = []
             number = members[-1].interrupted
             if number and not leader:
                 return {"status": "interrupted", "signal": number, "worker": True}
@@ -184,16 +186,16 @@ def _fit(
                 return report.interrupted(folder, config, number, began, members)
         if not leader:
             return {"status": "worker", "val/loss": 0}
-        return report.after(folder, config, choices, data, members, began, figures)
+        return report.after(folder, config, choices, overrides, data, members, began, figures)
 
 
-def _at_once(config: Mapping[str, Any], data: Any, places: list[Path]) -> list[Any] | None:
+def _at_once(config: Mapping[str, Any], data: Any, places: list[Path], header: list[str]) -> list[Any] | None:
     """The members of an ensemble, fitted in one pass; None where they are to be fitted one after another."""
     if len(places) < 2:
         return None
     from knep.members.run import ensemble
 
-    return ensemble(config, data, places)
+    return ensemble(config, data, places, header)
 
 
 if __name__ == "__main__":

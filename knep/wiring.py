@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,9 @@ from knep.monitors import logged, refuse_unlogged
 
 if TYPE_CHECKING:
     from knep.recipe import Recipe
+
+
+_TIPS = ("💡", "Loading `train_dataloader` to estimate")
 
 
 class _Watched(Callback):
@@ -57,7 +62,18 @@ def build_trainer(recipe: Recipe, max_epochs: int | None, options: Mapping[str, 
         mode = getattr(recipe.stopping, "mode", "min")
         callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode=mode))
     rest = {"accumulate_grad_batches": recipe.accumulate} | dict(options)
+    hush_tips()
     return Trainer(**{**rest, "max_epochs": epochs, "callbacks": callbacks})
+
+
+def hush_tips() -> None:
+    """Leaves out what Lightning advertises, and what it says of its own code; its log goes on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return not record.getMessage().lstrip().startswith(_TIPS)
 
 
 def _refuse(recipe: Recipe, options: Mapping[str, Any]) -> None:

@@ -1,48 +1,12 @@
-"""Tests a finished run: `python scripts/evaluate.py outputs/<date>/<time>_<name>`."""
+"""Tests a finished run: the same as `knep evaluate RUN`."""
 
-from __future__ import annotations
+import sys
 
-import argparse
-import json
-from pathlib import Path
-
-from knep.cli_errors import one_line
-from knep.safe import allow, instantiate
-from knep.sealed import read_again
+from knep.cli import main as knep
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder, or one .ckpt file")
-    parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--mirrored", action="store_true", help="average each image with its mirror, as test_flip does")
-    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
-    args = parser.parse_args()
-    with one_line():
-        for name in args.allow:
-            allow(name)
-        from knep.data.find import only_reads
-        from knep.evaluate import evaluate, load_members
-
-        members = load_members(args.run)
-        # Where to find the data the checkpoint says; it has no say in what is written.
-        node = members[0].about["config"]["data"]
-        data = only_reads(instantiate(node | {"cache": False} if "cache" in node else node))
-        if hasattr(data, "keep"):
-            data.keep(members[0].about)
-        data.prepare()
-        batches = data.val_dataloader() if args.split == "val" else data.test_dataloader()
-        result = evaluate(
-            members,
-            batches,
-            data.num_classes,
-            mirrored=args.mirrored or members[0].about["config"].get("test_flip", False),
-        )
-        if args.split == "test":
-            read_again(args.run)
-        low, high = result.interval()
-        numbers = {"acc": result.acc, "acc_low": low, "acc_high": high, "loss": result.loss, "images": result.images}
-        print(json.dumps({f"{args.split}/{k}": v for k, v in numbers.items()}, indent=2))
+    knep(["evaluate", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

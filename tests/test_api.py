@@ -450,3 +450,9 @@ def test_allow_lets_configs_build_what_is_yours():
         check_targets(node)
     knep.allow("fractions.")
     check_targets(node)
+
+
+def test_trainers_advertise_nothing(caplog):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        knep.load("none").trainer(max_epochs=1, accelerator="cpu", logger=False)
+    assert "Tip" not in caplog.text

@@ -41,7 +41,7 @@ def test_a_crash_leaves_its_reason_before_the_traceback(tmp_path, monkeypatch):
 
 def test_while_it_runs_the_summary_says_so(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(report, "before", lambda *_: seen.append(read_summary(tmp_path / "run")["status"]))
+    monkeypatch.setattr(report, "before", lambda *_: seen.append(read_summary(tmp_path / "run")["status"]) or [])
     main([*QUICK, f"hydra.run.dir={tmp_path}/run"])
     assert seen == ["running"]
     assert read_summary(tmp_path / "run")["status"] == "finished"

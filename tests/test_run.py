@@ -1,6 +1,7 @@
 """The whole run: what a user finds in the folder, and that resuming, evaluating and predicting work."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -8,11 +9,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from knep import cli
+from knep.changes import changes
+from knep.data.digits import Digits
+from knep.errors import InputError
+from knep.evaluate import batches_of
+from knep.files import config_hash
+from knep.predict import predict
+from knep.progress import ProgressBar
+from knep.run_log import logged
 from knep.train import main
 
 ROOT = Path(__file__).parent.parent
@@ -69,50 +83,192 @@ def test_tensorboard_shows_everything(run):
         "train/acc",
         "val/loss",
         "val/acc",
-        "lr",
-        "grad_norm/before_clip",
-        "grad_norm/after_clip",
-        "grad_norm/clipped_share",
-        "final/test/acc",
+        "watch/lr",
+        "watch/grad_norm/before_clip",
+        "watch/grad_norm/after_clip",
+        "watch/grad_norm/clipped_share",
+        "whole_run/test/acc",
     }
     assert scalars <= set(tags["scalars"])
-    assert {"test/confusion", "test/most_confident_mistakes"} <= set(tags["images"])
+    assert {"whole_run/test/confusion", "whole_run/test/most_confident_mistakes"} <= set(tags["images"])
+    # It sorts by name and unfolds the first two groups.
+    assert sorted({*tags["scalars"], *tags["images"]})[:4] == ["train/acc", "train/loss", "val/acc", "val/loss"]
     assert any(t.startswith("config") for t in tags["tensors"])
-    before = [e.value for e in board.Scalars("grad_norm/before_clip")]
-    after = [e.value for e in board.Scalars("grad_norm/after_clip")]
+    before = [e.value for e in board.Scalars("watch/grad_norm/before_clip")]
+    after = [e.value for e in board.Scalars("watch/grad_norm/after_clip")]
     assert all(a <= min(b, 1) + 1e-5 for a, b in zip(after, before, strict=True))
     summary = json.loads((run / "summary.json").read_text())
-    assert board.Scalars("final/test/acc")[-1].value == pytest.approx(summary["test/acc"])
+    assert board.Scalars("whole_run/test/acc")[-1].value == pytest.approx(summary["test/acc"])
 
 
-def script(name, *arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)], capture_output=True, text=True
-    )
+def test_the_log_holds_what_was_printed(run):
+    began, *lines = (run / "train.log").read_text().splitlines()
+    assert "averaging=ema" in began
+    starts = ("recipe digits_best", "data digits", "capacity", "runs on", "epoch 1/2", "epoch 2/2", "best validation")
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=False)] == [True] * len(starts)
+    assert any(line.startswith("test accuracy") for line in lines)
 
 
-def test_evaluate_finds_the_same_accuracy(run):
-    done = script("evaluate.py", run)
+def test_a_terminal_s_log_has_no_codes_and_no_earlier_bars(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with logged(tmp_path, ["seed=1"]):
+        print("\x1b[1mbold\x1b[0m")
+        sys.stdout.write("bar 10 %\r\x1b[2Kepoch 1\nbar 20 %\r\x1b[2Kbar 30 %")
+        sys.stdout.write("\r\x1b[2Kepoch 2\r\n")
+    assert (tmp_path / "train.log").read_text().splitlines()[1:] == ["bold", "epoch 1", "epoch 2"]
+    assert "bar 30 %" in terminal.getvalue()
+
+
+def test_a_refusal_leaves_no_log_where_none_was_and_the_one_that_was(tmp_path, capsys):
+    def refused():
+        with logged(tmp_path, []):
+            print("warned")
+            raise InputError("no")
+
+    with pytest.raises(InputError):
+        refused()
+    assert not (tmp_path / "train.log").exists()
+    (tmp_path / "train.log").write_text("earlier\n")
+    with pytest.raises(InputError):
+        refused()
+    assert (tmp_path / "train.log").read_text().startswith("earlier\n")
+
+
+def test_a_refusal_is_all_that_is_printed(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*QUICK, "trainer.limit_val_batches=-1", f"hydra.run.dir={tmp_path}/run"])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("knep: trainer: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_bar_ends_before_the_run_says_that_it_was_interrupted():
+    bar, ends = ProgressBar(), []
+    bar._bar = SimpleNamespace(stop=lambda: ends.append(True))
+    bar.on_exception(*[cast(Any, None)] * 2, exception=KeyboardInterrupt())
+    assert ends == [True]
+
+
+def test_fast_dev_run_and_limit_test_batches_limit_the_test(tmp_path, capsys):
+    data = Digits(batch_size=50)
+    data.prepare()
+
+    def images(**trainer):
+        config = {"trainer": {"fast_dev_run": False, "limit_val_batches": None} | trainer}
+        return [sum(len(y) for _, y in batches_of(config, data, split)) for split in ("val", "test")]
+
+    val, test = data.sizes["val"], data.sizes["test"]
+    assert images() == images(limit_test_batches=None) == [val, test]
+    assert images(limit_test_batches=2) == [val, 100]
+    assert images(limit_test_batches=0.25) == [val, -(-test // 4)]
+    assert images(limit_test_batches=1e-9) == [val, 1]
+    assert images(fast_dev_run=True) == [50, 50]
+    main([*QUICK, "trainer.fast_dev_run=2", f"hydra.run.dir={tmp_path}"])
+    assert "n = 100)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*QUICK, "trainer.limit_test_batches=0", f"hydra.run.dir={tmp_path}"])
+    assert "leaves nothing to test on" in capsys.readouterr().err
+
+
+def test_runs_that_knew_no_limit_of_the_test_are_the_same(run):
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    before = config | {"trainer": {k: v for k, v in config["trainer"].items() if k != "limit_test_batches"}}
+    assert config_hash(before) == config_hash(config)
+    assert not changes(before, config | {"trainer": config["trainer"] | {"limit_test_batches": 3}}, 1, 1)
+
+
+@pytest.fixture
+def knep(capsys):
+    """The exit code of a `knep` command, what it prints, and its error."""
+
+    def call(*arguments):
+        code = 0
+        try:
+            cli.main([str(a) for a in arguments])
+        except SystemExit as ended:
+            code = ended.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_evaluate_finds_the_same_accuracy(run, knep):
+    code, out, error = knep("evaluate", run)
+    assert code == 0, error
+    assert json.loads(out)["test/acc"] == json.loads((run / "summary.json").read_text())["test/acc"]
+    assert json.loads(knep("evaluate", run, "--split", "val")[1])["val/images"] == 143
+
+
+def test_predict_prints_classes_with_probabilities(run, images):
+    black = images / "ant" / "0.png"
+    arguments = [sys.executable, ROOT / "scripts" / "predict.py", run, black]  # a thin call of the command
+    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["test/acc"] == json.loads((run / "summary.json").read_text())["test/acc"]
-
-
-def test_predict_prints_classes_with_probabilities(run, tmp_path):
-    from torchvision.io import write_png
-
-    write_png(torch.zeros(1, 20, 20, dtype=torch.uint8), str(tmp_path / "black.png"))
-    done = script("predict.py", run, tmp_path / "black.png")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(tmp_path / "black.png"))
+    assert done.stdout.startswith(str(black))
     assert done.stdout.count("%") == 3
 
 
-def test_predict_names_the_file_it_cannot_read(run, tmp_path):
-    (tmp_path / "no.png").write_text("no image")
-    done = script("predict.py", run, tmp_path / "no.png")
-    assert done.returncode == 2
-    assert done.stderr.startswith("knep: ")
-    assert "no.png" in done.stderr
+@pytest.fixture
+def images(tmp_path):
+    """Five images in folders of a folder, and what is none of them."""
+    for k, name in enumerate(("ant/0.png", "ant/1.JPG", "ant/deeper/2.png", "3.webp", "4.gif")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (20, 20), 50 * k).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_text("no image")
+    return tmp_path
+
+
+def test_predict_reads_a_folder_whole_and_writes_a_table(run, images, knep):
+    table = images / "out.csv"
+    code, out, error = knep("predict", run, images, "--csv", table, "--top", 2)
+    assert code == 0, error
+    assert "notes.txt" in error
+    assert out == f"5 images: {table}\n"
+    rows = list(csv.DictReader(table.open()))
+    assert [Path(row["file"]).name for row in rows] == ["3.webp", "4.gif", "0.png", "1.JPG", "2.png"]
+    assert list(rows[0]) == ["file", "class", "probability", "class_2", "probability_2"]
+    ((_, ranked),) = predict(run, [images / "3.webp"], 2)
+    assert rows[0]["class"] == ranked[0][0]
+    assert float(rows[0]["probability"]) == pytest.approx(ranked[0][1], rel=1e-4)
+    before = table.read_text()
+    assert knep("predict", run, images, "--csv", table)[0] == 2  # it exists
+    assert table.read_text() == before
+
+
+def test_predict_names_all_files_that_it_cannot_read_and_writes_nothing(run, images, knep):
+    (images / "no.png").write_text("no image")
+    assert "no.png cannot be read" in knep("predict", run, images / "no.png")[2]
+    whole = (images / "ant" / "1.JPG").read_bytes()
+    (images / "ant" / "half.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    code, out, error = knep("predict", run, images, "--csv", images / "out.csv")
+    assert (code, out) == (2, "")
+    assert "2 of 7 images cannot be read" in error
+    assert "no.png" in error
+    assert "half.jpg" in error
+    assert not (images / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "/nowhere"], "/nowhere is missing"),
+        (["predict", "/nowhere", "x.png"], "/nowhere is missing"),
+        (["predict", ".", "/nowhere.png"], "/nowhere.png is missing"),
+        (["predict", ".", "/dev/null"], "/dev/null is missing, or no file"),
+        (["predict", ".", ".", "--top", "0"], "--top=0 must be at least 1"),
+        (["predict", ".", ".", "--csv", "/nowhere/x.csv"], "cannot be written"),
+        (["evaluate", ".", "--allow", "1x"], "cannot be allowed"),
+    ],
+)
+def test_evaluate_and_predict_refuse_without_torch(arguments, said, knep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
+    code, _, error = knep(*arguments)
+    assert (code, said in error, error.count("\n")) == (2, True, 1)
 
 
 def test_resuming_at_an_epoch_ends_where_the_whole_run_ends(tmp_path):
@@ -134,7 +290,8 @@ def test_an_ensemble_reports_its_members(tmp_path, capsys):
     assert len(summary["members/test_acc"]) == 2
     assert summary["members/test_acc"][0] != summary["members/test_acc"][1] or summary["members/test_acc_std"] == 0
     assert "members" in capsys.readouterr().out
-    assert json.loads(script("evaluate.py", tmp_path / "run").stdout)["test/acc"] == summary["test/acc"]
+    cli.main(["evaluate", str(tmp_path / "run")])
+    assert json.loads(capsys.readouterr().out)["test/acc"] == summary["test/acc"]
 
 
 def test_gd_takes_one_step_an_epoch(tmp_path):

@@ -30,11 +30,11 @@ def fits(monkeypatch):
     """The seeds of the runs that are fitted, in order; `errors` maps a seed to what its fit raises."""
     seen, errors, fit = [], {}, member.fit_member
 
-    def noted(facts, data, folder, seed, *more):
+    def noted(facts, data, folder, seed, *more, **named):
         seen.append(seed)
         if seed in errors:
             raise errors[seed]
-        return fit(facts, data, folder, seed, *more)
+        return fit(facts, data, folder, seed, *more, **named)
 
     monkeypatch.setattr(member, "fit_member", noted)
     return seen, errors

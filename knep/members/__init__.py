@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from knep.errors import InputError
-from knep.evaluate import evaluate
+from knep.evaluate import batches_of, evaluate
 from knep.fit import threads
 from knep.members.loop import fit
 from knep.members.member import Member
@@ -52,15 +52,16 @@ def record(member: Member, data: Any) -> dict[str, Any]:
     """What came out of a settled member; reads the test split where it did not fail."""
     mirrored = member.config["test_flip"]
 
-    def measured(batches: Any) -> tuple[float, float]:
+    def measured(split: str) -> tuple[float, float]:
+        batches = batches_of(member.config, data, split)
         found = evaluate([member.module], batches, data.num_classes, keep=0, mirrored=mirrored)
         return found.acc, found.loss
 
     acc = loss = val_acc = val_loss = math.nan
     if member.ended != "failed":
-        val_acc, val_loss = measured(data.val_dataloader())
+        val_acc, val_loss = measured("val")
         if all(p.isfinite().all() for p in member.module.model.parameters()):
-            acc, loss = measured(data.test_dataloader())
+            acc, loss = measured("test")
     return {
         "seed": member.config["seed"],
         "status": member.ended if math.isfinite(loss) else "failed",

@@ -20,10 +20,13 @@ from knep.schedule_free import has_two_points
 from knep.seeds import mix
 
 
-def fit(configs: Sequence[Mapping[str, Any]], data: Any, together: bool | None = None) -> list[Member]:
+def fit(
+    configs: Sequence[Mapping[str, Any]], data: Any, together: bool | None = None, header: Sequence[str] = ()
+) -> list[Member]:
     """Trains the members that `configs` describe on prepared `data`; they are settled, and not tested.
 
-    together: one pass for all, or a pass for each; None takes what is faster.
+    together: one pass for all, or a pass for each; None takes what is faster; header: lines to print before the first
+    step.
     """
     trainer = configs[0]["trainer"]
     gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -37,7 +40,10 @@ def fit(configs: Sequence[Mapping[str, Any]], data: Any, together: bool | None =
         keep_freed_memory()
     data.drop_last = members[0].module.recipe.accumulate != "epoch"
     with quick_checks():
-        _Fit(members, data, device, plugin, _stepper(members, data, device, plugin, together)).run()
+        fitting = _Fit(members, data, device, plugin, _stepper(members, data, device, plugin, together))
+        for text in header:
+            print(text, flush=True)
+        fitting.run()
     return members
 
 

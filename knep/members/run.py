@@ -10,7 +10,7 @@ from typing import Any
 
 from knep import checkpoint, report
 from knep.errors import RunFailed
-from knep.evaluate import evaluate
+from knep.evaluate import batches_of, evaluate
 from knep.files import write_summary
 from knep.fit import about
 from knep.member import Member as Single
@@ -23,9 +23,12 @@ from knep.signals import Interrupted
 from knep.tables import CsvLogger
 
 
-def ensemble(config: Mapping[str, Any], data: Any, places: Sequence[Path]) -> list[Single] | None:
+def ensemble(
+    config: Mapping[str, Any], data: Any, places: Sequence[Path], header: Sequence[str]
+) -> list[Single] | None:
     """The fitted members of an ensemble, saved in their places; None where a fit for each serves better.
 
+    header: lines to print before the first step, where it trains them.
     That is for one member, for what `supports` refuses, and where one pass for all is no faster, since single fits can
     be resumed. Raises RunFailed where a member's loss was no number.
     """
@@ -34,9 +37,9 @@ def ensemble(config: Mapping[str, Any], data: Any, places: Sequence[Path]) -> li
     trial = Member(config, data)
     if not folds([config], trial.module.model, trial.module.device):
         return None
-    print(f"trains {len(places)} members in one pass")
     began = time.perf_counter()
-    members = fit(members_of(config, len(places)), data)
+    said = [*header, f"trains {len(places)} members in one pass"]
+    members = fit(members_of(config, len(places)), data, header=said)
     images = sum(m.steps for m in members) * data.batch_size
     rate = images / len(places) / (time.perf_counter() - began)
     for member, place in zip(members, places, strict=True):
@@ -52,19 +55,22 @@ def ensemble(config: Mapping[str, Any], data: Any, places: Sequence[Path]) -> li
     ]
 
 
-def seeds(folder: Path, config: Mapping[str, Any], data: Any, began: float) -> dict[str, Any]:
+def seeds(folder: Path, config: Mapping[str, Any], data: Any, began: float, header: Sequence[str]) -> dict[str, Any]:
     """Trains and tests `trainer.members` seeds, each in a folder of its own; returns the summary of all.
 
+    header: lines to print before the first step.
     At once where `supports` gives no reason against it, which is printed otherwise, and one after another then.
     """
     configs = members_of(config, config["trainer"]["members"])
     places = [folder / f"member_{i}" for i in range(len(configs))]
     reason = supports(config)
     if reason:
-        print(f"trains {len(configs)} members one after another: {reason}")
-        records = [_alone(c, data, place) for c, place in zip(configs, places, strict=True)]
+        said = [*header, f"trains {len(configs)} members one after another: {reason}"]
+        records = [
+            _alone(c, data, place, said if c is configs[0] else ()) for c, place in zip(configs, places, strict=True)
+        ]
     else:
-        members = fit(configs, data)
+        members = fit(configs, data, header=header)
         records = [record(member, data) for member in members]
         for member, place in zip(members, places, strict=True):
             _save(member, place)
@@ -84,9 +90,9 @@ def _save(member: Member, place: Path) -> None:
     table.save()
 
 
-def _alone(config: Mapping[str, Any], data: Any, place: Path) -> dict[str, Any]:
+def _alone(config: Mapping[str, Any], data: Any, place: Path, header: Sequence[str]) -> dict[str, Any]:
     try:
-        fitted = fit_member(about(config, data), data, place, config["seed"])
+        fitted = fit_member(about(config, data), data, place, config["seed"], header=header)
     except RunFailed as failure:
         found = {"findings": list(failure.findings)} if "doctor" in config else {}
         return {"seed": config["seed"], "status": "failed", "reason": str(failure), **found}
@@ -95,7 +101,8 @@ def _alone(config: Mapping[str, Any], data: Any, place: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"findings": list(fitted.findings)} if "doctor" in config else {}
     if fitted.stopped_by:
         found["stopped_by"] = fitted.stopped_by
-    for split, batches in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+    for split in ("val", "test"):
+        batches = batches_of(config, data, split)
         measured = evaluate([fitted.module], batches, data.num_classes, keep=0, mirrored=config["test_flip"])
         found |= {f"{split}/acc": measured.acc, f"{split}/loss": measured.loss}
     ended = {"status": "stopped_early" if fitted.stopped_early or fitted.stopped_by else "finished"}
