@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    sys.path[:1] = []  # `python -m` would look for modules in the current folder first
+
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Hydra's overrides are no argparse flags, and worker processes start the module again by its path.
         from knep import train
 
+        sys.modules["__main__"].__spec__ = None
         sys.argv = [str(Path(train.__file__)), *arguments[1:]]
         train.main(arguments[1:])
         return
@@ -69,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     unsafe.add_argument("source", type=Path, metavar="FILE", help="a checkpoint that knep refuses to read")
     unsafe.add_argument("target", type=Path, metavar="OUT", help="the plain checkpoint to write")
     unsafe.add_argument("--i-trust-this-file", action="store_true", help="you know who made FILE, and that it is run")
+    unsafe.add_argument("--keep-network", action="store_true", help="where it cannot be taken away from the child")
     unsafe.set_defaults(run=_import_unsafe)
     commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
     return parser
@@ -187,7 +193,7 @@ def _export(args: argparse.Namespace) -> None:
 def _import_unsafe(args: argparse.Namespace) -> None:
     from knep.unsafe import import_unsafe
 
-    import_unsafe(args.source, args.target, args.i_trust_this_file)
+    import_unsafe(args.source, args.target, args.i_trust_this_file, args.keep_network)
 
 
 if __name__ == "__main__":

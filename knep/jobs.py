@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from knep import train
 from knep.compose import plain
 from knep.errors import InputError, RunFailed
 from knep.files import discard
+from knep.orphans import ends_with_parent
 from knep.resume import find_begun, find_ended, resumes, root_of
 from knep.safe import take_allowed
 from knep.slurm import requeue
@@ -61,8 +63,11 @@ class Sweep:
 
     def __init__(self, jobs: list[list[str]]) -> None:
         self._taken, self._folder = Outcomes(jobs), Path()
+        self._process = os.getpid()
 
     def job(self, cfg: Any) -> float:
+        if os.getppid() == self._process:  # a launcher's worker
+            ends_with_parent(self._process)
         fresh, config, choices, lines = _job(cfg)
         self._folder = Path(HydraConfig.get().sweep.dir)
         if not resumes(config, sweep=True):

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from inspect import isclass, isfunction, isroutine
-from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
 from knep.errors import InputError
+from knep.importing import see_current_folder
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _SWITCHES = ("_partial_", "_recursive_")
@@ -226,13 +225,6 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
         _check_name(str(node["path"]).replace(":", "."), f"{path}.path", built_in=False)
 
 
-def see_current_folder() -> None:
-    """Makes modules of the current folder importable, as `python -m` does; an installed command starts without it."""
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-
-
 def _in(name: str, prefixes: Sequence[str]) -> str | None:
     return next((p for p in prefixes if p.endswith(".") and name.startswith(p)), None)
 
@@ -242,6 +234,8 @@ def _check_name(name: str, place: str, built_in: bool) -> str:
 
     InputError unless the user named it outright, or it is defined in an allowed package and of its kind.
     """
+    if name in _allowed or (_NAME.fullmatch(name) and _in(name, _allowed)):
+        see_current_folder(name, place)
     if name in _allowed:
         return name
     rooms = list(_ROOMS) if built_in else []
@@ -290,7 +284,6 @@ def _locate(name: str, place: str = "config") -> Any:
 
 
 def _import(module: str, name: str, place: str) -> Any:
-    see_current_folder()
     try:
         return importlib.import_module(module)
     except ImportError as error:

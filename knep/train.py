@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":  # one of several processes, started by this file's path: what lies beside it is knep's own
+    sys.path[:] = [path for path in sys.path if path != __file__.rpartition("/")[0]]
+
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -13,6 +17,7 @@ from typing import Any
 
 from knep.cli_errors import one_line
 from knep.errors import InputError
+from knep.orphans import ends_with_launcher
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
         print(help_text())
         return
+    ends_with_launcher()
     with one_line():
         _start(arguments)
 

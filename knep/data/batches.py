@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from knep.data.images import read_images
 from knep.data.loader import order_of, padded_share, training_slice
 from knep.errors import InputError
+from knep.orphans import ends_with_parent
 
 # Which images (n,), and which of them count (n,): arrays, because tensors travel to a worker by file descriptor.
 Batch = tuple[np.ndarray, np.ndarray]
@@ -92,6 +94,10 @@ def _as_is(got: Any) -> Any:
     return got
 
 
+def _worker(number: int) -> None:
+    ends_with_parent(os.getppid())
+
+
 class FolderLoader:
     """Batches (x uint8 (n, C, S, S), y int64 (n,)) of `images`; resumes inside an epoch by `state_dict`.
 
@@ -117,6 +123,7 @@ class FolderLoader:
             pin_memory=self._pin,
             persistent_workers=keep,
             generator=torch.Generator(),
+            worker_init_fn=_worker,
         )
 
     def __len__(self) -> int:
