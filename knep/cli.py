@@ -11,11 +11,13 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from knep.cli_errors import one_line
 from knep.doctor import command
 from knep.errors import InputError
 from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
+from knep.text import shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,8 +41,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.run(args)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses a command line without printing what a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
+    parser = _Parser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
     commands = parser.add_subparsers(required=True, metavar=" | ".join(_COMMANDS))
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
@@ -177,7 +186,7 @@ def _cp(args: argparse.Namespace) -> None:
         target = args.folder / source.relative_to(CONF)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-        print(target)
+        print(shown(target))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -187,7 +196,7 @@ def _export(args: argparse.Namespace) -> None:
     for name in args.allow:
         allow(name)
     for path in export(args.source, args.file, args.format):
-        print(path)
+        print(shown(path))
 
 
 def _import_unsafe(args: argparse.Namespace) -> None:

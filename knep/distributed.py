@@ -18,6 +18,7 @@ from knep.files import read_summary, write_summary
 from knep.heartbeat import GRACE, SILENCE, Death, Heartbeat
 from knep.orphans import LAUNCHER, ends_with_parent, spared
 from knep.signals import Interrupted
+from knep.text import shown
 
 _LAST = SILENCE / 2  # seconds after its launcher's end in which a process has named it, and after which it ends
 
@@ -81,7 +82,7 @@ class Watch(Callback):
         if self._rank != (0 if death.rank else 1) or not self._untold.acquire(blocking=False):
             return
         line = f"{death.line(self._world)}: go on with ckpt={self._folder}"
-        print(f"knep: {line}", file=sys.stderr, flush=True)
+        print(f"knep: {shown(line)}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # no room for the summary: the death is what is to be told
             write_summary(self._folder, {**read_summary(self._folder), "status": "failed", "reason": line})
 

@@ -20,6 +20,7 @@ from knep.resume import find_begun, find_ended, resumes, root_of
 from knep.safe import take_allowed
 from knep.slurm import requeue
 from knep.sweep import Outcomes
+from knep.text import shown
 
 
 def earlier_lines(config: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
@@ -33,7 +34,7 @@ def earlier_lines(config: Mapping[str, Any], arguments: Sequence[str]) -> list[s
     found = find_begun(config, root_of(Path(named[-1] if named else "outputs")))
     if found is None:
         return []
-    print(f"knep: resume=auto: going on with {found}")
+    print(f"knep: resume=auto: going on with {shown(found)}")
     return [f"ckpt='{found}'", f"hydra.run.dir='{found}'"]
 
 
@@ -77,11 +78,12 @@ class Sweep:
         if ended or begun:
             discard(fresh)
         if ended:
-            print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
+            where = f"{' '.join(lines)}: has ended before, in {ended['folder']}"
+            print(f"knep: {shown(where)} (resume=false runs it again)")
             return self._taken.take(fresh, lambda: ended)
         if begun is None:
             return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
-        print(f"knep: resume=auto: going on with {begun}")
+        print(f"knep: resume=auto: going on with {shown(begun)}")
         return self._taken.take(begun, lambda: _told(config | {"ckpt": str(begun)}, begun, choices, lines))
 
     def end(self) -> None:

@@ -28,6 +28,7 @@ from knep.profile import StepProfile
 from knep.resume import find_whole
 from knep.safe import instantiate
 from knep.signals import Interrupted
+from knep.text import shown_lines
 
 # What a checkpoint to go on from holds beside the weights.
 _LOOPS = {"global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
@@ -120,7 +121,7 @@ def _print_levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None, kept:
     if why and cfg["trainer"]["precision"] == "auto" and device.type == "cpu":
         print(why)
     lean = isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
-    print(levers(cfg, trainer.precision, device, lean, trainer.world_size, kept))
+    print(shown_lines(levers(cfg, trainer.precision, device, lean, trainer.world_size, kept)))
 
 
 def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -20,8 +19,7 @@ def killed_with(parent: int) -> None:
 
     parent: the id of its process, for the case that it ended before this was said.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    _signal_of_death(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -36,8 +34,14 @@ def ends_with_launcher() -> None:
 
 def spared() -> None:
     """Takes `killed_with` back, for a process that has something to say first."""
+    _signal_of_death(0)
+
+
+def _signal_of_death(number: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, 0, 0, 0, 0)
+        import ctypes  # which commands that start no process do without
+
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, number, 0, 0, 0)
 
 
 def ends_with(lives: Callable[[], bool], grace: float = 0.0) -> None:

@@ -15,6 +15,7 @@ from knep.files import config_hash, write_summary
 from knep.listing import recipe_choices
 from knep.member import Member
 from knep.sealed import reads
+from knep.text import console, shown
 
 # The columns of TensorBoard's HParams tab.
 _FINAL = (
@@ -35,10 +36,10 @@ def before(config: Mapping[str, Any], choices: Mapping[str, str], data: Any) -> 
     """Prints what is trained on what, and what the user changed against the recipe."""
     kept = recipe_choices(choices["recipe"])
     changed = [f"{slot}={choices[slot]} (recipe: {o})" for slot, o in kept.items() if choices.get(slot) != o]
-    print(f"recipe {choices['recipe']}" + (f", changed: {', '.join(changed)}" if changed else ", as it is"))
-    sizes = data.sizes
+    print(shown(f"recipe {choices['recipe']}" + (f", changed: {', '.join(changed)}" if changed else ", as it is")))
+    sizes, name = data.sizes, shown(choices["data"])
     print(
-        f"data {choices['data']}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes['test']:,} test "
+        f"data {name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes['test']:,} test "
         f"images of {data.channels} x {data.image_size} x {data.image_size}, {data.num_classes} classes"
     )
 
@@ -66,7 +67,8 @@ def interrupted(
     steps = f" after {members[-1].steps} steps" if members else ""
     saved = any(folder.glob("**/checkpoints/last.ckpt"))
     print(
-        f"knep: interrupted{steps}; " + (f"go on with: python train.py ckpt={folder}" if saved else "nothing was saved")
+        f"knep: interrupted{steps}; "
+        + (f"go on with: python train.py ckpt={shown(folder)}" if saved else "nothing was saved")
     )
     return summary
 
@@ -128,7 +130,6 @@ def after(
 
 
 def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -140,8 +141,8 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
         f"{summary['test/acc_high']:.2%}, n = {images:,})",
         "samples/s": f"{summary['samples_per_second']:,.0f}",
         "parameters": f"{summary['parameters']:,}",
-        "run folder": str(folder),
-        "look at it": f"tensorboard --logdir {folder}",
+        "run folder": shown(folder),
+        "look at it": f"tensorboard --logdir {shown(folder)}",
     }
     if "members/test_acc" in summary:
         each = ", ".join(f"{a:.2%}" for a in summary["members/test_acc"])
@@ -150,4 +151,4 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     wide = None if sys.stdout.isatty() else 1000  # a file or a pipe has no edge
-    Console(soft_wrap=True, highlight=False, width=wide).print(table)
+    console(soft_wrap=True, width=wide).print(table)

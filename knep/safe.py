@@ -10,11 +10,14 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from inspect import isclass, isfunction, isroutine
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from knep.budget import bytes_counted, lift
+from knep.budget import take as take_budget
 from knep.errors import InputError
 from knep.importing import see_current_folder
 
@@ -89,7 +92,9 @@ def allow_typed(overrides: Sequence[str]) -> None:
 
     for override in parse(overrides):
         key, value = override.key_or_group, None if override.is_delete() else override.value()
-        if key == "allow_targets":
+        if key.startswith("budget."):
+            lift(key.removeprefix("budget."), value)
+        elif key == "allow_targets":
             for name in value if isinstance(value, list) else [value]:
                 allow(str(name))
         elif isinstance(value, str) and (key.endswith("._target_") or key == "model.path"):
@@ -100,7 +105,8 @@ def allow_typed(overrides: Sequence[str]) -> None:
 
 
 def take_allowed(config: dict[str, Any]) -> None:
-    """Takes `allow_targets` out of a composed config. Raises InputError for a name that nobody typed."""
+    """Takes `allow_targets` and `budget` out of a composed config. Raises InputError for what nobody typed of them."""
+    take_budget(config)
     untyped = [name for name in config.pop("allow_targets", None) or () if name not in _allowed]
     if untyped:
         raise InputError(
@@ -134,10 +140,13 @@ def _reaches_out(override: Any) -> bool:
 def only_read(lines: Sequence[str], typed: Sequence[str]) -> list[str]:
     """The override lines of a run folder, which let a cache of images be read where they say, and none be written.
 
+    Limits that they lift are left out: whoever goes on with the run says so again where it matters.
+
     lines: checked by `check_stored`; typed: what the user writes beside them, who may name a folder to write to.
     """
     from knep.compose import parse
 
+    lines = [line for line in lines if not line.strip().lstrip("+").startswith("budget.")]  # typed each time anew
     if any(line.lstrip("+").startswith("data.cache=") for line in typed):
         return [line for line in lines if not line.lstrip("+").startswith("data.write_cache=")]
     named = any(o.key_or_group == "data.cache" and isinstance(o.value(), str) for o in parse(lines))
@@ -188,13 +197,26 @@ def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     plain = _plain(node)
     check_targets(plain)
     try:
-        return hydra_instantiate(plain, *args, _convert_="all", **kwargs)
+        with nullcontext() if _is_own(plain) else bytes_counted():
+            return hydra_instantiate(plain, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
         cause = error.__cause__
+        if isinstance(cause, InputError):
+            where = plain.get("_target_", "config")
+            raise InputError(f"{where}: {cause}" if str(cause).startswith("it ") else str(cause)) from None
         if isinstance(cause, (ValueError, TypeError)):
-            raise cause from None
+            # torch's own have a stack of C++ below their first line
+            raise (cause if "\n" not in str(cause) else InputError(str(cause).split("\n")[0])) from None
         text = " ".join(str(error).split()).partition(", set env var HYDRA_FULL_ERROR")[0]
         raise InputError(text) from error
+
+
+def _is_own(node: Any) -> bool:
+    """Whether users named all that a node builds: classes of their own make what they make."""
+    if isinstance(node, Mapping):
+        name = node.get("_target_")
+        return (name is None or name in _allowed or bool(_in(name, _allowed))) and all(map(_is_own, node.values()))
+    return all(map(_is_own, node)) if isinstance(node, _LISTS) else True
 
 
 def _plain(node: Any) -> Any:

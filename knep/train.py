@@ -40,8 +40,9 @@ def _start(arguments: list[str]) -> None:
 
     from knep.elastic import agreed
     from knep.jobs import Single, Sweep, earlier_lines
-    from knep.resume import expand_ckpt
+    from knep.resume import expand_ckpt, run_folders
     from knep.safe import allow_typed
+    from knep.strangers import check_written
 
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(get_args_parser().parse_args(typed).overrides)
@@ -59,6 +60,8 @@ def _start(arguments: list[str]) -> None:
             work = Sweep(jobs)
         else:
             arguments = agreed([*arguments, *earlier_lines(configs[0], arguments)])
+            for folder in run_folders(arguments):
+                check_written(folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def _as_is(got: Any) -> Any:
     return got
 
 
-def _worker(number: int) -> None:
-    ends_with_parent(os.getppid())
+def _worker(parent: int, number: int) -> None:
+    ends_with_parent(parent)
 
 
 class FolderLoader:
@@ -123,7 +124,6 @@ class FolderLoader:
             pin_memory=self._pin,
             persistent_workers=keep,
             generator=torch.Generator(),
-            worker_init_fn=_worker,
         )
 
     def __len__(self) -> int:
@@ -136,6 +136,7 @@ class FolderLoader:
 
     def _read(self) -> Iterable[tuple[Tensor, Tensor] | str]:
         if self._workers is not None:
+            self._workers.worker_init_fn = partial(_worker, os.getpid())
             yield from self._workers
             return
         for batch in self.batch_sampler:
