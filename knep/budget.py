@@ -17,6 +17,7 @@ from knep.errors import InputError
 # Key -> what is allowed without a word; None is worked out from this machine.
 DEFAULTS: dict[str, int | float | None] = {"layers": 10_000, "megabytes": 256, "members": 1000, "processes": None}
 _limits = dict(DEFAULTS)
+_MOST = 1e12
 _STEPS = 10_000  # operations of torch within one constructor
 _PROCESS, _WORKER = 500 << 20, 100 << 20  # bytes of one that trains, and of one that reads data
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -27,8 +28,10 @@ def lift(name: str, value: Any) -> None:
     """Sets a limit, for a user who types `budget.<name>=<value>`; None is its default. Raises InputError for no key."""
     if name not in DEFAULTS:
         raise InputError(f"there is no key budget.{name}: write one of budget.{', budget.'.join(DEFAULTS)}")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
-        raise InputError(f"budget.{name}={value} must be a number above 0, or null for what this machine has")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MOST):
+        raise InputError(
+            f"budget.{name}={value} must be a number above 0, at most {_MOST:g}, or null for what this machine has"
+        )
     _limits[name] = DEFAULTS[name] if value is None else value
 
 
@@ -77,7 +80,7 @@ def check_processes(devices: int, workers: int = 0) -> None:
 
 def check_members(key: str, members: Any) -> None:
     """Raises InputError for more models than a run is taken to mean."""
-    if isinstance(members, int) and members > _limits["members"]:
+    if isinstance(members, int) and members > (_limits["members"] or 0):
         raise InputError(
             f"{key}={members} trains {members:,} models: write fewer, or lift the limit with budget.members={members}"
         )

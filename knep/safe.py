@@ -92,6 +92,8 @@ def allow_typed(overrides: Sequence[str]) -> None:
 
     for override in parse(overrides):
         key, value = override.key_or_group, None if override.is_delete() else override.value()
+        if key == "budget":
+            raise InputError("budget is a group of limits: write each by its name, for example budget.layers=50000")
         if key.startswith("budget."):
             lift(key.removeprefix("budget."), value)
         elif key == "allow_targets":

@@ -75,7 +75,7 @@ def _load(source: Any, load: Callable[[str], Any], config_path: str) -> Any:
         raise
     except Exception as error:  # OmegaConf raises what Python does about a value: a number of 5,000 digits, a date
         said = " ".join(str(error).split())[:200]
-        raise InputError(f"{shown(place)} is no config ({type(error).__name__}: {said}): mend it") from error
+        raise InputError(f"{shown(str(place))} is no config ({type(error).__name__}: {said}): mend it") from error
 
 
 def check_yaml(text: str, place: str) -> None:

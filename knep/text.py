@@ -20,7 +20,7 @@ def console(**options: Any) -> Any:
     """A rich console that takes brackets and colons in names for what they are; options: of `rich.console.Console`."""
     from rich.console import Console
 
-    return Console(**{"markup": False, "emoji": False, "highlight": False} | options)
+    return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def shortened(name: str, most: int = 40) -> str:

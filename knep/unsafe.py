@@ -131,11 +131,17 @@ def _parts(state: Any, source: Path) -> tuple[dict[str, Any], dict[str, Any], in
     """Weights, values and the count of what was left out, of the form in which `_child` writes them."""
     import torch
 
-    weights, values, left_out = (
-        (state.get(key) for key in ("state_dict", "values", "left_out")) if type(state) is dict else (None,) * 3
-    )
+    found = state if type(state) is dict else {}
+    weights, values, left_out = (found.get(key) for key in ("state_dict", "values", "left_out"))
     plain = type(weights) is dict and all(type(k) is str and type(w) is torch.Tensor for k, w in weights.items())
-    if not plain or type(values) is not dict or not _is_plain(values) or type(left_out) is not int or left_out < 0:
+    if (
+        not plain
+        or type(weights) is not dict
+        or type(values) is not dict
+        or not _is_plain(values)
+        or type(left_out) is not int
+        or left_out < 0
+    ):
         raise InputError(f"{shown(source)} left something else than tensors and plain values: nothing was kept")
     return weights, values, left_out
 

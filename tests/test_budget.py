@@ -40,6 +40,7 @@ def machine(monkeypatch):
         (["trainer.num_nodes=2"], "MASTER_ADDR"),
         (["data=image_folder", "data.workers=3000"], "budget.processes=3001"),
         (["data=image_folder", "data.workers=8", "trainer.devices=4"], "36 processes"),
+        (["data=synthetic", "data.images=9000000", "data.classes=1000000"], "data.classes=1000000"),
         (["data=image_folder", "data.size=1000000"], "data.size=1000000 and data.batch_size=64 need"),
     ],
 )
@@ -87,9 +88,21 @@ def test_a_file_lifts_nothing(said):
     assert safe.only_read(["seed=1", "budget.layers=9", "+budget.layers=9", "++budget.x=1"], []) == ["seed=1"]
 
 
-@pytest.mark.parametrize("line", ["budget.layers=0", "budget.layers=true", "budget.layer=9", "budget.members=1,2"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "budget.layers=0",
+        "budget.layers=true",
+        "budget.layers=inf",
+        "budget.megabytes=nan",
+        "budget.layers=1e308",
+        "budget.layer=9",
+        "budget.members=1,2",
+        "budget={layers:9}",
+    ],
+)
 def test_a_limit_that_is_none(line):
-    with pytest.raises(InputError, match=r"budget\."):
+    with pytest.raises(InputError, match="budget"):
         safe.allow_typed([line])
 
 
