@@ -21,6 +21,7 @@ from knep.errors import InputError
 # How a run is watched, saved, and where it lies: what it computes stays the same.
 _HARMLESS = (
     "allow_targets",
+    "budget.*",
     "checkpoint.*",
     "ckpt",
     "data.cache",

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    sys.path[:1] = []  # `python -m` would look for modules in the current folder first
+
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from knep import predict
 from knep.cli_errors import one_line
 from knep.doctor import command
 from knep.errors import InputError
 from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
+from knep.text import shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Hydra's overrides are no argparse flags, and worker processes start the module again by its path.
         from knep import train
 
+        sys.modules["__main__"].__spec__ = None
         sys.argv = [str(Path(train.__file__)), *arguments[1:]]
         train.main(arguments[1:])
         return
@@ -36,8 +43,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.run(args)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses a command line without printing what a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
+    parser = _Parser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
     commands = parser.add_subparsers(required=True, metavar=" | ".join(_COMMANDS))
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
@@ -78,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     unsafe.add_argument("source", type=Path, metavar="FILE", help="a checkpoint that knep refuses to read")
     unsafe.add_argument("target", type=Path, metavar="OUT", help="the plain checkpoint to write")
     unsafe.add_argument("--i-trust-this-file", action="store_true", help="you know who made FILE, and that it is run")
+    unsafe.add_argument("--keep-network", action="store_true", help="where it cannot be taken away from the child")
     unsafe.set_defaults(run=_import_unsafe)
     commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
     return parser
@@ -180,7 +195,7 @@ def _cp(args: argparse.Namespace) -> None:
         target = args.folder / source.relative_to(CONF)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-        print(target)
+        print(shown(target))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -204,13 +219,13 @@ def _export(args: argparse.Namespace) -> None:
     for name in args.allow:
         allow(name)
     for path in export(args.source, args.file, args.format):
-        print(path)
+        print(shown(path))
 
 
 def _import_unsafe(args: argparse.Namespace) -> None:
     from knep.unsafe import import_unsafe
 
-    import_unsafe(args.source, args.target, args.i_trust_this_file)
+    import_unsafe(args.source, args.target, args.i_trust_this_file, args.keep_network)
 
 
 if __name__ == "__main__":

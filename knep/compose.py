@@ -24,7 +24,7 @@ from knep.conflicts import refuse_conflicts
 from knep.errors import InputError
 from knep.listing import GROUPS, options
 from knep.nodes import slots_of, with_trainer
-from knep.resolvers import SAFE, check_resolvers
+from knep.resolvers import SAFE, check_expansion, check_resolvers
 from knep.safe import allow_typed, allowed
 from knep.searchpath import own_hydra
 
@@ -86,7 +86,9 @@ def compose_config(
         choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
         if primary == "train" and (search or named):  # a recipe's slots alone bring no Hydra with them
             _check_hydra(cfg, [_line(o) for o in parsed if o.key_or_group.startswith("hydra")])
-        check_resolvers(_task(cfg, resolve=False), SAFE.union(allowed()))
+        unresolved = _task(cfg, resolve=False)
+        check_resolvers(unresolved, SAFE.union(allowed()))
+        check_expansion(unresolved)
         with _one_line():
             config = plain(cfg)
             folder = str(cfg.hydra.run.dir) if primary == "train" else ""
@@ -113,7 +115,7 @@ def compose_recipe(name: str, overrides: Sequence[str] = (), search: Sequence[st
     if second is not None:
         raise InputError(f"{second} in overrides chooses a second recipe: write knep.load({second[7:]!r})")
     allow_typed(overrides)
-    lines = [line for line in overrides if not line.startswith("allow_targets=")]
+    lines = [line for line in overrides if not line.startswith(("allow_targets=", "budget."))]
     return compose_config([f"+recipe={name}", *lines], search, primary="knep", ahead=True).config
 
 
@@ -204,7 +206,9 @@ class _one_line:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError, RecursionError)):
-            text = [line.strip() for line in str(error).splitlines() if line.strip()]
+            text = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            if isinstance(error, RecursionError):
+                text = ["the config takes itself in, or is too deep: take out the option that does"]
             raise InputError(" ".join(text[:3])) from error
 
 

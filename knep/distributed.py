@@ -16,9 +16,11 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from knep.errors import InputError, RunFailed
 from knep.files import read_summary, write_summary
 from knep.heartbeat import GRACE, SILENCE, Death, Heartbeat
+from knep.orphans import LAUNCHER, ends_with_parent, spared
 from knep.signals import Interrupted
+from knep.text import shown
 
-_LAUNCHER = "KNEP_LAUNCHER"  # tells a process that this package started the id of the one that did
+_LAST = SILENCE / 2  # seconds after its launcher's end in which a process has named it, and after which it ends
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -32,13 +34,16 @@ class Launcher(_SubprocessScriptLauncher):
         self._heartbeat = heartbeat
 
     def launch(self, function: Any, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        if _LAUNCHER in os.environ and self.cluster_environment.local_rank():
-            self._heartbeat.parent = int(os.environ[_LAUNCHER])
+        if LAUNCHER in os.environ and self.cluster_environment.local_rank():
+            self._heartbeat.parent = int(os.environ[LAUNCHER])
+            if self.cluster_environment.global_rank() == 1:  # who tells of the death of rank 0, see `Watch.tell`
+                spared()
+                ends_with_parent(self._heartbeat.parent, _LAST)
         self._heartbeat.start()
         return super().launch(function, *args, trainer=trainer, **kwargs)
 
     def _call_children_scripts(self) -> None:
-        os.environ[_LAUNCHER] = str(os.getpid())
+        os.environ[LAUNCHER] = str(os.getpid())
         super()._call_children_scripts()
         first = self.cluster_environment.node_rank() * self.num_processes + 1
         self._heartbeat.children = list(enumerate(self.procs, first))
@@ -77,7 +82,7 @@ class Watch(Callback):
         if self._rank != (0 if death.rank else 1) or not self._untold.acquire(blocking=False):
             return
         line = f"{death.line(self._world)}: go on with ckpt={self._folder}"
-        print(f"knep: {line}", file=sys.stderr, flush=True)
+        print(f"knep: {shown(line)}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # no room for the summary: the death is what is to be told
             write_summary(self._folder, {**read_summary(self._folder), "status": "failed", "reason": line})
 

@@ -21,7 +21,18 @@ from knep.run_names import events_folder
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Where a run lies and how it is watched does not change what it computes.
-NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint", "resume", "slurm")
+NOT_HASHED = (
+    "allow_targets",
+    "budget",
+    "name",
+    "ckpt",
+    "progress",
+    "log_every",
+    "threads",
+    "checkpoint",
+    "resume",
+    "slurm",
+)
 
 
 def sync_folder(folder: Path) -> None:
@@ -92,8 +103,9 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """What summary.json of a run folder says; nothing where there is none, or where it is no JSON."""
+    path = folder / "summary.json"
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # a pipe would be waited for
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -106,7 +106,7 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
     scaling = recipe.scaling(images)
     size = {"in_channels": facts["channels"], "num_classes": facts["num_classes"], "image_size": facts["image_size"]}
     with named("model"):
-        check_model(cfg["model"], size)
+        check_model(cfg["model"], size, members=_members(cfg, recipe) if data is not None else 1)
         model = instantiate(cfg["model"])(**size)
     raw = data.sample(64) if data is not None else torch.zeros(shape, dtype=torch.uint8)
     recipe.apply(model, sample=scaling(raw))
@@ -123,6 +123,10 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
         about=dict(facts),
         guard=instantiate(cfg["guard"]) if "guard" in cfg else None,
     )
+
+
+def _members(cfg: Mapping[str, Any], recipe: Recipe) -> int:
+    return max(recipe.members, cfg["trainer"].get("members") or 1)
 
 
 def build_trainer(

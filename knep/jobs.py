@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -20,12 +21,14 @@ from knep.elastic import started_apart, under_torchrun
 from knep.errors import InputError, RunFailed
 from knep.files import discard
 from knep.lock import claimed, in_use
+from knep.orphans import ends_with_parent
 from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
 from knep.run_names import link_job, name_job
 from knep.safe import allow_typed, take_allowed
 from knep.slurm import requeue
 from knep.space import space
 from knep.sweep import Outcomes
+from knep.text import shown
 
 if TYPE_CHECKING:
     from knep.compose import Composed
@@ -59,7 +62,7 @@ def _earlier_lines(config: Mapping[str, Any], overrides: Sequence[str]) -> list[
     found = find_begun(earlier_runs(config, root))
     if found is None:
         return []
-    print(f"knep: resume=auto: going on with {found}")
+    print(f"knep: resume=auto: going on with {shown(found)}")
     return [_line("ckpt", found), _line("hydra.run.dir", found)]
 
 
@@ -98,7 +101,7 @@ class Sweep:
     """
 
     def __init__(self, outcomes: Outcomes, checked: bool, typed: list[str], script: list[str], search: list[str]):
-        self._taken, self._checked = outcomes, checked
+        self._taken, self._checked, self._process = outcomes, checked, os.getpid()
         self._typed, self._script, self._search = typed, script, search
 
     @classmethod
@@ -121,6 +124,8 @@ class Sweep:
         ]
 
     def job(self, cfg: Any) -> float:
+        if os.getppid() == self._process:  # a launcher's worker
+            ends_with_parent(self._process)
         hydra_cfg = HydraConfig.get()
         lines, fresh = list(hydra_cfg.overrides.task), Path(hydra_cfg.runtime.output_dir)
         return self._taken.take(hydra_cfg.job.num, lines, fresh, lambda runs_in: self._run(cfg, lines, fresh, runs_in))
@@ -143,12 +148,13 @@ class Sweep:
             discard(fresh)
             link_job(fresh, own, ran)
         if ended:
-            print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
+            where = f"{' '.join(lines)}: has ended before, in {ended['folder']}"
+            print(f"knep: {shown(where)} (resume=false runs it again)")
             return ended
         if begun is None:
             with self._alone(lines, fresh):
                 return _told(config, fresh, choices, lines)
-        print(f"knep: resume=auto: going on with {begun}")
+        print(f"knep: resume=auto: going on with {shown(begun)}")
         runs_in(begun)
         with self._alone([*lines, _line("ckpt", begun)], begun):
             return _told(config | {"ckpt": str(begun)}, begun, choices, lines)

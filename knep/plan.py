@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.probe import probe
 from knep.surgery import Change, bare
+from knep.text import console, shown
 
 if TYPE_CHECKING:
     from knep.recipe import Recipe
@@ -119,7 +119,7 @@ def _layers(layers: Mapping[str, list[Change]]) -> Table:
         table.add_column(column, overflow="fold")
     for slot, changes in layers.items():
         for c in changes:
-            table.add_row(slot, c.path, c.before, c.after)
+            table.add_row(slot, *map(shown, (c.path, c.before, c.after)))
     if not table.row_count:
         table.add_row("none", "", "", "")
     return table
@@ -132,16 +132,15 @@ def _parameters(parameters: list[Parameter]) -> Table:
     for p in parameters:
         shape = "x".join(map(str, p.shape)) or "()"
         decay = f"{p.decay:.4g}" if p.decay else "no"
-        table.add_row(p.name, shape, p.init, decay, f"{p.lr:.4g}", f"{p.multiplier:.4g}", p.arm)
+        table.add_row(shown(p.name), shape, p.init, decay, f"{p.lr:.4g}", f"{p.multiplier:.4g}", p.arm)
     return table
 
 
 def _text(tables: Iterable[Table], refused: Mapping[str, str]) -> str:
     """Wide enough for every column, so that it can be searched and compared line by line."""
-    console = Console(file=io.StringIO(), width=240, highlight=False, markup=False)
+    page = console(file=io.StringIO(), width=240)
     for table in tables:
-        console.print(table)
+        page.print(table)
     for slot, reason in refused.items():
-        console.print(f"{slot} cannot be applied: {reason}", soft_wrap=True)
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip()
+        page.print(f"{slot} cannot be applied: {shown(reason)}", soft_wrap=True)
+    return "\n".join(line.rstrip() for line in page.file.getvalue().split("\n")).strip()

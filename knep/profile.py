@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from knep.text import shown_lines
+
 PHASES: tuple[str, ...] = ("data", "forward", "backward", "clip", "optimizer", "logging")
 _SKIPPED = 5  # first steps, in which memory is allocated and kernels are chosen
 _TRACED = 20  # steps in the trace: enough to see a pattern, small enough to open
@@ -94,7 +96,7 @@ class StepProfile(Callback):
             text = table(self._seconds, self._steps)
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / "steps.txt").write_text(text + "\n", encoding="utf-8")
-            print(text)
+            print(shown_lines(text))
 
 
 def table(seconds: Mapping[str, float], steps: int) -> str:

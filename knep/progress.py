@@ -113,7 +113,7 @@ class ProgressBar(Lines):
         if self._bar is None:
             super().line(text)
         else:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, markup=False, emoji=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from knep.budget import check_config
 from knep.errors import InputError
 from knep.models.imported import find, imported
 from knep.recipe import Recipe, check_partial, named
@@ -22,6 +23,7 @@ def _toy() -> nn.Module:
 
 def rehearse(config: Mapping[str, Any]) -> None:
     """Builds every slot and runs it on a toy of two layers. Raises InputError naming the slot and its complaint."""
+    check_config(config)
     with torch.random.fork_rng(devices=[]):
         recipe = Recipe.from_config(config)
         with named("data"):

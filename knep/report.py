@@ -17,6 +17,7 @@ from knep.listing import recipe_choices
 from knep.member import Member
 from knep.provenance import code_hash
 from knep.sealed import reads
+from knep.text import console, shown
 
 # What TensorBoard shows of a whole run.
 _FINAL = (
@@ -37,10 +38,10 @@ def before(choices: Mapping[str, str], data: Any) -> list[str]:
     """Lines that say what is trained on what, and what the user changed against the recipe."""
     kept = recipe_choices(choices["recipe"])
     changed = [f"{slot}={choices[slot]} (recipe: {o})" for slot, o in kept.items() if choices.get(slot) != o]
-    sizes = data.sizes
+    sizes, name = data.sizes, shown(choices["data"])
     return [
-        f"recipe {choices['recipe']}" + (f", changed: {', '.join(changed)}" if changed else ", as it is"),
-        f"data {choices['data']}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes['test']:,} test "
+        shown(f"recipe {choices['recipe']}" + (f", changed: {', '.join(changed)}" if changed else ", as it is")),
+        f"data {name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes['test']:,} test "
         f"images of {data.channels} x {data.image_size} x {data.image_size}, {data.num_classes} classes",
     ]
 
@@ -68,7 +69,8 @@ def interrupted(
     steps = f" after {members[-1].steps} steps" if members else ""
     saved = any(folder.glob("**/checkpoints/last.ckpt"))
     print(
-        f"knep: interrupted{steps}; " + (f"go on with: python train.py ckpt={folder}" if saved else "nothing was saved")
+        f"knep: interrupted{steps}; "
+        + (f"go on with: python train.py ckpt={shown(folder)}" if saved else "nothing was saved")
     )
     return summary
 
@@ -134,7 +136,6 @@ def after(
 
 
 def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -149,8 +150,8 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
         f"{summary['test/acc_high']:.2%}, n = {images:,})",
         "samples/s": f"{summary['samples_per_second']:,.0f}",
         "parameters": f"{summary['parameters']:,}",
-        "run folder": str(folder),
-        "look at it": f"tensorboard --logdir {folder}",
+        "run folder": shown(folder),
+        "look at it": f"tensorboard --logdir {shown(folder)}",
     }
     if "averaged" in summary:
         rows["averaged"] = summary["averaged"]
@@ -161,4 +162,4 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     wide = None if sys.stdout.isatty() else 1000  # a file or a pipe has no edge
-    Console(soft_wrap=True, highlight=False, width=wide, force_jupyter=False).print(table)
+    console(soft_wrap=True, width=wide, force_jupyter=False).print(table)

@@ -5,6 +5,7 @@ What a shell fills in on the command line is the user's own doing; a config gets
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from omegaconf.grammar_parser import parse
 
 from knep.errors import InputError
 
+_MOST = 20_000
+_REFERENCE = re.compile(r"\$\{\s*([^${}:\s]+)\s*\}")
 SAFE = frozenset({"hydra", "now", "oc.select", "oc.dict.keys", "oc.dict.values"})
 
 
@@ -25,6 +28,59 @@ def check_resolvers(node: Any, allowed: frozenset[str] = SAFE) -> None:
                     f"{path}={text} calls {name}, and config.yaml would keep what it says: write the value, or let the "
                     f"shell fill it in as in {path}=$VALUE"
                 )
+
+
+def check_expansion(config: Mapping[str, Any]) -> None:
+    """Raises InputError naming a key whose value stands for very many others by ${key}, each of which stands for more.
+
+    config: unresolved. What goes round in a circle OmegaConf refuses itself.
+    """
+    known: dict[tuple[str, ...], float] = {}
+
+    def size(way: tuple[str, ...]) -> float:
+        """Values and characters that a key stands for, in units of a value."""
+        way, node = _at(config, way)
+        if way not in known:
+            known[way] = 0  # a circle
+            if isinstance(node, str):
+                known[way] = 1 + sum(size(_way(found, way)) for found in _REFERENCE.findall(node)[:_MOST])
+            else:
+                known[way] = 1 + sum(size((*way, key)) for key in _keys(node))
+        return known[way]
+
+    try:
+        for key in config:
+            if size((str(key),)) > _MOST:
+                raise InputError(f"{key} stands for more than {_MOST:,} values by ${{...}}: write them out")
+    except RecursionError as error:
+        raise InputError("the config's values stand for one another too many times over: write them out") from error
+
+
+def _keys(node: Any) -> list[str]:
+    if isinstance(node, Mapping):
+        return [str(key) for key in node]
+    return [str(i) for i in range(len(node))] if isinstance(node, (list, tuple)) else []
+
+
+def _way(reference: str, at: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys of ${reference}: from the top, or with leading dots from the group in which it stands."""
+    path = reference.lstrip(".")
+    up = len(reference) - len(path)
+    return (*(at[: len(at) - up] if up else ()), *re.split(r"[.\[\]]+", path.rstrip("]")))
+
+
+def _at(config: Any, way: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
+    """The value at a way and the way on which it lies, behind references to whole groups; None where there is none."""
+    node = config
+    for i, key in enumerate(way):
+        if isinstance(node, Mapping):
+            node = next((v for k, v in node.items() if str(k) == key), None)
+        elif isinstance(node, (list, tuple)):
+            node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None
+        whole = _REFERENCE.fullmatch(node) if isinstance(node, str) and i + 1 < len(way) else None
+        if whole:
+            return _at(config, (*_way(whole[1], way[: i + 1]), *way[i + 1 :]))
+    return way, node
 
 
 def used(text: str) -> list[str]:

@@ -57,7 +57,7 @@ def find_whole(ckpt: str | Path, warn: bool = True) -> Path:
         what = damage(path)
         if what is None:
             if wrong and warn:
-                print(f"knep: {', '.join(wrong)}: going on from {path.name}", file=sys.stderr)
+                print(f"knep: {shown(', '.join(wrong))}: going on from {path.name}", file=sys.stderr)
             return path
         wrong.append(f"{path} {what}")
     raise InputError(f"{', '.join(wrong)}: no whole checkpoint is left to resume, start the run again without ckpt=")
@@ -88,6 +88,12 @@ def expand_ckpt(arguments: list[str]) -> list[str]:
     check_stored(earlier, str(listed))
     place = [] if any(a.startswith("hydra.run.dir=") for a in arguments) else [f"hydra.run.dir='{folder}'"]
     return [*only_read(earlier, arguments), *arguments, *place]
+
+
+def run_folders(arguments: list[str]) -> list[Path]:
+    """The run folders that a command line names."""
+    start = "hydra.run.dir="
+    return [Path(a.removeprefix(start).strip("'\"")) for a in arguments if a.startswith(start)]
 
 
 def resumes(config: Mapping[str, Any], sweep: bool) -> bool:
@@ -153,7 +159,7 @@ def find_begun(runs: Sequence[Run]) -> Path | None:
                 if _saved(place):
                     find_whole(place, warn=False)
         except InputError as error:
-            print(f"knep: resume=auto: {error}", file=sys.stderr)
+            print(f"knep: resume=auto: {shown(str(error))}", file=sys.stderr)
             continue
         return folder
     return None

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from inspect import isclass, isfunction, isroutine
-from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from knep.budget import bytes_counted, lift
+from knep.budget import take as take_budget
 from knep.errors import InputError
+from knep.importing import see_current_folder
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _SWITCHES = ("_partial_", "_recursive_")
@@ -90,7 +92,11 @@ def allow_typed(overrides: Sequence[str]) -> None:
 
     for override in parse(overrides):
         key, value = override.key_or_group, None if override.is_delete() else override.value()
-        if key == "allow_targets":
+        if key == "budget":
+            raise InputError("budget is a group of limits: write each by its name, for example budget.layers=50000")
+        if key.startswith("budget."):
+            lift(key.removeprefix("budget."), value)
+        elif key == "allow_targets":
             for name in value if isinstance(value, list) else [value]:
                 allow(str(name))
         elif key.endswith("._target_") or key == "model.path":
@@ -109,7 +115,8 @@ def _allow_named(key: str, name: Any) -> None:
 
 
 def take_allowed(config: dict[str, Any]) -> None:
-    """Takes `allow_targets` out of a composed config. Raises InputError for a name that nobody typed."""
+    """Takes `allow_targets` and `budget` out of a composed config. Raises InputError for what nobody typed of them."""
+    take_budget(config)
     untyped = [name for name in config.pop("allow_targets", None) or () if name not in _allowed]
     if untyped:
         raise InputError(
@@ -143,10 +150,13 @@ def _reaches_out(override: Any) -> bool:
 def only_read(lines: Sequence[str], typed: Sequence[str]) -> list[str]:
     """The override lines of a run folder, which let a cache of images be read where they say, and none be written.
 
+    Limits that they lift are left out: whoever goes on with the run says so again where it matters.
+
     lines: checked by `check_stored`; typed: what the user writes beside them, who may name a folder to write to.
     """
     from knep.compose import parse
 
+    lines = [line for line in lines if not line.strip().lstrip("+").startswith("budget.")]  # typed each time anew
     if any(line.lstrip("+").startswith("data.cache=") for line in typed):
         return [line for line in lines if not line.lstrip("+").startswith("data.write_cache=")]
     named = any(o.key_or_group == "data.cache" and isinstance(o.value(), str) for o in parse(lines))
@@ -197,13 +207,26 @@ def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     plain = _plain(node)
     check_targets(plain)
     try:
-        return hydra_instantiate(plain, *args, _convert_="all", **kwargs)
+        with nullcontext() if _is_own(plain) else bytes_counted():
+            return hydra_instantiate(plain, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
         cause = error.__cause__
+        if isinstance(cause, InputError):
+            where = plain.get("_target_", "config")
+            raise InputError(f"{where}: {cause}" if str(cause).startswith("it ") else str(cause)) from None
         if isinstance(cause, (ValueError, TypeError)):
-            raise cause from None
+            # torch's own have a stack of C++ below their first line
+            raise (cause if "\n" not in str(cause) else InputError(str(cause).split("\n")[0])) from None
         text = " ".join(str(error).split()).partition(", set env var HYDRA_FULL_ERROR")[0]
         raise InputError(text) from error
+
+
+def _is_own(node: Any) -> bool:
+    """Whether users named all that a node builds: classes of their own make what they make."""
+    if isinstance(node, Mapping):
+        name = node.get("_target_")
+        return (name is None or name in _allowed or bool(_in(name, _allowed))) and all(map(_is_own, node.values()))
+    return all(map(_is_own, node)) if isinstance(node, _LISTS) else True
 
 
 def _plain(node: Any) -> Any:
@@ -234,13 +257,6 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
         _check_name(str(node["path"]).replace(":", "."), f"{path}.path", built_in=False)
 
 
-def see_current_folder() -> None:
-    """Makes modules of the current folder importable, as `python -m` does; an installed command starts without it."""
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-
-
 def _in(name: str, prefixes: Sequence[str]) -> str | None:
     return next((p for p in prefixes if p.endswith(".") and name.startswith(p)), None)
 
@@ -250,6 +266,8 @@ def _check_name(name: str, place: str, built_in: bool) -> str:
 
     InputError unless the user named it outright, or it is defined in an allowed package and of its kind.
     """
+    if name in _allowed or (_NAME.fullmatch(name) and _in(name, _allowed)):
+        see_current_folder(name, place)
     if name in _allowed:
         return name
     rooms = list(_ROOMS) if built_in else []
@@ -298,7 +316,6 @@ def _locate(name: str, place: str = "config") -> Any:
 
 
 def _import(module: str, name: str, place: str) -> Any:
-    see_current_folder()
     try:
         return importlib.import_module(module)
     except ImportError as error:

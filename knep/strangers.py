@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from knep.errors import InputError
@@ -11,13 +12,15 @@ from knep.text import shown
 
 _MOST_BYTES = 1 << 20
 _MOST_ENTRIES = 100_000
-_FILES = frozenset({".ckpt", ".csv", ".html", ".json", ".log", ".png", ".pt", ".txt", ".yaml"})
+_FILES = frozenset({".ckpt", ".csv", ".html", ".json", ".log", ".patch", ".png", ".pt", ".txt", ".yaml"})
+_NAMES = frozenset({".lock", "checkpoints", "tensorboard"})
 
 
 def check_folder(folder: Path) -> None:
-    """What a run writes in a run folder must land there.
+    """What a run writes in a run folder must land there, and what it reads must have an end.
 
-    Raises InputError for a symbolic link that leads outside or in a circle, and a folder where a file belongs.
+    Raises InputError for a symbolic link that leads outside or in a circle, a folder where a file belongs, and what is
+    neither file nor folder.
     """
     inside, seen = folder.resolve(), 0
     for here, folders, files in os.walk(folder):
@@ -30,6 +33,27 @@ def check_folder(folder: Path) -> None:
                 _check_link(path, inside)
             elif path.suffix in _FILES and path.is_dir():
                 raise InputError(f"{shown(path)} is a folder where a file belongs: move it away")
+            check_kind(path)
+
+
+def check_written(folder: Path) -> None:
+    """The files that a run writes in a folder that is there already. Raises InputError for a pipe, socket or device."""
+    for place in (folder, folder / "checkpoints", folder / "tensorboard"):
+        for path in place.iterdir() if place.is_dir() else ():
+            if path.suffix in _FILES or path.name in _NAMES:
+                check_kind(path)
+
+
+def check_kind(path: Path) -> None:
+    """Raises InputError for a named pipe, a socket or a device, which would be waited for, or never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # what is not there, or cannot be looked at, its reader tells of
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise InputError(f"{shown(path)} is {kind} where a file belongs: move it away")
 
 
 def _check_link(path: Path, inside: Path) -> None:
@@ -44,11 +68,19 @@ def _check_link(path: Path, inside: Path) -> None:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a small text file. Raises InputError for a large one, or one that is no text."""
-    with path.open("rb") as f:
-        content = f.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise InputError(f"{shown(path)} has more than {_MOST_BYTES:,} bytes: give a run folder of knep")
+    return read_text(path, "give a run folder of knep").splitlines()
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """A small text file whole. Raises InputError for a large one, one that is no text, and what is no file at all."""
+    check_kind(path)
     try:
-        return content.decode("utf-8").splitlines()
+        with path.open("rb") as f:
+            content = f.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise InputError(f"{shown(path)} has more than {_MOST_BYTES:,} bytes: {remedy}")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{shown(path)} is no text: give a run folder of knep") from error
+        raise InputError(f"{shown(path)} is no text: {remedy}") from error
+    except OSError as error:
+        raise InputError(f"{shown(path)} cannot be read ({error.strerror}): {remedy}") from error

@@ -21,6 +21,7 @@ from typing import Any
 from knep.errors import InputError, RunFailed
 from knep.files import write_atomic
 from knep.lock import held, in_use
+from knep.text import console, shown
 
 JOBS = ".jobs"  # in the sweep's folder, until its table is written: the row of each job that was begun
 _ENDED = ("finished", "stopped_early")
@@ -153,14 +154,12 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    shown = [c for c in _COLUMNS if any(row.get(c) not in (None, "") for row in rows)]
-    table = Table(*shown, box=None, pad_edge=False)
+    columns = [c for c in _COLUMNS if any(row.get(c) not in (None, "") for row in rows)]
+    table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        values = (row.get(c, "") for c in shown)
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else escape(str(v)) for v in values))
+        values = (row.get(c, "") for c in columns)
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else shown(str(v)) for v in values))
     # A file has no width: paths in it are whole.
-    Console(width=None if sys.stdout.isatty() else 300, highlight=False).print(table)
+    console(width=None if sys.stdout.isatty() else 300).print(table)

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def shown(name: str | Path) -> str:
     """A name fit to print: line ends, terminal codes and bytes that are no text appear as backslash escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
+def shown_lines(text: str) -> str:
+    """`shown`, where the text's own line ends stay."""
+    return "\n".join(map(shown, text.split("\n")))
+
+
+def console(**options: Any) -> Any:
+    """A rich console that takes brackets and colons in names for what they are; options: of `rich.console.Console`."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def shortened(name: str, most: int = 40) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":  # one of several processes, started by this file's path: what lies beside it is knep's own
+    sys.path[:] = [path for path in sys.path if path != __file__.rpartition("/")[0]]
+
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from knep.cli_errors import one_line
 from knep.errors import InputError
+from knep.orphans import ends_with_launcher
 
 if TYPE_CHECKING:
     from knep.compose import Composed
@@ -26,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 
         print(help_text())
         return
+    ends_with_launcher()
     with one_line():
         _start(arguments)
 
@@ -36,8 +42,9 @@ def _start(arguments: list[str]) -> None:
 
     from knep.elastic import agreed
     from knep.jobs import UNWRITABLE, Single, Sweep, run_lines
-    from knep.resume import expand_ckpt
+    from knep.resume import expand_ckpt, run_folders
     from knep.safe import allow_typed
+    from knep.strangers import check_written
 
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(_parsed(typed)[0].overrides)
@@ -56,6 +63,8 @@ def _start(arguments: list[str]) -> None:
         else:
             made = check(args.overrides, search)
             overrides = agreed(args.overrides, lambda: run_lines(made, args.overrides))
+            for folder in run_folders(overrides):
+                check_written(folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
 
     def job(cfg: Any) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from knep.data.images import Bad, BadImage, read_images, refusal, unreadable
 from knep.data.loader import order_of, padded_share, training_slice
+from knep.orphans import ends_with_parent
 
 # Which images (n,), and which of them count (n,): arrays, because tensors travel to a worker by file descriptor.
 Batch = tuple[np.ndarray, np.ndarray]
@@ -94,6 +97,10 @@ def _as_is(got: Any) -> Any:
     return got
 
 
+def _worker(parent: int, number: int) -> None:
+    ends_with_parent(parent)
+
+
 class FolderLoader:
     """Batches (x uint8 (n, C, S, S), y int64 (n,)) of `images`; resumes inside an epoch by `state_dict`.
 
@@ -131,6 +138,7 @@ class FolderLoader:
 
     def _read(self) -> Iterable[tuple[Tensor, Tensor] | list[Bad]]:
         if self._workers is not None:
+            self._workers.worker_init_fn = partial(_worker, os.getpid())
             yield from self._workers
             return
         for batch in self.batch_sampler:

@@ -26,6 +26,7 @@ from knep.data.batches import Batch, labels
 from knep.data.images import read_image
 from knep.errors import InputError
 from knep.files import sync_folder
+from knep.strangers import check_kind
 from knep.text import shown
 
 _HEAD = struct.Struct("<8sQIII32s")
@@ -201,7 +202,9 @@ def build_cache(path: Path, source: Source, images: Iterable[tuple[Tensor, Tenso
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Waits for any other process that builds this cache, and clears away what killed ones left."""
-    with path.with_name(f"{path.name}.lock").open("ab") as lock:
+    place = path.with_name(f"{path.name}.lock")
+    check_kind(place)
+    with place.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in path.parent.glob(f".{path.name}.*"):
             left.unlink(missing_ok=True)

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from knep.budget import check_processes
 from knep.data.batches import Batches, FolderLoader, Images
 from knep.data.images import BITS, MAX_PIXELS, check_headers, refusal
 from knep.data.module import ImageData
 from knep.data.split import stratified, subset
 from knep.data.tree import Listing, counted, list_images, normal, splits, taken_for_classes
 from knep.errors import InputError
+from knep.room import check_room
 from knep.text import shown
 
 _TEST_SHARE = 0.2
@@ -59,6 +61,7 @@ class ImageFolder(ImageData):
             raise InputError(f"data.channels={channels} must be 1 or 3")
         if workers < 0:
             raise InputError(f"data.workers={workers} must not be negative")
+        check_processes(1, workers)
         if not isinstance(cache, bool | str | Path | None) or cache == "":
             raise InputError(f"data.cache={cache!r} must be true, false or a folder")
         if not isinstance(max_pixels, int) or max_pixels < 1:
@@ -66,6 +69,8 @@ class ImageFolder(ImageData):
         for name, value in (("write_cache", write_cache), ("follow_links", follow_links)):
             if not isinstance(value, bool):
                 raise InputError(f"data.{name}={value} must be true or false")
+        need = self.batch_size * channels * size**2
+        check_room(need, f"data.size={size} and data.batch_size={self.batch_size} need", "write smaller numbers")
         self.image_size, self.channels, self._workers = size, channels, workers
         self._max_pixels, self._follow_links = max_pixels, follow_links
         self._use_cache, self._write_cache = bool(cache), write_cache

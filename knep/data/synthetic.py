@@ -10,6 +10,8 @@ from knep.errors import InputError
 from knep.room import check_room
 from knep.seeds import generator
 
+_CLASSES = 10_000
+
 
 class Synthetic(InMemory):
     """One smooth random prototype per class plus Gaussian noise, rendered to uint8.
@@ -33,6 +35,8 @@ class Synthetic(InMemory):
                 raise InputError(f"data.{name}={value} must be at least 1")
         if classes < 2:
             raise InputError(f"data.classes={classes} must be at least 2")
+        if classes > _CLASSES:
+            raise InputError(f"data.classes={classes} must be at most {_CLASSES}: images are made and split by class")
         if images < 4 * classes:
             raise InputError(f"data.images={images} must be at least {4 * classes}, 4 of each class")
         if noise < 0:

@@ -85,6 +85,7 @@ def _foreign(args: argparse.Namespace) -> list[str]:
 
 
 def _patient(lines: Sequence[str], data: str | None) -> Patient:
+    from knep.budget import check_config
     from knep.compose import compose_config
     from knep.doctor.loaders import Loaders
     from knep.doctor.patient import from_config
@@ -93,6 +94,7 @@ def _patient(lines: Sequence[str], data: str | None) -> Patient:
     allow_typed(lines)
     config = compose_config(lines).config
     take_allowed(config)
+    check_config(config)
     return from_config(config, lines, Loaders(data, config["model"].get("path")) if data else None)
 
 
@@ -110,11 +112,12 @@ def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any
     from knep.compose import compose_config
     from knep.doctor.cure import cure
     from knep.doctor.cured import recipe_yaml
+    from knep.text import shown_lines
 
     again = partial(_patient, data=args.data)
     cured = cure(lines, make=again, report=report, told=tell, seconds=budget)
     tell("")
-    print(f"\ncure\n{cured}")
+    print(shown_lines(f"\ncure\n{cured}"))
     how = ""
     if cured.kept:
         path = args.recipe or Path("outputs/doctor/recipe/cured.yaml")
@@ -122,7 +125,7 @@ def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any
         note = f"Cured by knep doctor: validation accuracy {cured.before:.3f} to {cured.after:.3f} in short trials."
         _write(path, recipe_yaml(made, note), "--recipe")
         how = _how_to_train(args, path, made)
-        print(how)
+        print(shown_lines(how))
     _written(args, report, cured, how)
 
 

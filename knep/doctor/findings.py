@@ -141,7 +141,7 @@ class Report:
 
         from knep.text import shown
 
-        console = Console(file=io.StringIO(), width=110, highlight=False, markup=False)
+        console = Console(file=io.StringIO(), width=110, highlight=False, markup=False, emoji=False)
         console.print(Text(self.verdict, style="bold"))
         for number, finding in enumerate(self.findings, 1):
             began = "" if finding.began is None else f" (since step {finding.began})"

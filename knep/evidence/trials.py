@@ -28,6 +28,7 @@ from knep.errors import InputError
 from knep.evidence.arms import Arm
 from knep.evidence.where import commit
 from knep.files import config_hash, write_atomic
+from knep.orphans import ends_with
 
 # Stands for the seed while an arm is composed: the largest that a run takes, so that no other value is equal to it.
 _SEED = 2**32 - 1
@@ -115,6 +116,7 @@ def run_trials(
     processes: trials side by side; told: called with (done, of how many, record) after each.
     """
     waiting = {t.key: t for t in trials if store.record(t.key) is None}
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # the server begins with `-c`, which looks in the current folder first
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)  # torch is imported once, not in each trial
     with ThreadPoolExecutor(max(1, processes)) as pool:
@@ -153,6 +155,9 @@ def _about(trial: Trial) -> dict[str, Any]:
 
 def _trial(trial: Trial, folder: Path) -> None:
     """The body of a trial's process: trains, tests, keeps the record, throws the run folder away."""
+    server = multiprocessing.parent_process()
+    if server is not None:
+        ends_with(server.is_alive)
     place = Path(tempfile.mkdtemp(prefix="knep-trial-"))
     began, record = time.perf_counter(), _about(trial)
     try:

@@ -121,14 +121,16 @@ def show(table: Table) -> Any:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    shown, bad = RichTable(box=None, pad_edge=False), table.first_bad()
+    from knep.text import shown
+
+    made, bad = RichTable(box=None, pad_edge=False), table.first_bad()
     for name in ("", "layer", "", *(f"output {s}" for s in _SHOWN), *(f"gradient {s}" for s in _SHOWN)):
-        shown.add_column(name, justify="right" if " " in name else "left", no_wrap=True)
+        made.add_column(name, justify="right" if " " in name else "left", no_wrap=True)
     for i, row in enumerate(table.rows):
         mark = f"bad {bad[1]}" if bad and bad[0] == i else ""
         cells = [*_cells(row.output), *_cells(row.gradient)]
-        shown.add_row(mark, escape(row.path), escape(row.kind), *cells, style="bold red" if mark else None)
-    return shown
+        made.add_row(mark, escape(shown(row.path)), escape(shown(row.kind)), *cells, style="bold red" if mark else None)
+    return made
 
 
 def _cells(stats: Stats | None) -> list[str]:

@@ -19,6 +19,7 @@ from knep.guard.layers import show
 from knep.guard.moment import Pass, repeat
 from knep.guard.policy import KINDS, OF_OPTIMIZER
 from knep.guard.state import named_state
+from knep.text import console, shown
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Replay:
 
 def main(path: Path, arguments: Sequence[str]) -> None:
     """Replays the box and prints what came of it. Raises InputError for other overrides than `allow_targets`."""
-    others = [a for a in arguments if not a.startswith(("replay=", "allow_targets="))]
+    others = [a for a in arguments if not a.startswith(("replay=", "allow_targets=", "budget."))]
     if others:
         raise InputError(f"replay= repeats a step as it was: leave out {others[0]}")
     _print(replay(path))
@@ -110,22 +111,18 @@ def _wrong(box: Box, found: Pass, weights: str | None) -> bool:
 
 
 def _print(result: Replay) -> None:
-    from rich.console import Console
-
     box, found = result.box.values, result.found
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"step {box['step']} (epoch {box['epoch'] + 1}): {KINDS[box['kind']]}")
+    page = console(soft_wrap=True)
+    page.print(f"step {box['step']} (epoch {box['epoch'] + 1}): {KINDS[box['kind']]}")
     table = show(found.table)
-    wide = Console(width=max(console.width, console.measure(table, options=console.options.update(width=500)).maximum))
+    wide = console(width=max(page.width, page.measure(table, options=page.options.update(width=500)).maximum))
     wide.print(table, crop=False)
     place = found.table.place() or (found.bad and f"the gradient of {found.bad}")
     if box["kind"] in OF_OPTIMIZER:
         place = result.weights and f"{result.weights}, after the optimizer's step"
-    console.print(f"first bad: {place or 'nothing, all outputs and gradients are finite'}")
+    page.print(f"first bad: {shown(place or 'nothing, all outputs and gradients are finite')}")
     if result.same:
-        console.print(f"loss {found.loss:.9g}: the same step, to the bit")
+        page.print(f"loss {found.loss:.9g}: the same step, to the bit")
     else:
         met = box["found"].get("loss")
-        console.print(
-            f"loss {found.loss:.9g}, in the run {met!r}: not the same step: another machine, device or build?"
-        )
+        page.print(f"loss {found.loss:.9g}, in the run {met!r}: not the same step: another machine, device or build?")

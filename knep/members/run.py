@@ -21,6 +21,7 @@ from knep.members.member import Member
 from knep.members.support import folds, members_of, supports
 from knep.signals import Interrupted
 from knep.tables import CsvLogger
+from knep.text import shown
 
 
 def ensemble(
@@ -135,5 +136,5 @@ def _summary(
     write_summary(folder, summary)
     mean, std = summary["members/test_acc_mean"], summary["members/test_acc_std"]
     finished = f"{len(whole)} of {len(records)} members"
-    print(f"test accuracy {mean:.2%}, standard deviation {std:.2%} over {finished}: {folder}")
+    print(f"test accuracy {mean:.2%}, standard deviation {std:.2%} over {finished}: {shown(folder)}")
     return summary

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
+from knep.importing import see_current_folder
 from knep.probe import probe
-from knep.safe import see_current_folder
 
 
 def find(path: str | None, key: str = "model.path") -> Callable[..., Any]:
@@ -42,7 +42,7 @@ def find(path: str | None, key: str = "model.path") -> Callable[..., Any]:
 
 
 def _module(name: str, key: str) -> Any:
-    see_current_folder()
+    see_current_folder(name, key)
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
