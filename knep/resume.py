@@ -105,9 +105,18 @@ def root_of(folder: Path) -> Path:
 def earlier_runs(config: Mapping[str, Any], root: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The runs of the same config under `root` with their summaries, the one that was saved last first."""
     wanted = config_hash(config)
-    found = [(path.parent, read_summary(path.parent)) for path in root.rglob("summary.json")]
+    found = [(path.parent, _summary_of(path.parent)) for path in root.rglob("summary.json")]
     found = [(folder, summary) for folder, summary in found if summary.get("config_hash") == wanted]
     return sorted(found, key=lambda run: _saved(run[0]), reverse=True)
+
+
+def _summary_of(folder: Path) -> dict[str, Any]:
+    """The summary of a run that nobody named: one that cannot be read is told, and left out."""
+    try:
+        return read_summary(folder)
+    except InputError as error:
+        print(f"knep: {error}", file=sys.stderr)
+        return {}
 
 
 def find_ended(config: Mapping[str, Any], root: Path) -> dict[str, Any] | None:

@@ -1,11 +1,11 @@
 """`stopping`: when training ends. A callback `f(**hp)`; acts after each validation, on validation metrics only."""
 
 from pathlib import Path
-from typing import cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from knep.checkpoint import read
 
 __all__ = ["Early", "none"]
 
@@ -50,5 +50,4 @@ class Early(EarlyStopping):
         keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
         path = keeper.best_model_path if keeper else ""
         if path and Path(path).is_file():
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-            pl_module.load_state_dict(cast(dict, state))
+            pl_module.load_state_dict(read(Path(path))["state_dict"])
