@@ -90,6 +90,16 @@ def same(wanted: Any) -> Check:
     return check
 
 
+def one_of(*values: Any) -> Check:
+    """One of these values."""
+
+    def check(value: Any) -> str | None:
+        found = any(same(v)(value) is None for v in values)
+        return None if found else f" is {shortened(repr(value), 60)}, not one of {', '.join(map(repr, values))}"
+
+    return check
+
+
 def either(*checks: Check) -> Check:
     """What one of the checks lets pass; otherwise what the first one says."""
 

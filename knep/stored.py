@@ -36,6 +36,7 @@ from knep.schema import (
     listed,
     nothing,
     number,
+    one_of,
     record,
     same,
     table,
@@ -130,7 +131,7 @@ def _outline() -> Check:
         _OPTIMIZATION: alike(_OptimizationProgress().state_dict()),
     }
     exact = {
-        "place": either(same("batch"), same("epoch")),
+        "place": one_of("batch", "epoch"),
         "rng": record({"cpu": _random}, {"cuda": tensor(torch.zeros(16, dtype=torch.uint8))}),
         "metrics": table(either(_scalar(_NUMBER), _NUMBER)),
         "gradients": table(anything),
@@ -157,7 +158,7 @@ def _outline() -> Check:
 
 
 def _guard() -> Check:
-    kinds = either(*map(same, KINDS))
+    kinds = one_of(*KINDS)
     snapshot = record({"tensors": listed(anything), "optimizers": items(table(anything))})
     needed = {
         "losses": listed(_NUMBER, most=_WINDOW),

@@ -144,11 +144,9 @@ def make_bases(root: Path, names: Sequence[str]) -> list[Base]:
 
 
 def doors_of(base: Base) -> list[str]:
-    return [
-        door
-        for door, (_, file) in DOORS.items()
-        if (base.folder / file).is_file() and (door == "replay" or base.name != "blackbox")
-    ]
+    """What can be done with a run; with one that its guard stopped, no more than to look at its box."""
+    doors = ["replay"] if base.name == "blackbox" else [door for door in DOORS if door != "replay"]
+    return [door for door in doors if (base.folder / DOORS[door][1]).is_file()]
 
 
 def _run(base: Base, door: str, work: Path, spoil: Callable[[Path], Any]) -> tuple[Outcome, Any, dict[str, str]]:
@@ -228,12 +226,24 @@ class Case:
         return made
 
 
+_NO_SUMMARIES = ("[" * 200_000, '{"a":' * 5000, "1" * 5000, f'{{"sealed": {"9" * 5000}}}', "", "\0", "[]", '"x"')
+_LINES = (
+    "",
+    ",",
+    "\0",
+    "hydra.run.dir=/tmp/x",
+    "--multirun",
+    "ckpt=../outside",
+    "data.root=${oc.env:HOME}",
+    "é" * 3000,
+)
+_LINES += ("seed=" + "9" * 5000, "x: !!python/object:os.system", "- [", "+more=1", "trainer.max_epochs=-1", "1,2,3,4,5")
+
+
 def _summary(folder: Path, draw: random.Random) -> Mutation:
     path = folder / "summary.json"
     if draw.random() < 0.2:
-        path.write_text(
-            draw.choice(("[" * 200_000, '{"a":' * 5000, "1" * 5000, '{"sealed": ' + "9" * 5000 + "}", "", "\0"))
-        )
+        path.write_text(draw.choice(_NO_SUMMARIES))
         return Mutation("summary.json", "another text", False)
     tree = json.loads(path.read_text())
     made = mutate(tree, draw)
@@ -247,10 +257,7 @@ def _lines(name: str, folder: Path, draw: random.Random) -> Mutation:
     path = folder / name
     lines = path.read_text().splitlines()
     i = draw.randrange(len(lines)) if lines else 0
-    other = draw.choice(
-        ("", ",", "\0", "hydra.run.dir=/tmp/x", "--multirun", "ckpt=../outside", "data.root=${oc.env:HOME}", "é" * 3000)
-        + ("seed=" + "9" * 5000, "x: !!python/object:os.system", "- [", "+more=1", "trainer.max_epochs=-1", "1,2,3,4,5")
-    )
+    other = draw.choice(_LINES)
     made = draw.choice((lambda line: other, lambda line: line * 2, lambda line: re.sub(r"\d", "x", line, count=1)))
     lines[i : i + 1] = [made(lines[i])] if lines else [other]
     path.write_text("\n".join(lines) + "\n")

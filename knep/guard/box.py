@@ -17,7 +17,7 @@ from knep.guard.finite import digest, first_bad, size
 from knep.guard.moment import Moment, grads, repeat
 from knep.guard.policy import KINDS, OF_OPTIMIZER
 from knep.guard.state import named_state
-from knep.schema import anything, either, items, nothing, number, record, same, table, text, whole
+from knep.schema import anything, either, items, nothing, number, one_of, record, same, table, text, whole
 
 # Beside its weights a box may hold this share of the checkpoint's tensors before the optimizer's state is left out.
 _ROOM = 0.8
@@ -112,11 +112,11 @@ _BOX = record(
     {
         "box": same(1),
         "knep": table(anything),
-        "kind": either(*map(same, KINDS)),
+        "kind": one_of(*KINDS),
         "step": whole(),
         "epoch": whole(),
         "batch": items(_tensor, _tensor),
-        "rng": table(_tensor),
+        "rng": record({"cpu": _tensor}, {"cuda": _tensor}),
         "gradients": table(_tensor),
         "weight": number(0),
         "window": whole(1),
