@@ -200,6 +200,14 @@ def weights_wrong(module: nn.Module, weights: Any) -> str | None:
     return None
 
 
+def check_data(member: Any, data: Any) -> None:
+    """Raises InputError where images of a data set are not what a loaded model was made for."""
+    for key in ("num_classes", "channels", "image_size"):
+        wanted, found = member.about[key], getattr(data, key)
+        if wanted != found:
+            raise InputError(f"the model is for {key}={wanted}, and its data has {key}={found}: give other data")
+
+
 def load_members(run: Path) -> list[Any]:
     """The tested models of a run folder (or of one file): several for an ensemble."""
     if run.is_file():

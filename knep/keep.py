@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,7 @@ class Keeper(Callback):
             "rng": rng_state(pl_module.device),
             "metrics": dict(trainer.callback_metrics),
             "gradients": _window(trainer, pl_module),
+            "states": [states_in(state) for state in checkpoint["optimizer_states"]],
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -189,6 +191,11 @@ class Keeper(Callback):
             if kept is not None:
                 p.grad = kept.to(p.device)
         self._saved_step = trainer.global_step
+
+
+def states_in(optimizer: Mapping[str, Any]) -> int:
+    """Of how many parameters an optimizer's state_dict has a state: those without are ones that met no gradient."""
+    return sum(bool(state) for state in optimizer["state"].values())
 
 
 def _lay_out(optimizer: Any) -> None:

@@ -29,6 +29,7 @@ from knep.resume import find_whole
 from knep.safe import instantiate
 from knep.signals import Interrupted
 from knep.stored import check_stored_run
+from knep.tables import earlier_rows
 
 # What a checkpoint to go on from holds beside the weights.
 _LOOPS = {"global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
@@ -127,6 +128,8 @@ def _print_levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None, kept:
 def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:
     """Raises InputError where `cfg` cannot go on from the checkpoint that its `ckpt` means for a member in `folder`."""
     found = _stored(cfg, folder, warn=False)
+    if (folder / "metrics.csv").is_file():
+        earlier_rows(folder / "metrics.csv")
     if found is None:
         return
     path, state = found

@@ -18,7 +18,7 @@ from knep.text import shortened
 # What steps, schedules and changed values on resume move: only its kind and range are fixed.
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 _MOVES = (*_RATES, "betas", "momentum", "train_mode", "_last_lr", "base_lrs", "last_epoch", "_step_count")
-_MOVES += ("_is_initial", "_get_lr_called_within_step", "best", "num_bad_epochs", "cooldown_counter")
+_MOVES += ("best", "num_bad_epochs", "cooldown_counter")
 
 
 def tensor(like: Tensor, finite: bool = False) -> Check:
@@ -128,7 +128,9 @@ def _moved(key: str, value: Any) -> Check:
         return number(0)
     if key == "betas":
         return items(*(number(0, 1) for _ in value))
-    return number(0, 1) if key == "momentum" else alike(value)
+    if key == "momentum":
+        return number(0, 1)
+    return either(whole(min(0, value)), number()) if type(value) is int else alike(value)
 
 
 def _is_odd(value: Any) -> bool:

@@ -183,7 +183,7 @@ def alike(sample: Any, also: Mapping[str, Check] | None = None) -> Check:
     if isinstance(sample, (list, tuple)):
         return items(*(alike(v, also) for v in sample))
     if type(sample) is int:
-        return either(whole(min(0, sample)), number())
+        return whole(min(0, sample))
     if type(sample) is float:
         return number(finite=math.isfinite(sample))
     return flag if type(sample) is bool else same(sample)

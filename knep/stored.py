@@ -23,7 +23,7 @@ from knep.errors import InputError
 from knep.evaluate import weights_wrong
 from knep.fit import History, watched
 from knep.guard.policy import KINDS
-from knep.keep import BEST, Best
+from knep.keep import BEST, Best, states_in
 from knep.optimizer_schema import Expected, rates_wrong, tensor
 from knep.recipes.averaging import Ema, Soup, soup_step
 from knep.schema import (
@@ -46,6 +46,7 @@ from knep.schema import (
 from knep.text import shortened
 
 _OPTIMIZATION = "epoch_loop.automatic_optimization.optim_progress"
+_MANUAL = "epoch_loop.manual_optimization.optim_step_progress"
 _NUMBER = number(finite=False)
 _WINDOW = 100  # losses and clipped steps that are kept
 
@@ -80,6 +81,9 @@ def _wrong(path: Path, state: Mapping[str, Any], module: Any) -> Iterator[str]:
         return
     optimizer, groups = expected.optimizer(state["global_step"]), state["optimizer_states"][0].get("param_groups")
     yield from _said(state["optimizer_states"][0], optimizer, "optimizer_states[0]")
+    states = states_in(state["optimizer_states"][0])
+    if states != state.get("exact", {}).get("states", [states])[0]:
+        yield f"optimizer_states[0] has {states} states, and by another count {state['exact']['states'][0]}"
     yield from _said(state["lr_schedulers"][0], expected.schedule(len(groups)), "lr_schedulers[0]")
     if "exact" in state:
         done = state["loops"]["fit_loop"]["epoch_loop.scheduler_progress"]["total"]["completed"]
@@ -121,6 +125,7 @@ def _random(value: Any) -> str | None:
 
 def _outline() -> Check:
     batches = alike(_BatchProgress().state_dict())
+    none_made = record(dict.fromkeys(("ready", "completed"), same(0)))  # by hand, which knep's module does not
     fit = {
         "state_dict": record({}, {"combined_loader": items(record({"position": whole()}))}),
         "epoch_progress": alike(_Progress().state_dict()),
@@ -128,6 +133,7 @@ def _outline() -> Check:
         "epoch_loop.batch_progress": batches,
         "epoch_loop.scheduler_progress": alike(_SchedulerProgress().state_dict()),
         "epoch_loop.val_loop.batch_progress": batches,
+        _MANUAL: record({"total": none_made, "current": none_made}),
         _OPTIMIZATION: alike(_OptimizationProgress().state_dict()),
     }
     exact = {
@@ -149,7 +155,7 @@ def _outline() -> Check:
         "running": record(running, {"guard": _guard()}),
     }
     optional = {
-        "exact": record(exact),
+        "exact": record(exact, {"states": items(whole())}),
         "averaging_state": record({"n_averaged": _scalar(whole())}),
         "current_model_state": table(anything),
         **dict.fromkeys(("MixedPrecision", "native_amp_scaling_state"), either(same({}), alike(scale))),
@@ -226,6 +232,10 @@ def _callbacks_wrong(path: Path, state: Mapping[str, Any], module: Any) -> Itera
     checks: dict[str, Check] = {History().state_key: record({"rows": listed(lambda row: rows[0](row) or rows[1](row))})}
     yield from _states_wrong(stored, checks)
     history = stored[History().state_key]["rows"]
+    epochs = [row["epoch"] for row in history]
+    once = "val_check_interval" not in config["trainer"]
+    if epochs != sorted(set(epochs) if once else epochs):
+        yield "callbacks.History.rows are not of one epoch after another"
     averaging, stopping = module.recipe.averaging, module.recipe.stopping
     checks = {best.state_key: _of_best(_scores(history, metric))}
     if isinstance(stopping, EarlyStopping):

@@ -27,7 +27,7 @@ class CsvLogger(Logger):
         self._path = folder / "metrics.csv"
         self._rows: dict[int, dict[str, Any]] = {}
         if self._path.is_file():
-            self._rows = _rows(self._path)
+            self._rows = earlier_rows(self._path)
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ class CsvLogger(Logger):
         self.save()
 
 
-def _rows(path: Path) -> dict[int, dict[str, Any]]:
+def earlier_rows(path: Path) -> dict[int, dict[str, Any]]:
     """The rows of an earlier life by their step. Raises InputError for a file that is no such table."""
     damaged = f"{shown(path)} is damaged"
     try:

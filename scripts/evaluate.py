@@ -22,13 +22,14 @@ def main() -> None:
         for name in args.allow:
             allow(name)
         from knep.data.find import only_reads
-        from knep.evaluate import evaluate, load_members
+        from knep.evaluate import check_data, evaluate, load_members
 
         members = load_members(args.run)
         # Where to find the data the checkpoint says; it has no say in what is written.
         node = members[0].about["config"]["data"]
         data = only_reads(instantiate(node | {"cache": False} if "cache" in node else node))
         data.prepare()
+        check_data(members[0], data)
         batches = data.val_dataloader() if args.split == "val" else data.test_dataloader()
         result = evaluate(
             members,

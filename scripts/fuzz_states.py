@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import random
 import re
@@ -117,6 +118,12 @@ DOORS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "export": (export, "checkpoints/final.ckpt"),
     "replay": (replay, "blackbox.pt"),
 }
+
+
+def warm() -> None:
+    """Imports what the doors use, so that each child need not."""
+    for name in ("torch.utils.tensorboard", "knep.guard.replay", "knep.export", "evaluate", "resume_matrix"):
+        importlib.import_module(name)
 
 
 def make_bases(root: Path, names: Sequence[str]) -> list[Base]:
@@ -313,10 +320,6 @@ def judge(case: Case, made: Mutation, outcome: Outcome, changed: Mapping[str, st
     told = len(said) > 1 or (case.door != "resume" and said) or made.field.startswith(("knep.config", "overrides.txt"))
     if told:
         return "told", ""
-    legal = (
-        made.legal
-        or _FREE.fullmatch(made.field)
-        or _FREE_TEXT.fullmatch(made.field)
-        or made.field.startswith("metrics.csv")
-    )
+    free = _FREE.fullmatch(made.field) or _FREE_TEXT.fullmatch(made.field)
+    legal = made.legal or free or made.field.startswith("metrics.csv")
     return ("another run's", "") if legal else ("wrong", f"silent: {', '.join(differs)} differ")

@@ -105,25 +105,12 @@ def _deep(depth: int) -> list[Any]:
 def _strange(draw: random.Random) -> Any:
     """A value that belongs nowhere."""
     shared = torch.zeros(4)
-    return draw.choice(
-        (None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.0, -0.5, 1e308, math.nan, math.inf, -math.inf)
-        + ("", "x", SECRET, "/etc/passwd", "a\0b", "a\nb", "${oc.env:HOME}", "\ud800".encode("utf-16", "surrogatepass"))
-        + (
-            [],
-            {},
-            (),
-            _deep(40),
-            {"a": {"b": [1]}},
-            [None],
-            {1: 2},
-            {None: 1},
-            OrderedDict(a=1),
-            {1, 2},
-            [shared, shared],
-        )
-        + (torch.zeros(3), torch.zeros(()), torch.zeros(0), torch.ones(2, dtype=torch.int64), torch.zeros(1).expand(5))
-        + (torch.zeros(2, dtype=torch.complex64), torch.tensor(math.nan), torch.tensor(True), torch.float64)
-    )
+    numbers = (0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.0, -0.5, 1e308, math.nan, math.inf, -math.inf)
+    words = (None, True, False, "", "x", SECRET, "/etc/passwd", "a\0b", "a\nb", "${oc.env:HOME}", b"\xff")
+    trees = ([], {}, (), _deep(40), {"a": {"b": [1]}}, [None], {1: 2}, {None: 1}, OrderedDict(a=1), {1, 2})
+    tensors = (torch.zeros(3), torch.zeros(()), torch.zeros(0), torch.ones(2, dtype=torch.int64), [shared, shared])
+    odd = (torch.zeros(1).expand(5), torch.zeros(2, dtype=torch.complex64), torch.tensor(math.nan), torch.float64)
+    return draw.choice((*numbers, *words, *trees, *tensors, *odd))
 
 
 def _other(value: Any, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
@@ -162,9 +149,8 @@ def _other(value: Any, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
         made = draw.choice((list(value)[:-1], [*value, *value], dict(enumerate(value)), value[0] if value else None))
         return made, f"a list of {len(value)} -> {_told(made)}", False
     if isinstance(value, dict):
-        made = draw.choice(
-            ({}, list(value.items()), dict.fromkeys(value), {**value, **{f"{k}_": v for k, v in value.items()}})
-        )
+        twice = {**value, **{f"{k}_": v for k, v in value.items()}}
+        made = draw.choice(({}, list(value.items()), dict.fromkeys(value), twice))
         return made, f"a dict of {len(value)} -> {_told(made)}", False
     made = _strange(draw)
     return made, f"{_told(value)} -> {_told(made)}", False
@@ -178,11 +164,8 @@ def _tensor(t: Tensor, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
         "one number short": (lambda: t.flatten()[1:], False),
         "one dimension more": (lambda: t[None], False),
         "turned": (lambda: t.transpose(0, -1) if t.dim() > 1 else t.repeat(2), False),
-        "laid out otherwise": (
-            lambda: t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() > 1 else t.clone(),
-            True,
-        ),
-        "one number expanded": (lambda: t.flatten()[:1].sum().expand(t.shape), False),
+        "laid out otherwise": (lambda: t.mT.contiguous().mT if t.dim() > 1 else t.clone(), True),
+        "one number expanded": (lambda: t.flatten()[:1].sum().expand(t.shape), t.is_floating_point()),
         "part of a larger one": (lambda: torch.cat([t.flatten(), t.flatten()])[: t.numel()].view(t.shape), True),
         "in the memory of another": (lambda: draw.choice(others), True),
         "of float64": (lambda: t.double(), t.is_floating_point()),
