@@ -18,12 +18,12 @@ from knep.errors import InputError
 from knep.fit import build_module
 from knep.recipe import SLOTS
 from knep.room import check_model
-from knep.safe import check_targets
-from knep.schema import Check, anything, listed, table, text, whole
+from knep.safe import check_targets, instantiate
+from knep.schema import Check, listed, plain, table, text, whole
 from knep.text import shortened
 
 _FACTS: dict[str, Check] = {
-    "config": table(anything),
+    "config": table(plain),
     "num_classes": whole(1),
     "channels": whole(1),
     "image_size": whole(1),
@@ -123,6 +123,7 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
         if wrong:
             raise InputError(f"{path} was not written by knep: its {key}{wrong}, give another checkpoint")
     missing = [key for key in (*SLOTS, "model") if not isinstance(facts["config"].get(key), dict)]
+    missing += [] if missing or isinstance(facts["config"]["model"].get("_target_"), str) else ["model"]
     if missing:
         raise InputError(f"{path} was not written by knep: its config has no {missing[0]}, give another checkpoint")
     names, shape = facts["class_names"], (facts["channels"], facts["image_size"], facts["num_classes"])
@@ -146,7 +147,18 @@ def load_module(path: Path) -> Any:
     state = read_checkpoint(path)
     module = stored_module(path, state)
     load_weights(module, state["state_dict"], path)
+    wrong = not_finite(module, state["state_dict"])
+    if wrong:
+        raise InputError(f"{path} was not written by knep: {wrong}, give another checkpoint")
     return module.eval()
+
+
+def not_finite(module: Any, weights: Mapping[str, Tensor]) -> str | None:
+    """Which parameter is not finite where the config's guard keeps them so; None without one, or where all are."""
+    if module.about["config"].get("guard", {}).get("action", "none") == "none":
+        return None
+    odd = next((name for name, _ in module.named_parameters() if not weights[name].isfinite().all()), None)
+    return odd and f"{odd} is not finite, which its guard forbids"
 
 
 def stored_module(path: Path, state: Mapping[str, Any]) -> Any:
@@ -200,12 +212,28 @@ def weights_wrong(module: nn.Module, weights: Any) -> str | None:
     return None
 
 
-def check_data(member: Any, data: Any) -> None:
-    """Raises InputError where images of a data set are not what a loaded model was made for."""
+def stored_data(member: Any) -> Any:
+    """The prepared data that a loaded model's config names, which only reads.
+
+    Raises InputError where it names none, or one of other images than the model was made for.
+    """
+    from knep.data.find import only_reads
+    from knep.data.module import ImageData
+
+    node = member.about["config"].get("data")
+    try:
+        # Where to find the data the checkpoint says; it has no say in what is written.
+        data = instantiate(node | {"cache": False} if "cache" in node else node)
+        if isinstance(data, ImageData):
+            only_reads(data).prepare()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a data set raises for values that it was not made for
+        raise InputError(f"the checkpoint's config builds no data ({shortened(str(error), 120)})") from error
     for key in ("num_classes", "channels", "image_size"):
-        wanted, found = member.about[key], getattr(data, key)
-        if wanted != found:
-            raise InputError(f"the model is for {key}={wanted}, and its data has {key}={found}: give other data")
+        if getattr(data, key, None) != member.about[key]:
+            raise InputError(f"the model was made for {key}={member.about[key]}, which its data is not: give another run")
+    return data
 
 
 def load_members(run: Path) -> list[Any]:

@@ -68,7 +68,7 @@ class Best(ModelCheckpoint):
             setattr(self, name, state_dict[name])
         own = str(Path(str(self.dirpath)) / BEST) if state_dict["best_model_path"] else ""
         self.best_model_path = self.kth_best_model_path = own
-        self.best_k_models = dict.fromkeys([own], self.best_model_score) if own else {}
+        self.best_k_models = {own: state_dict["best_model_score"]} if own else {}
 
     def save_if_due(self, trainer: Trainer) -> None:
         if self.due and not self._should_skip_saving_checkpoint(trainer):

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from knep.archive import overlaps
 from knep.schema import Check, alike, either, items, listed, number, record, same, whole
+from knep.schedules import Unchanged
 from knep.text import shortened
 
 # What steps, schedules and changed values on resume move: only its kind and range are fixed.
@@ -57,10 +59,20 @@ class Expected:
         config = module.about["config"]
         self._optimizer = module.recipe.optimizer(module.model)
         self._scheduler = module.recipe.scheduler(self._optimizer, total_steps=1000, steps_per_epoch=10)
-        self._named = {key for key in config["optimizer"] if key not in _MOVES}
+        before = [dict(group) for group in self._optimizer.param_groups]
         self._finite = config.get("guard", {}).get("action") not in (None, "none")
         with torch.random.fork_rng(devices=[]):
             self._optimizer.step(lambda: _some_gradients(module.model))
+        # A schedule of the momentum is torch's or a user's, or the one of these that sets it.
+        own = type(self._scheduler) in (LambdaLR, ReduceLROnPlateau, Unchanged)
+        moves = {*_MOVES} - ({"momentum", "betas"} if own else set())
+        self._moves = moves | {
+            key
+            for was, group in zip(before, self._optimizer.param_groups, strict=True)
+            for key, value in group.items()
+            if key != "params" and (key not in was or type(value) is float and key not in config["optimizer"])
+            or key != "params" and type(value) is int and value != was[key]
+        }
 
     def optimizer(self, steps: int) -> Check:
         """The state_dict of the optimizer after `steps` optimizer steps."""
@@ -86,8 +98,7 @@ class Expected:
                 return _count(value, steps)
             if isinstance(value, Tensor):
                 return tensor(value, finite=True)
-            fixed = key not in _MOVES and (key in self._named or not isinstance(value, (int, float)))
-            return same(value) if fixed else _moved(key, value)
+            return _moved(key, value) if key in self._moves else same(value)
 
         return record({key: of(key, value) for key, value in sample.items()})
 

@@ -15,6 +15,7 @@ from knep.text import shortened
 
 Check = Callable[[Any], str | None]
 
+_DEEPEST = 30
 MOST = 2**53  # of what is counted: more cannot be told apart as floats, which is what some counters end as
 _WORDS = {"NoneType": "nothing", "bool": "true or false", "str": "text", "int": "a whole number", "float": "a number"}
 
@@ -191,6 +192,19 @@ def alike(sample: Any, also: Mapping[str, Check] | None = None) -> Check:
 
 def _at(key: Any) -> str:
     return f".{shortened(str(key), 80)}"
+
+
+def plain(value: Any, depth: int = 0) -> str | None:
+    """What a config is made of: text, numbers, true, false, nothing, and lists and dicts of them."""
+    if depth > _DEEPEST:
+        return f" has more than {_DEEPEST} levels"
+    if isinstance(value, dict):
+        return table(lambda v: plain(v, depth + 1))(value)
+    if isinstance(value, (list, tuple)):
+        return listed(lambda v: plain(v, depth + 1))(value)
+    if type(value) is int:
+        return whole(-(2**64), 2**64)(value)
+    return None if type(value) in (str, float, bool, type(None)) else _is(value, "text, a number, a list or a dict")
 
 
 def anything(value: Any) -> str | None:

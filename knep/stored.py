@@ -19,8 +19,9 @@ from lightning.pytorch.loops.progress import _BatchProgress, _OptimizationProgre
 from torch import Tensor
 
 from knep.checkpoint import read
+from knep.doctor.findings import diseases
 from knep.errors import InputError
-from knep.evaluate import weights_wrong
+from knep.evaluate import not_finite, weights_wrong
 from knep.fit import History, watched
 from knep.guard.policy import KINDS
 from knep.keep import BEST, Best, states_in
@@ -69,7 +70,8 @@ def _wrong(path: Path, state: Mapping[str, Any], module: Any) -> Iterator[str]:
     yield from _said(state, _outline())
     for key in ("state_dict", "current_model_state"):
         if key in state:
-            yield from (f"{key}: {wrong}" for wrong in filter(None, [weights_wrong(module, state[key])]))
+            wrong = weights_wrong(module, state[key]) or not_finite(module, state[key])
+            yield from [f"{key}: {wrong}"] if wrong else []
     yield from _counters_wrong(state)
     yield from _callbacks_wrong(path, state, module)
     try:
@@ -326,10 +328,10 @@ def _of_soup(soup: Soup, score: Check, step: int) -> Check:
 
 
 def _doctor() -> Check:
-    finding = {"disease": text(), "evidence": text(), "gravity": number(0, 1)}
-    return record(
-        {"findings": listed(record(finding, closed=False)), "turns": table(whole()), "cures": table(text())},
-    )
+    finding = {"disease": one_of(*diseases()), "evidence": text(), "gravity": number(0, 1)}
+    more = {"certain": flag, "layers": listed(text()), "overrides": listed(listed(text())), "mend": text()}
+    more |= {"began": either(nothing, whole()), "gain": either(nothing, number())}
+    return record({"findings": listed(record(finding, more)), "turns": table(whole()), "cures": table(text())})
 
 
 def _average_wrong(state: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:

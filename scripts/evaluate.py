@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from knep.cli_errors import one_line
-from knep.safe import allow, instantiate
+from knep.safe import allow
 from knep.sealed import read_again
 
 
@@ -21,15 +21,10 @@ def main() -> None:
     with one_line():
         for name in args.allow:
             allow(name)
-        from knep.data.find import only_reads
-        from knep.evaluate import check_data, evaluate, load_members
+        from knep.evaluate import evaluate, load_members, stored_data
 
         members = load_members(args.run)
-        # Where to find the data the checkpoint says; it has no say in what is written.
-        node = members[0].about["config"]["data"]
-        data = only_reads(instantiate(node | {"cache": False} if "cache" in node else node))
-        data.prepare()
-        check_data(members[0], data)
+        data = stored_data(members[0])
         batches = data.val_dataloader() if args.split == "val" else data.test_dataloader()
         result = evaluate(
             members,

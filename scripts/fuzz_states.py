@@ -55,7 +55,7 @@ BASES: dict[str, tuple[str, int]] = {
 }
 # Whole numbers that nothing else in a checkpoint says again: within their range each could be another run's.
 _FREE = re.compile(
-    r".*\.(wait_count|num_bad_epochs|cooldown_counter|stopped_epoch|stopping_reason|counts\..*|turns\..*)"
+    r".*\.(wait_count|num_bad_epochs|cooldown_counter|stopped_epoch|stopping_reason|last_step|clipped.*|counts\..*|turns\..*)"
 )
 _FREE_TEXT = re.compile(r"callbacks\.Doctor\..*|.*stopping_reason_message|knep\.(class_names|config\.(name|doctor)).*")
 
@@ -146,7 +146,7 @@ def make_bases(root: Path, names: Sequence[str]) -> list[Base]:
             place = root / f"{base.name}_{door}" / "work"
             outcome = _run(base, door, place, lambda folder: None)[0]
             assert outcome.code == 0, f"{base.name} {door}: {outcome.err}"
-            base.ends[door] = _end(place, outcome)
+            base.ends[door] = _end(door, place, outcome)
     return bases
 
 
@@ -177,11 +177,11 @@ def _content(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _end(work: Path, outcome: Outcome) -> Any:
+def _end(door: str, work: Path, outcome: Outcome) -> Any:
     """All that a door makes: weights, state, curve and what is printed, without times and places."""
     folder = work / "old"
     end: dict[str, Any] = {"said": re.sub(r"[\d.,]+ samples/s|samples/s +[\d.,]+|/\S*|\s+", " ", outcome.out)}
-    for name in ("final.ckpt", "last.ckpt"):
+    for name in ("final.ckpt", "last.ckpt") if door == "resume" else ():
         if (folder / "checkpoints" / name).is_file():
             state = torch.load(folder / "checkpoints" / name, weights_only=True)
             end[name] = _digest({k: v for k, v in state.items() if k != "knep"})
@@ -195,7 +195,7 @@ def _digest(tree: Any) -> str:
 
     def add(node: Any) -> None:
         if isinstance(node, torch.Tensor):
-            seen.update(repr((node.dtype, tuple(node.shape))).encode() + node.contiguous().numpy().tobytes())
+            seen.update(repr((node.dtype, tuple(node.shape))).encode() + node.detach().contiguous().numpy().tobytes())
         elif isinstance(node, dict):
             for key in sorted(node, key=repr):
                 seen.update(repr(key).encode())
@@ -314,7 +314,8 @@ def judge(case: Case, made: Mutation, outcome: Outcome, changed: Mapping[str, st
     gone = [name for name in changed if not (work / "old" / name).exists() and not re.search(r"soup_\d+\.pt", name)]
     if gone:
         return "wrong", f"removed {gone[0]}"
-    differs = [k for k, v in case.base.ends[case.door].items() if v != _end(work, outcome)[k]]
+    end = _end(case.door, work, outcome)
+    differs = [k for k, v in case.base.ends[case.door].items() if v != end[k]]
     if not differs:
         return "without consequence", ""
     told = len(said) > 1 or (case.door != "resume" and said) or made.field.startswith(("knep.config", "overrides.txt"))
