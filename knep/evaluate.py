@@ -232,7 +232,9 @@ def stored_data(member: Any) -> Any:
         raise InputError(f"the checkpoint's config builds no data ({shortened(str(error), 120)})") from error
     for key in ("num_classes", "channels", "image_size"):
         if getattr(data, key, None) != member.about[key]:
-            raise InputError(f"the model was made for {key}={member.about[key]}, which its data is not: give another run")
+            raise InputError(
+                f"the model was made for {key}={member.about[key]}, which its data is not: give another run"
+            )
     return data
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from knep.archive import overlaps
-from knep.schema import Check, alike, either, items, listed, number, record, same, whole
 from knep.schedules import Unchanged
+from knep.schema import Check, alike, either, items, listed, number, record, same, whole
 from knep.text import shortened
 
 # What steps, schedules and changed values on resume move: only its kind and range are fixed.
@@ -65,14 +65,9 @@ class Expected:
             self._optimizer.step(lambda: _some_gradients(module.model))
         # A schedule of the momentum is torch's or a user's, or the one of these that sets it.
         own = type(self._scheduler) in (LambdaLR, ReduceLROnPlateau, Unchanged)
-        moves = {*_MOVES} - ({"momentum", "betas"} if own else set())
-        self._moves = moves | {
-            key
-            for was, group in zip(before, self._optimizer.param_groups, strict=True)
-            for key, value in group.items()
-            if key != "params" and (key not in was or type(value) is float and key not in config["optimizer"])
-            or key != "params" and type(value) is int and value != was[key]
-        }
+        self._moves = {*_MOVES} - ({"momentum", "betas"} if own else set())
+        for was, group in zip(before, self._optimizer.param_groups, strict=True):
+            self._moves |= _moved_by_a_step(was, group, config["optimizer"])
 
     def optimizer(self, steps: int) -> Check:
         """The state_dict of the optimizer after `steps` optimizer steps."""
@@ -109,6 +104,12 @@ class Expected:
         checks |= {k: number(finite=False) for k in ("best",) if k in sample}
         checks |= {k: listed(number(0), groups, groups) for k in ("_last_lr", "base_lrs") if k in sample}
         return record(checks)
+
+
+def _moved_by_a_step(was: Mapping[str, Any], group: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    """Keys of a group that count or estimate something: what the config gives is none of them."""
+    counted = {k for k, v in group.items() if k not in was or (type(v) is int and v != was[k])}
+    return counted | {k for k, v in group.items() if type(v) is float and k not in given}
 
 
 def _some_gradients(model: Any) -> Tensor:
