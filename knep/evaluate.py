@@ -233,7 +233,7 @@ def stored_data(member: Any) -> Any:
     for key in ("num_classes", "channels", "image_size"):
         if getattr(data, key, None) != member.about[key]:
             raise InputError(
-                f"the model was made for {key}={member.about[key]}, which its data is not: give another run"
+                f"the model was made for {key}={member.about[key]}, which its data is not: give other data"
             )
     return data
 
