@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _SLACK = 64 << 20  # bytes that tensors may have beyond four times their file: views of one storage are counted each
 _NODES, _DEPTH = 1_000_000, 64
@@ -117,11 +118,28 @@ class _Survey(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
         return _Named()
 
 
+def overlaps(t: Tensor) -> bool:
+    """Whether numbers of a tensor may lie on one another in memory, as those of an expanded one do."""
+    span = 1
+    for step, size in sorted((step, size) for step, size in zip(t.stride(), t.shape, strict=True) if size > 1):
+        if step < span:
+            return t.numel() > 0
+        span += step * (size - 1)
+    return False
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """All that `_codecs.encode` is for in a pickle of bytes by protocol 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it encodes with {encoding}")
     return text.encode("latin1")
+
+
+def _is_metadata(value: Any, depth: int = 0) -> bool:
+    """Whether it says what a state_dict's `_metadata` does: versions, by names of modules and of their parts."""
+    if depth == 3 or not isinstance(value, dict):
+        return isinstance(value, int) and depth > 1
+    return all(isinstance(k, str) and _is_metadata(v, depth + 1) for k, v in value.items())
 
 
 def _walk(tree: Any) -> None:
@@ -132,7 +150,8 @@ def _walk(tree: Any) -> None:
         held: list[Any] = []
         if isinstance(node, dict):
             held = [*dict.keys(node), *dict.values(node)]
-            if set(getattr(node, "__dict__", ())) - {"_metadata"}:
+            beside = dict(getattr(node, "__dict__", ()))
+            if not _is_metadata(beside.pop("_metadata", {})) or beside:
                 raise pickle.UnpicklingError("a dict has attributes")
         elif isinstance(node, (list, tuple, set)):
             held = list(node)

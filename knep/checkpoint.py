@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
-from knep.archive import foreign
+from knep.archive import foreign, overlaps
 from knep.errors import InputError, RunFailed
 from knep.files import sync_folder
 
@@ -83,6 +84,23 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
         raise InputError(f"{path} {what}: give another checkpoint ({type(error).__name__})") from error
 
 
+def in_own_memory(tree: Any) -> Any:
+    """The same data, in which no tensor shares its memory with another, or holds hooks that its file gave it."""
+    return _in_own_memory(tree, set())
+
+
+def _in_own_memory(node: Any, taken: set[int]) -> Any:
+    if isinstance(node, Tensor):
+        storage, t = node.untyped_storage(), node.detach()
+        alone = storage.data_ptr() not in taken and storage.nbytes() == t.numel() * t.element_size() and not overlaps(t)
+        taken.add(storage.data_ptr())
+        return t if alone else t.clone()
+    if isinstance(node, dict):
+        node.update({k: _in_own_memory(v, taken) for k, v in node.items()})
+        return node
+    return type(node)(_in_own_memory(v, taken) for v in node) if isinstance(node, (list, tuple)) else node
+
+
 def _digest(f: Any, size: int) -> bytes:
     """SHA-256 of the first `size` bytes, in hex."""
     f.seek(0)
@@ -115,4 +133,4 @@ class WholeCheckpoints(TorchCheckpointIO):
         write(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        return read(Path(path), map_location)
+        return in_own_memory(read(Path(path), map_location))

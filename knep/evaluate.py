@@ -20,9 +20,17 @@ from knep.fit import build_module
 from knep.recipe import SLOTS
 from knep.room import check_model
 from knep.safe import check_targets, instantiate
+from knep.schema import Check, listed, plain, table, text, whole
 from knep.sealed import read_again
+from knep.text import shortened
 
-_FACTS = {"config": dict, "num_classes": int, "channels": int, "image_size": int, "class_names": list}
+_FACTS: dict[str, Check] = {
+    "config": table(plain),
+    "num_classes": whole(1),
+    "channels": whole(1),
+    "image_size": whole(1),
+    "class_names": listed(text()),
+}
 _PIXELS = 1 << 28
 _BITS = range(8, 33)  # of a number of an image
 
@@ -136,14 +144,18 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     Raises InputError where a part is missing, or where the config names a target that is not allowed.
     """
     facts = state["knep"]
-    for key, kind in _FACTS.items():
-        if not isinstance(facts, dict) or not isinstance(facts.get(key), kind):
+    for key, check in _FACTS.items():
+        if not isinstance(facts, dict) or key not in facts:
             raise InputError(f"{path} was not written by knep: it does not say its {key}, give another checkpoint")
+        wrong = check(facts[key])
+        if wrong:
+            raise InputError(f"{path} was not written by knep: its {key}{wrong}, give another checkpoint")
     missing = [key for key in (*SLOTS, "model") if not isinstance(facts["config"].get(key), dict)]
+    missing += [] if missing or isinstance(facts["config"]["model"].get("_target_"), str) else ["model"]
     if missing:
         raise InputError(f"{path} was not written by knep: its config has no {missing[0]}, give another checkpoint")
     names, shape = facts["class_names"], (facts["channels"], facts["image_size"], facts["num_classes"])
-    if not all(isinstance(name, str) for name in names) or len(names) != shape[2] or min(shape) < 1:
+    if len(names) != shape[2]:
         raise InputError(
             f"{path} was not written by knep: {len(names)} names do not fit {shape[2]} classes, give another"
         )
@@ -163,16 +175,32 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 def load_module(path: Path) -> Any:
     """The Classifier in a checkpoint file, in eval mode on the CPU. Nothing is built before its config is checked."""
     state = read_checkpoint(path)
+    module = stored_module(path, state)
+    load_weights(module, state["state_dict"], path)
+    wrong = not_finite(module, state["state_dict"])
+    if wrong:
+        raise InputError(f"{path} was not written by knep: {wrong}, give another checkpoint")
+    return module.eval()
+
+
+def not_finite(module: Any, weights: Mapping[str, Tensor]) -> str | None:
+    """Which parameter is not finite where the config's guard keeps them so; None without one, or where all are."""
+    if module.about["config"].get("guard", {}).get("action", "none") == "none":
+        return None
+    odd = next((name for name, _ in module.named_parameters() if not weights[name].isfinite().all()), None)
+    return odd and f"{odd} is not finite, which its guard forbids"
+
+
+def stored_module(path: Path, state: Mapping[str, Any]) -> Any:
+    """The Classifier that the config in a checkpoint builds, without its weights; no larger than the file holds."""
     facts = read_facts(path, state)
     _check_size(path, facts, state["state_dict"])
     try:
-        module = build_module(facts, initialise=False)
+        return build_module(facts, initialise=False)
     except InputError:
         raise
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # whatever a model's builder raises for values that it was not made for
         raise InputError(f"{path}: its config builds no model ({' '.join(str(error).split())[:120]})") from error
-    load_weights(module, state["state_dict"], path)
-    return module.eval()
 
 
 def _check_size(path: Path, facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -188,11 +216,58 @@ def _check_size(path: Path, facts: Mapping[str, Any], weights: Mapping[str, Tens
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """`load_state_dict` that answers in one line. Raises InputError where the weights are of another model."""
+    wrong = weights_wrong(module, weights)
+    if wrong:
+        raise InputError(f"{path} holds another model: {shortened(wrong, 200)}")
+    module.load_state_dict(weights)
+
+
+def weights_wrong(module: nn.Module, weights: Any) -> str | None:
+    """Why these are not the weights of `module`, by their names, shapes and kinds of numbers; None where they are."""
+    own: Mapping[str, Any] = module.state_dict()
+    if not isinstance(weights, Mapping):
+        return f"its weights are a {type(weights).__name__}"
+    names = [*(f"it has no {name}" for name in own if name not in weights)]
+    names += [f"it has {shortened(repr(name))}, which the model lacks" for name in weights if name not in own]
+    if names:
+        return names[0] + (f", and {len(names) - 1} more differ" if names[1:] else "")
+    for name, mine in own.items():
+        its = weights[name]
+        if isinstance(mine, Tensor) and not isinstance(its, Tensor):
+            return f"{name} is a {type(its).__name__}, not a tensor"
+        if isinstance(mine, Tensor) and its.shape != mine.shape:
+            return f"{name} has the shape {tuple(its.shape)}, not {tuple(mine.shape)}"
+        if isinstance(mine, Tensor) and its.is_floating_point() != mine.is_floating_point():
+            return f"{name} is of {its.dtype}, not {mine.dtype}"
+    return None
+
+
+def stored_data(member: Any) -> Any:
+    """The prepared data that a loaded model's config names, which only reads.
+
+    Raises InputError where it names none, or one of other images than the model was made for.
+    """
+    from knep.data.find import only_reads
+    from knep.data.module import ImageData
+
+    node = member.about["config"].get("data")
     try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        lines = [" ".join(line.split()) for line in str(error).splitlines()[1:3]]
-        raise InputError(f"{path} holds another model: {' '.join(lines)[:200]}") from error
+        # Where to find the data the checkpoint says; it has no say in what is written.
+        data = instantiate(node | {"cache": False} if "cache" in node else node)
+        if isinstance(data, ImageData):
+            if hasattr(data, "keep"):
+                data.keep(member.about)
+            only_reads(data).prepare()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a data set raises for values that it was not made for
+        raise InputError(f"the checkpoint's config builds no data ({shortened(str(error), 120)})") from error
+    for key in ("num_classes", "channels", "image_size"):
+        if getattr(data, key, None) != member.about[key]:
+            raise InputError(
+                f"the model was made for {key}={member.about[key]}, which its data is not: give other data"
+            )
+    return data
 
 
 def load_members(run: Path) -> list[Any]:
@@ -214,16 +289,8 @@ def retest(run: Path, split: str, mirrored: bool) -> dict[str, Any]:
 
     mirrored: also where the run had no test_flip.
     """
-    from knep.data.find import only_reads
-
     members = load_members(run)
-    # Where to find the data the checkpoint says; it has no say in what is written.
-    config = members[0].about["config"]
-    node = config["data"]
-    data = only_reads(instantiate(node | {"cache": False} if "cache" in node else node))
-    if hasattr(data, "keep"):
-        data.keep(members[0].about)
-    data.prepare()
+    config, data = members[0].about["config"], stored_data(members[0])
     batches = data.val_dataloader() if split == "val" else data.test_dataloader()
     result = evaluate(members, batches, data.num_classes, mirrored=mirrored or config.get("test_flip", False))
     if split == "test":

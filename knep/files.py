@@ -17,9 +17,24 @@ from omegaconf import OmegaConf
 from knep.errors import InputError, RunFailed
 from knep.lock import held
 from knep.run_names import events_folder
+from knep.schema import number, record, text, whole
+from knep.strangers import check_kind
+from knep.text import shown
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LARGEST = 64 << 20  # bytes of a summary: one with findings has a few thousand
+_SUMMARY = record(
+    {},
+    {
+        "status": text(r"\w{1,20}"),
+        "reason": text(most=1_000_000),
+        "config_hash": text(r"[0-9a-f]{12}"),
+        "sealed": whole(0, 10**9),
+        **dict.fromkeys(("val/loss", "val/acc", "test/loss", "test/acc"), number(finite=False)),
+    },
+    closed=False,
+)
 # Where a run lies and how it is watched does not change what it computes.
 NOT_HASHED = (
     "allow_targets",
@@ -102,13 +117,24 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What summary.json of a run folder says; nothing where there is none, or where it is no JSON."""
+    """What summary.json of a run folder says; nothing where there is none.
+
+    Raises InputError where it is no summary: how often the test split was read must not be forgotten unseen.
+    """
     path = folder / "summary.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # a pipe would be waited for
-    except (OSError, ValueError):
+        check_kind(path)  # a pipe would be waited for
+        with path.open("rb") as f:
+            found = json.loads(f.read(_LARGEST).decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    return found if isinstance(found, dict) else {}
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or "it is no JSON"
+        raise InputError(f"{shown(path)} cannot be read ({why}): move it away to go on without it") from error
+    wrong = _SUMMARY(found)
+    if wrong:
+        raise InputError(f"{shown(path)} is no summary of a run: it{wrong}: move it away to go on without it")
+    return found
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from knep.errors import InputError
 from knep.hardware import rng_state, set_rng_state
 from knep.signals import Interrupted, StopOnSignal
 
+BEST = "best.ckpt"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -52,9 +54,21 @@ class Best(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pass
 
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, without the folder: a run may be moved, and its file is the same one wherever it lies."""
+        state = super().state_dict()
+        del state["dirpath"]
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = Path(state[key]).name
+        return state | {"best_k_models": {Path(path).name: score for path, score in state["best_k_models"].items()}}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.current_score = state_dict["current_score"]  # which Lightning saves and leaves behind
+        """Takes the scores, and whether there is a file; where it lies is this run's own to say."""
+        for name in ("best_model_score", "current_score", "kth_value"):
+            setattr(self, name, state_dict[name])
+        own = str(Path(str(self.dirpath)) / BEST) if state_dict["best_model_path"] else ""
+        self.best_model_path = self.kth_best_model_path = own
+        self.best_k_models = {own: state_dict["best_model_score"]} if own else {}
 
     def save_if_due(self, trainer: Trainer) -> None:
         if self.due and not self._should_skip_saving_checkpoint(trainer):
@@ -155,6 +169,7 @@ class Keeper(Callback):
             "rng": rng_state(pl_module.device),
             "metrics": dict(trainer.callback_metrics),
             "gradients": _window(trainer, pl_module),
+            "states": [states_in(state) for state in checkpoint["optimizer_states"]],
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -165,6 +180,8 @@ class Keeper(Callback):
 
     def restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts back what the checkpoint kept of the moment, once the model is on its device."""
+        for optimizer in trainer.optimizers:
+            _lay_out(optimizer)
         if not self._loaded:
             return
         set_rng_state(self._loaded["rng"], pl_module.device)
@@ -174,6 +191,19 @@ class Keeper(Callback):
             if kept is not None:
                 p.grad = kept.to(p.device)
         self._saved_step = trainer.global_step
+
+
+def states_in(optimizer: Mapping[str, Any]) -> int:
+    """Of how many parameters an optimizer's state_dict has a state: those without are ones that met no gradient."""
+    return sum(bool(state) for state in optimizer["state"].values())
+
+
+def _lay_out(optimizer: Any) -> None:
+    """Gives loaded state the memory format that its parameters have now: fused kernels read both in one order."""
+    for p, state in optimizer.state.items():
+        for key, t in state.items() if isinstance(state, dict) else ():
+            if isinstance(t, torch.Tensor) and t.shape == p.shape and t.stride() != p.stride():
+                state[key] = torch.empty_like(p, dtype=t.dtype).copy_(t)
 
 
 def has_ended(trainer: Trainer) -> bool:

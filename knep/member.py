@@ -17,7 +17,7 @@ from knep.capacity import capacity
 from knep.changes import Apply, Change, changes, said
 from knep.distributed import deaths_named
 from knep.errors import InputError
-from knep.evaluate import load_weights, read_checkpoint
+from knep.evaluate import load_weights, read_checkpoint, read_facts, stored_module
 from knep.fit import Clock, History, build_module, build_trainer, watched
 from knep.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
 from knep.lean import LeanEpoch
@@ -27,6 +27,8 @@ from knep.profile import StepProfile
 from knep.resume import find_whole
 from knep.safe import instantiate
 from knep.signals import Interrupted
+from knep.stored import check_stored_run
+from knep.tables import earlier_rows
 
 # What a checkpoint to go on from holds beside the weights.
 _LOOPS = {"global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
@@ -131,8 +133,14 @@ def _levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None, kept: bool)
 def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:
     """Raises InputError where `cfg` cannot go on from the checkpoint that its `ckpt` means for a member in `folder`."""
     found = _stored(cfg, folder, warn=False)
-    if found is not None:
-        _changes(cfg, *found)
+    if (folder / "metrics.csv").is_file():
+        earlier_rows(folder / "metrics.csv")
+    if found is None:
+        return
+    path, state = found
+    _changes(cfg, path, state)
+    with torch.random.fork_rng():
+        check_stored_run(path, state, stored_module(path, state))
 
 
 def stored_facts(cfg: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
@@ -159,18 +167,16 @@ def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Pa
     for key, kind in _LOOPS.items():
         if not isinstance(state.get(key), kind) or state[key] == []:
             raise InputError(f"{path} was not written by knep: it has no {key}, give another checkpoint")
+    read_facts(path, state)
     return path, state
 
 
 def _changes(cfg: Mapping[str, Any], path: Path, state: Mapping[str, Any]) -> list[Change]:
-    facts = state["knep"]
-    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
-        raise InputError(f"ckpt={path} does not say what it was trained with: give another checkpoint")
     try:
         epochs = int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} was not written by knep: it has no count of epochs, give another one") from error
-    return changes(facts["config"], cfg, state["global_step"], epochs)
+    return changes(state["knep"]["config"], cfg, state["global_step"], epochs)
 
 
 def _resume_from(

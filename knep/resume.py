@@ -121,7 +121,7 @@ def earlier_runs(config: Mapping[str, Any], root: Path, jobs_only: bool = False)
     jobs_only: those that a sweep began. Where all that have the config are of other code, a line says so.
     """
     wanted = config_hash(config)
-    found = [(path.parent, read_summary(path.parent)) for path in root.rglob("summary.json")]
+    found = [(path.parent, _summary_of(path.parent)) for path in root.rglob("summary.json")]
     found = [(folder, summary) for folder, summary in found if summary.get("config_hash") == wanted]
     found = [(folder, summary) for folder, summary in found if not jobs_only or _of_sweep(folder, root)]
     found = sorted(found, key=lambda run: _saved(run[0]), reverse=True)
@@ -138,6 +138,15 @@ def _of_sweep(folder: Path, root: Path) -> bool:
     """Whether a run lies in the folder of a sweep, at or under `root`."""
     places = [p for p in (folder, *folder.parents) if p == root or p.is_relative_to(root)]
     return any((place / name).exists() for place in places for name in ("multirun.yaml", "sweep.csv", JOBS))
+
+
+def _summary_of(folder: Path) -> dict[str, Any]:
+    """The summary of a run that nobody named: one that cannot be read is told, and left out."""
+    try:
+        return read_summary(folder)
+    except InputError as error:
+        print(f"knep: {error}", file=sys.stderr)
+        return {}
 
 
 def find_ended(runs: Sequence[Run]) -> dict[str, Any] | None:

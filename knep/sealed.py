@@ -9,7 +9,7 @@ from knep.files import read_summary, write_summary
 
 def reads(folder: Path) -> int:
     """How often the run in `folder` read its test split, by its summary.json; 0 where there is none."""
-    return int(read_summary(folder).get("sealed", 0))
+    return read_summary(folder).get("sealed", 0)
 
 
 def read_again(run: Path) -> None:

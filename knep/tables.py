@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from knep.errors import InputError
 from knep.files import write_atomic
-from knep.text import shown
+from knep.schema import MOST
+from knep.text import shortened, shown
 
 _FIRST = ("step", "epoch")
 
@@ -26,7 +27,7 @@ class CsvLogger(Logger):
         self._path = folder / "metrics.csv"
         self._rows: dict[int, dict[str, Any]] = {}
         if self._path.is_file():
-            self._rows = _rows(self._path)
+            self._rows = earlier_rows(self._path)
 
     @property
     def name(self) -> str:
@@ -66,14 +67,30 @@ class CsvLogger(Logger):
         self.save()
 
 
-def _rows(path: Path) -> dict[int, dict[str, Any]]:
+def earlier_rows(path: Path) -> dict[int, dict[str, Any]]:
     """The rows of an earlier life by their step. Raises InputError for a file that is no such table."""
+    damaged = f"{shown(path)} is damaged"
     try:
         with path.open(newline="", encoding="utf-8") as f:
-            rows = list(csv.DictReader(f, strict=True))
+            read = csv.DictReader(f, strict=True)
+            rows, names = list(read), read.fieldnames or []
         found = {int(r["step"]): {k: v for k, v in r.items() if v != ""} for r in rows}
-    except (UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{shown(path)} is damaged: remove it to go on without its earlier rows") from error
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{damaged}: remove it to go on without its earlier rows") from error
     if any(None in row or None in row.values() for row in rows):
-        raise InputError(f"{shown(path)} is damaged, its rows are not of one length: remove it to go on without them")
+        raise InputError(f"{damaged}, its rows are not of one length: remove it to go on without them")
+    if len(found) < len(rows) or len(set(names)) < len(names) or not all(0 <= step <= MOST for step in found):
+        raise InputError(f"{damaged}, a step or a column is there twice or is none: remove it to go on without them")
+    odd = next((v for row in found.values() for v in row.values() if not _is_number(v)), None)
+    if odd is not None:
+        raise InputError(
+            f"{damaged}, it holds {shortened(odd)}, which is no number: remove it to go on without its rows"
+        )
     return found
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return float(value) is not None
+    except ValueError:
+        return False

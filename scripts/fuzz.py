@@ -1,9 +1,9 @@
-"""Random override lines and damaged folders: `python scripts/fuzz.py --lines 2000 --folders 500 --seed 0`.
+"""Random lines, damaged folders, mutated fields: `python scripts/fuzz.py --lines 2000 --folders 500 --states 5000`.
 
 Each case must end in a run of two steps that is sane, or in one line that names what was wrong, with exit code 2: no
 traceback, no hang over 30 s, nothing written outside the run folder, none left behind by what was refused. A sound
 line whose numbers overflow all the same, such as N(0, 1) weights in fifty layers, is stopped by the guard in one line,
-with a black box and exit code 1, and counted apart.
+with a black box and exit code 1, and counted apart. How mutated fields are judged, `fuzz_states` says.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import formats
+import fuzz_states
 from arena import Outcome, run
 from fuzzing import QUICK, damage, lines
 from PIL import Image
@@ -155,6 +156,20 @@ def warm() -> None:
     rehearse(compose_config(list(QUICK)).config)
 
 
+def states(root: Path, count: int, seed: int, verbose: bool) -> Counter[str]:
+    """Mutates so many fields of what runs of many options leave; returns how often which end was met."""
+    fuzz_states.warm()
+    ends: Counter[str] = Counter()
+    for case in fuzz_states.cases(fuzz_states.make_bases(root, list(fuzz_states.BASES)), count, seed):
+        wrong, end, name = fuzz_states.fight(case, root)
+        ends[f"states: {end}"] += 1
+        if not ends.total() % 100:
+            print(_told(ends), file=sys.stderr, flush=True)
+        if wrong or verbose:
+            print(f"{name}\n    {wrong or end}", flush=True)
+    return ends
+
+
 _END = {0: "ran", 1: "stopped by the guard", 2: "refused", None: "wrong"}
 
 
@@ -166,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=2000)
     parser.add_argument("--folders", type=int, default=500)
+    parser.add_argument("--states", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="print every case with its end")
     args = parser.parse_args()
@@ -184,6 +200,8 @@ def main() -> None:
                     print(_told(ends), file=sys.stderr, flush=True)
                 if wrong or args.verbose:
                     print(f"{case.name}\n    {wrong or outcome.err.strip()[-300:]}", flush=True)
+        if args.states:
+            ends += states(Path(folder) / "states", args.states, args.seed, args.verbose)
     print(_told(ends))
     raise SystemExit(any("wrong" in end for end in ends))
 

@@ -1,10 +1,12 @@
-"""A slice of `python scripts/fuzz.py`: random override lines and damaged folders end in a sane run or in one line."""
+"""A slice of `python scripts/fuzz.py`: random lines, damaged folders, mutated fields end in a sane run or one line."""
 
 import fuzz
+import fuzz_states
 import pytest
 from arena import Outcome
+from mutations import Mutation
 
-LINES, FOLDERS, SEED = 30, 20, 1
+LINES, FOLDERS, STATES, SEED = 30, 20, 24, 1
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,47 @@ def test_override_lines(part, finished):
 def test_damaged_folders(part, finished):
     cases = list(fuzz.folder_cases(FOLDERS, SEED, finished))[part::4]
     assert {case.name: wrong for case in cases if (wrong := fuzz.fight(case)[0])} == {}
+
+
+@pytest.mark.long
+def test_mutated_fields(tmp_path):
+    fuzz.warm()
+    fuzz_states.warm()
+    bases = fuzz_states.make_bases(tmp_path, ["adamw", "lion"])
+    fought = [fuzz_states.fight(case, tmp_path) for case in fuzz_states.cases(bases, STATES, SEED)]
+    assert [f"{name}: {wrong}" for wrong, _, name in fought if wrong] == []
+    assert {end for _, end, _ in fought} >= {"refused", "without consequence"}
+
+
+def _judged(outcome, made, changed, work):
+    case = fuzz_states.Case(fuzz_states.Base("x", work, {"evaluate": {"said": ""}}), "evaluate", "0")
+    (work.parent / "outside").mkdir()
+    (work.parent / "outside" / "secret").touch()
+    return fuzz_states.judge(case, made, outcome, changed, work)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "legal", "changed", "end"),
+    [
+        (Outcome(2, "", "knep: it is wrong", 1), False, {}, ("refused", "")),
+        (
+            Outcome(2, "", "knep: it is wrong", 1),
+            False,
+            {"config.yaml": ""},
+            ("wrong", "a refusal changed config.yaml"),
+        ),
+        (Outcome(0, "", "", 1), False, {}, ("without consequence", "")),
+        (Outcome(0, "0.5", "", 1), True, {}, ("another run's", "")),
+        (Outcome(0, "0.5", "", 1), False, {}, ("wrong", "silent: said differ")),
+        (Outcome(0, "", "", 1), False, {"overrides.txt": ""}, ("wrong", "removed overrides.txt")),
+        (Outcome(-11, "", "", 1), False, {}, ("wrong", "exit code -11: ")),
+        (Outcome(None, "", "", 1), False, {}, ("wrong", "hangs")),
+    ],
+)
+def test_the_judge_of_mutated_fields(outcome, legal, changed, end, tmp_path):
+    (tmp_path / "work").mkdir()
+    made = Mutation("state_dict.w", "other numbers", legal)
+    assert _judged(outcome, made, changed, tmp_path / "work") == end
 
 
 @pytest.mark.parametrize(

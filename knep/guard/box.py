@@ -17,6 +17,7 @@ from knep.guard.finite import digest, first_bad, size
 from knep.guard.moment import Moment, grads, repeat
 from knep.guard.policy import KINDS, OF_OPTIMIZER
 from knep.guard.state import named_state
+from knep.schema import anything, either, items, nothing, number, one_of, record, same, table, text, whole
 
 # Beside its weights a box may hold this share of the checkpoint's tensors before the optimizer's state is left out.
 _ROOM = 0.8
@@ -104,23 +105,31 @@ class Box:
     moment: Moment
 
 
-_PARTS: dict[str, type | tuple[type, ...]] = {
-    "knep": dict,
-    "kind": str,
-    "step": int,
-    "epoch": int,
-    "batch": list,
-    "rng": dict,
-    "gradients": dict,
-    "weight": (int, float),
-    "window": int,
-    "augment_epoch": int,
-    "state_dict": dict,
-    "optimizer": (dict, type(None)),
-    "precision": str,
-    "threads": int,
-    "found": dict,
-}
+def _tensor(value: Any) -> str | None:
+    return None if isinstance(value, Tensor) else f" is a {type(value).__name__}, not a tensor"
+
+
+_BOX = record(
+    {
+        "box": same(1),
+        "knep": table(anything),
+        "kind": one_of(*KINDS),
+        "step": whole(),
+        "epoch": whole(),
+        "batch": items(_tensor, _tensor),
+        "rng": record({"cpu": _tensor}, {"cuda": _tensor}),
+        "gradients": table(_tensor),
+        "weight": number(0),
+        "window": whole(1),
+        "augment_epoch": whole(),
+        "state_dict": table(_tensor),
+        "optimizer": either(nothing, table(anything)),
+        "precision": text(most=40),
+        "threads": whole(1, 4095),
+        "found": record({"loss": number(finite=False), "gradients": either(nothing, text())}),
+    },
+    closed=False,
+)
 
 
 def read_box(path: Path) -> Box:
@@ -131,25 +140,15 @@ def read_box(path: Path) -> Box:
     if not path.is_file():
         raise InputError(f"replay={path} is missing: give the blackbox.pt of a run that its guard stopped")
     values = checkpoint.read(path)
-    what = f"replay={path} is no black box"
-    if not isinstance(values, dict) or values.get("box") != 1:
-        raise InputError(f"{what}: give the blackbox.pt of a run that its guard stopped")
-    for name, kind in _PARTS.items():
-        if not isinstance(values.get(name), kind):
-            raise InputError(f"{what} of knep: its {name} is missing or something else, give another one")
-    tensors = (values["batch"], values["rng"].values(), values["gradients"].values())
-    whole = len(values["batch"]) == 2 and "cpu" in values["rng"] and values["kind"] in KINDS
-    if (
-        not whole
-        or not all(isinstance(t, Tensor) for part in tensors for t in part)
-        or not 0 < values["threads"] < 4096
-    ):
+    wrong = _BOX(values) if isinstance(values, dict) and "box" in values else " was not written by a guard"
+    if wrong:
         raise InputError(
-            f"{what} of knep: its batch, kind, threads or random state is something else, give another one"
+            f"replay={path} is no black box of knep: its content{wrong}: give the blackbox.pt of a run that its guard "
+            "stopped"
         )
+    if values["kind"] in OF_OPTIMIZER and values["optimizer"] is None:
+        raise InputError(f"replay={path} is no black box of knep: it has no optimizer, give another one")
     scale = values.get("scale", 1.0)  # boxes of earlier releases have none
-    if not isinstance(scale, (int, float)):
-        raise InputError(f"{what} of knep: its scale is something else, give another one")
     moment = Moment(
         tuple(values["batch"]),
         values["rng"],

@@ -46,20 +46,24 @@ def replay(path: Path) -> Replay:
 
     Raises InputError for a box that is none, or whose config may not be built.
     """
-    from knep.evaluate import load_weights, read_facts
-    from knep.fit import build_module, threads
+    from knep.evaluate import load_weights, stored_module
+    from knep.fit import threads
+    from knep.stored import box_wrong
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     box = read_box(path)
-    facts = read_facts(path, box.values)
     with threads(box.values["threads"]):
-        module = build_module(facts, initialise=False)
+        module = stored_module(path, box.values)
+        of_optimizer = box.values["kind"] in OF_OPTIMIZER
+        wrong = box_wrong(module, box.values, of_optimizer)
+        if wrong:
+            raise InputError(f"replay={path} is no black box of knep: {wrong}: give another one")
         module.train()
         context = _precision(box, module)
         load_weights(module, box.values["state_dict"], path)
         try:
             found = repeat(module, box.moment, context)
-            weights = _step(box, module, context) if box.values["kind"] in OF_OPTIMIZER else None
+            weights = _step(box, module, context) if of_optimizer else None
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
             text = " ".join(str(error).split())[:200]
             raise InputError(f"replay={path}: its batch or its state does not fit its model ({text})") from error

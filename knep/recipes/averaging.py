@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from lightning.pytorch.callbacks import Timer, WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from knep.checkpoint import write
+from knep.checkpoint import read, write
 from knep.errors import InputError
 from knep.hardware import at_precision
 from knep.monitors import logged
@@ -254,25 +256,42 @@ class Soup(Callback):
             raise ValueError(f"k must be at least 2 checkpoints, got {k}")
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be min or max, got {mode}")
-        self._k, self.monitor, self._sign, self._bn_batches = k, monitor, 1 if mode == "min" else -1, bn_batches
-        self._kept: list[tuple[float, str]] = []
+        self.k, self.monitor, self.sign, self._bn_batches = k, monitor, 1 if mode == "min" else -1, bn_batches
+        self._kept: list[tuple[float, str]] = []  # (score, name of a file in the run's checkpoints), the best first
+        # Files that a checkpoint may still name, and those that none does any more.
+        self._dropped: list[str] = []
+        self._unnamed: list[str] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
-        score = self._sign * float(logged(trainer, self.monitor))
-        if len(self._kept) == self._k and score >= self._kept[-1][0]:
+        folder = _checkpoints(trainer)
+        self._clear(folder)
+        score = self.sign * float(logged(trainer, self.monitor))
+        if len(self._kept) == self.k and score >= self._kept[-1][0]:
             return
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        path = folder / f"soup_{trainer.global_step}.pt"
-        write(pl_module.state_dict(), path)
-        self._kept = sorted([*self._kept, (score, str(path))])
-        for _, worse in self._kept[self._k :]:
-            Path(worse).unlink(missing_ok=True)
-        self._kept = self._kept[: self._k]
+        name = f"soup_{trainer.global_step}.pt"
+        write(pl_module.state_dict(), folder / name)
+        ranked = sorted([*self._kept, (score, name)])
+        self._kept, worse = ranked[: self.k], ranked[self.k :]
+        self._dropped += [name for _, name in worse]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on from its best checkpoint, say, may have dropped files of that time since."""
+        folder = _checkpoints(trainer)
+        missing = [name for _, name in self._kept if not (folder / name).is_file()]
+        if missing and trainer.is_global_zero:
+            print(f"knep: averaging=soup goes on without {', '.join(missing)}, missing in {folder}", file=sys.stderr)
+        self._kept = [(score, name) for score, name in self._kept if name not in missing]
+
+    def _clear(self, folder: Path) -> None:
+        for name in self._unnamed:
+            (folder / name).unlink(missing_ok=True)
+        self._unnamed = []
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        states = [torch.load(path, map_location="cpu", weights_only=True) for _, path in self._kept]
+        self._clear(_checkpoints(trainer))
+        states = [read(_checkpoints(trainer) / name) for _, name in self._kept]
         if states:
             mean = {
                 key: torch.stack([s[key].double() for s in states]).mean(0).to(first.dtype)
@@ -292,10 +311,27 @@ class Soup(Callback):
         return f"{self.count} checkpoints" if self.count > 1 else "1 checkpoint, so nothing"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": [[score, path] for score, path in self._kept]}
+        # What was dropped before this checkpoint goes once it is written: the one before may be gone on from till then.
+        self._unnamed, self._dropped = [*self._unnamed, *self._dropped], []
+        return {"kept": [[score, name] for score, name in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._kept = [(score, path) for score, path in state_dict["kept"]]
+        """Takes the names of files alone, which lie in this run's checkpoints wherever the run was before."""
+        self._kept = [(score, Path(path).name) for score, path in state_dict["kept"]]
+
+    def files(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """The names of the files that a state, one that was looked at, needs beside its checkpoint."""
+        return [Path(path).name for _, path in state_dict["kept"]]
+
+
+def _checkpoints(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def soup_step(name: str) -> str | None:
+    """The step, in digits, of a file of `Soup`; None for any other name. Older runs name theirs by its whole path."""
+    found = re.fullmatch(r"(/(?:[^/\0\n]+/)*checkpoints/)?soup_(\d{1,15})\.pt", name)
+    return found[2] if found and ".." not in name.split("/") else None
 
 
 class Ensemble(Callback):

@@ -1,12 +1,12 @@
 """`stopping`: when training ends. A callback `f(**hp)`; acts after each validation, on validation metrics only."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from knep.checkpoint import read
 from knep.recipes.averaging import Ema, Soup, Swa
 
 __all__ = ["Early", "none"]
@@ -55,7 +55,7 @@ class Early(EarlyStopping):
         if any(isinstance(c, Soup) and c.count for c in averages):
             return
         if path and Path(path).is_file():
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            pl_module.load_state_dict(cast(dict, checkpoint["state_dict"]))
+            checkpoint = read(Path(path))
+            pl_module.load_state_dict(checkpoint["state_dict"])
             for average in averages:
                 average.went_back(checkpoint)

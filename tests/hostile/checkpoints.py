@@ -178,6 +178,45 @@ def _resume(change: Callable[[dict[str, Any]], Any]) -> Attack:
     return Attack("resume", lambda place: resumable(place, change), "last.ckpt")
 
 
+def _versions(value: Any) -> Callable[[dict[str, Any]], None]:
+    """Weights whose `_metadata` is this."""
+
+    def change(state: dict[str, Any]) -> None:
+        state["state_dict"] = OrderedDict(state["state_dict"])
+        state["state_dict"]._metadata = value
+
+    return change
+
+
+def _moments(make: Callable[[torch.Tensor], Any]) -> Attack:
+    """An optimizer's state that is not of its weights: fused kernels look at neither shape nor strides."""
+
+    def change(state: dict[str, Any]) -> None:
+        shapes = {i: p for i, p in enumerate(w for w in state["state_dict"].values() if w.is_floating_point())}
+        held = {"step": torch.tensor(2.0), "exp_avg": None, "exp_avg_sq": None}
+        made = {i: held | {"exp_avg": make(p), "exp_avg_sq": make(p)} for i, p in shapes.items()}
+        state["optimizer_states"][0]["state"] = made
+
+    return Attack("resume", lambda place: resumable(place, change), "optimizer_states[0]")
+
+
+def _kept(path: str) -> Attack:
+    def change(state: dict[str, Any]) -> None:
+        best = next(v for k, v in state["callbacks"].items() if k.startswith("Best"))
+        best.update(best_model_path=path, kth_best_model_path=path, best_k_models={path: torch.tensor(1e9)})
+
+    return Attack("resume", lambda place: resumable(place, change), "callbacks.Best.best_model_path")
+
+
+def _summary(content: str) -> Attack:
+    def build(place: Place) -> list[str]:
+        run = a_run(place)
+        (run / "summary.json").write_text(content)
+        return [str(run), "trainer.max_epochs=2"]
+
+    return Attack("resume", build, "summary.json")
+
+
 GIANT = 10**13
 FINAL = "final.ckpt"
 
@@ -283,6 +322,26 @@ ATTACKS = {
         "script", lambda p: _weights(p, lambda s: s.update(state_dict=dict.fromkeys(s["state_dict"], "x"))), FINAL
     ),
     "checkpoint: linked to be overwritten": Attack("resume", linked, "leads outside"),
+    "checkpoint: versions of text": Attack("script", lambda p: _weights(p, _versions("x")), FINAL),
+    "checkpoint: versions of lists": Attack("script", lambda p: _weights(p, _versions({"": [1]})), FINAL),
+    "checkpoint: weights under numbers": Attack(
+        "script", lambda p: _weights(p, lambda s: s.update(state_dict=dict(enumerate(s["state_dict"].values())))), FINAL
+    ),
+    "checkpoint: weights of whole numbers": Attack(
+        "script", lambda p: _weights(p, lambda s: s.update(state_dict={k: w.long() for k, w in s["state_dict"].items()})),
+        FINAL,
+    ),
+    "checkpoint: a tensor in its config": Attack(
+        "script", lambda p: _weights(p, lambda s: s["knep"]["config"].update(threads=torch.zeros(2))), FINAL
+    ),
+    "resume: moments of three numbers": _moments(lambda p: torch.zeros(3)),
+    "resume: moments that are views of one number": _moments(lambda p: torch.zeros(1).expand(p.shape)),
+    "resume: the best file is outside": _kept("../../../outside/secret"),
+    "resume: the best file is a folder": _kept("../.."),
+    "resume: an epoch of 400 digits": _resume(lambda s: s.update(epoch=10**400)),
+    "resume: a schedule with a method's name": _resume(lambda s: s["lr_schedulers"][0].update(step="x")),
+    "resume: summary of brackets": _summary("[" * 200_000),
+    "resume: summary that counts in words": _summary('{"sealed": "x"}'),
     "resume: no step": _resume(lambda s: s.pop("global_step")),
     "resume: a step that is text": _resume(lambda s: s.update(global_step="many")),
     "resume: loops emptied": _resume(lambda s: s.update(loops={})),
