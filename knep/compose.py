@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra import compose
@@ -47,11 +47,15 @@ _AT_LEAST = {
 
 @dataclass(frozen=True)
 class Composed:
-    """A checked config: plain resolved data, the option chosen in each group, and the overrides that made it."""
+    """A checked config: plain resolved data, the option chosen in each group, and the overrides that made it.
+
+    places: where Hydra is to make the folder of a `run` and of a `sweep`.
+    """
 
     config: dict[str, Any]
     choices: dict[str, str]
     overrides: list[str]
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def compose_config(
@@ -85,6 +89,7 @@ def compose_config(
         check_resolvers(_task(cfg, resolve=False), SAFE.union(allowed()))
         with _one_line():
             config = plain(cfg)
+            places = {kind: str(cfg.hydra[kind].dir) for kind in ("run", "sweep") if primary == "train"}
     for group in (*GROUPS[1:], "checkpoint"):
         if group in config and not isinstance(config[group], dict):
             raise InputError(f"{group} is {_kind(config[group])}, not a group of keys: mend the option's file")
@@ -92,7 +97,7 @@ def compose_config(
         _check_whole(bare, config)
     check_ranges(config)
     refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
-    return Composed(config, choices, list(overrides))
+    return Composed(config, choices, list(overrides), places)
 
 
 def compose_recipe(name: str, overrides: Sequence[str] = (), search: Sequence[str] = ()) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from hydra.core.hydra_config import HydraConfig
 from knep import train
 from knep.compose import plain
 from knep.errors import InputError, RunFailed
-from knep.files import discard
 from knep.resume import find_begun, find_ended, resumes, root_of
 from knep.safe import take_allowed
 from knep.slurm import requeue
@@ -69,8 +68,6 @@ class Sweep:
             return self._taken.take(fresh, lambda: _told(config, fresh, choices, lines))
         root = root_of(self._folder)
         ended, begun = find_ended(config, root), find_begun(config, root)
-        if ended or begun:
-            discard(fresh)
         if ended:
             print(f"knep: {' '.join(lines)}: has ended before, in {ended['folder']} (resume=false runs it again)")
             return self._taken.take(fresh, lambda: ended)
@@ -97,16 +94,13 @@ def _job(cfg: Any) -> tuple[Path, dict[str, Any], dict[str, str], list[str]]:
 
 
 def _told(config: dict[str, Any], folder: Path, choices: dict[str, str], lines: list[str]) -> dict[str, Any]:
-    """`run` for a command: input that is refused leaves no folder, and a signal ends the process with its code."""
-    try:
-        summary = train.run(config, folder, choices, lines)
-    except InputError:
-        discard(folder)
-        raise
+    """`run` for a command: a signal ends the process with its code."""
+    summary = train.run(config, folder, choices, lines)
     if summary["status"] == "interrupted":
         from knep.signals import exit_code  # brings Lightning, which `--cfg` does without
 
-        if config["slurm"]["requeue"] and summary["signal"] != signal.SIGINT and not summary.get("worker"):
+        by_slurm = summary["signal"] in (signal.SIGTERM, signal.SIGUSR1)
+        if config["slurm"]["requeue"] and by_slurm and not summary.get("worker"):
             requeue()
         raise SystemExit(exit_code(summary["signal"]))
     return summary

@@ -336,3 +336,5 @@ class Classifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint.get("running", {})
+        if self._resumed.get("guard"):
+            self.guard.load_state_dict(self._resumed["guard"])  # which a run that had trained to its end reports too

@@ -25,7 +25,7 @@ from knep.lean import LeanEpoch
 from knep.lit import Classifier
 from knep.malloc import keep_freed_memory
 from knep.profile import StepProfile
-from knep.resume import find_whole
+from knep.resume import find_whole, saved_of
 from knep.safe import instantiate
 from knep.signals import Interrupted
 
@@ -63,6 +63,7 @@ def fit_member(
     Raises InputError where the optimizer, the data and the checkpoint do not fit together.
     """
     cfg = facts["config"]
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # here, and never again: see `knep.checkpoint.write`
     torch.manual_seed(seed)
     module = build_module(facts, data, seed=seed)
     wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
@@ -132,12 +133,10 @@ def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:
 
 def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Path, Mapping[str, Any]] | None:
     """The checkpoint to go on from, and what is in it; None for a member that starts."""
-    if cfg["ckpt"] is None:
+    saved = saved_of(cfg, folder)
+    if saved is None:
         return None
-    member = folder.name.startswith("member_")
-    if member and not (folder / "checkpoints" / "last.ckpt").is_file():
-        return None  # this member of the ensemble had not begun
-    path = find_whole(folder if member else cfg["ckpt"], warn)
+    path = find_whole(saved, warn)
     state = read_checkpoint(path)
     if "loops" not in state:
         raise InputError(f"ckpt={path} holds weights only and cannot be resumed: give the run folder or last.ckpt")
@@ -161,6 +160,7 @@ def _changes(cfg: Mapping[str, Any], path: Path, state: Mapping[str, Any]) -> li
 def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any) -> str | None:
     found = _stored(cfg, folder, trainer.is_global_zero)
     if found is None:
+        _log_from(trainer, 0)
         return None
     path, state = found
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
@@ -170,8 +170,13 @@ def _resume_from(cfg: Mapping[str, Any], folder: Path, module: Classifier, train
         trainer.callbacks.append(Apply(changed))
         if trainer.is_global_zero:
             print(f"knep: {said(changed, cfg, step)}")
+    _log_from(trainer, step)
+    return str(path)
+
+
+def _log_from(trainer: Any, step: int) -> None:
+    """Drops what an earlier life in this folder logged behind the step from which this one goes on."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger._kwargs["purge_step"] = step  # hides the points that this run will log again
+            logger._kwargs["purge_step"] = step
         getattr(logger, "forget_after", lambda step: None)(step)
-    return str(path)

@@ -18,21 +18,23 @@ from knep.errors import InputError
 def main(argv: list[str] | None = None) -> None:
     """Runs `train.py` with these arguments (default: the command line); exits with 1 (failed), 2 (bad input) or 130."""
     arguments = sys.argv[1:] if argv is None else argv
-    if {"--help", "-h"} & set(arguments):
-        from knep.listing import help_text
-
-        print(help_text())
-        return
     with one_line():
+        if {"--help", "-h"} & set(arguments):
+            from knep.listing import help_text
+
+            print(help_text())
+            return
         _start(arguments)
 
 
 def _start(arguments: list[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
 
     from knep.elastic import agreed
+    from knep.files import discard, standing
     from knep.jobs import Single, Sweep, earlier_lines
     from knep.resume import expand_ckpt
     from knep.safe import allow_typed
@@ -47,8 +49,10 @@ def _start(arguments: list[str]) -> None:
         return
     args = get_args_parser().parse_args(arguments)
     work: Single | Sweep = Single()
+    stands = Path()
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
-        jobs, configs = _check_all(args.overrides, args.multirun, args.config_dir)
+        jobs, configs, place = _check_all(args.overrides, args.multirun, args.config_dir)
+        stands = standing(place)
         if args.multirun:
             work = Sweep(jobs)
         else:
@@ -57,7 +61,11 @@ def _start(arguments: list[str]) -> None:
     sys.argv = [sys.argv[0], *arguments]
 
     def job(cfg: Any) -> float:
-        return work.job(cfg)  # defined here, since Hydra names the log by the module of what it calls
+        # Defined here, since Hydra names the log by the module of what it calls.
+        try:
+            return work.job(cfg)
+        finally:
+            discard(Path(HydraConfig.get().runtime.output_dir), stands)
 
     try:
         hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
@@ -71,13 +79,16 @@ def _start(arguments: list[str]) -> None:
 
 def _check_all(
     overrides: list[str], multirun: bool, config_dir: str | None
-) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    """Every job of a sweep is composed and checked before the first one starts: their override lines and configs."""
+) -> tuple[list[list[str]], list[dict[str, Any]], Path]:
+    """Every job of a sweep is composed and checked before the first one starts.
+
+    Returns their override lines and configs, and the folder of the run or the sweep.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     from knep.compose import compose_config, parse
     from knep.rehearse import rehearse
-    from knep.resume import resumes
+    from knep.resume import check_ckpt, resumes
     from knep.safe import take_allowed
 
     jobs = [overrides]
@@ -86,14 +97,16 @@ def _check_all(
         batches = BasicSweeper.split_arguments([o for o in parsed if not o.key_or_group.startswith("hydra.")], None)
         jobs = [list(job) for batch in batches for job in batch]
     search = [f"file://{Path(config_dir).resolve()}"] if config_dir else []
-    configs = []
+    configs, place = [], Path()
     for job in jobs:
-        config = compose_config(job, search).config
+        made = compose_config(job, search)
+        config, place = made.config, Path(made.places["sweep" if multirun else "run"])
         take_allowed(config)
+        check_ckpt(config)
         rehearse(config)
         resumes(config, multirun)
         configs.append(config)
-    return jobs, configs
+    return jobs, configs, place
 
 
 def hush() -> None:
@@ -157,7 +170,8 @@ def _fit(
         with named("data"):
             data = instantiate(config["data"])
             data.prepare()
-        places = [folder / f"member_{i}" for i in range(recipe.members)] if recipe.members > 1 else [folder]
+        count = max(recipe.members, config["trainer"].get("members", 1))
+        places = [folder / f"member_{i}" for i in range(count)] if count > 1 else [folder]
         for place in places:
             check_resume(config, place)
         if leader:

@@ -79,6 +79,7 @@ def _keep(made: Path, source: Path, target: Path) -> dict[str, int]:
     counts = {"tensors": len(state["state_dict"]), "values": _values(state["values"]), "left out": state["left_out"]}
     if not counts["tensors"]:
         raise InputError(f"{shown(source)} holds no tensors: nothing was kept")
+    target.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write({"state_dict": state["state_dict"], "values": state["values"]}, target)
     print(
         f"knep: {shown(target)} holds {counts['tensors']} tensors and {counts['values']} plain values; "

@@ -191,12 +191,21 @@ class Soup(Callback):
         folder = Path(trainer.default_root_dir) / "checkpoints"
         path = folder / f"soup_{trainer.global_step}.pt"
         write(pl_module.state_dict(), path)
-        self._kept = sorted([*self._kept, (score, str(path))])
-        for _, worse in self._kept[self._k :]:
-            Path(worse).unlink(missing_ok=True)
-        self._kept = self._kept[: self._k]
+        self._kept = sorted([*self._kept, (score, str(path))])[: self._k]
+
+    def after_save(self, trainer: Trainer) -> None:
+        """Removes the files of worse epochs: not before the checkpoint that goes on without them is on disk."""
+        if trainer.is_global_zero:
+            kept = {Path(path).name for _, path in self._kept}
+            for path in (Path(trainer.default_root_dir) / "checkpoints").glob("soup_*.pt"):
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        (Path(trainer.default_root_dir) / "checkpoints").mkdir(parents=True, exist_ok=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.after_save(trainer)
         states = [torch.load(path, map_location="cpu", weights_only=True) for _, path in self._kept]
         if states:
             mean = {
