@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from omegaconf import OmegaConf
 from knep.errors import InputError, RunFailed, is_full
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
+# What a killed process leaves of a file that it was writing.
+_HALF = re.compile(r"\..+\.(ckpt|pt)\.part|\.(config\.yaml|overrides\.txt|git_.+|summary\.json|metrics\.csv)\.\d+")
 _TEXTS = (*_IDENTITY, "summary.json", "metrics.csv", "hparams.yaml")
 # Where a run lies and how it is watched does not change what it computes.
 _NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint", "resume", "slurm")
@@ -141,6 +144,13 @@ def _written(folder: Path) -> list[Path]:
     return [path for path in (*found, *events) if path.is_file()]
 
 
+def clear_halves(folder: Path) -> None:
+    """Removes, from the folder of a run that has come to its end, files that killed lives of it left half written."""
+    for path in (path for place in _places(folder) for path in place.iterdir()):
+        if _HALF.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def failures_told(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     """An error within leaves summary.json `failed` with its reason, and goes on; a full disk becomes RunFailed.
@@ -185,7 +195,7 @@ def _failure(error: Exception, folder: Path) -> Exception:
     chain: list[BaseException] = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)
-    if not folder.is_dir() and any(isinstance(e, (OSError, RunFailed)) for e in chain):
+    if not folder.is_dir() and any(isinstance(e, OSError) for e in chain):
         return RunFailed(f"{folder} was removed while the run was in it: start the run again")
     for earlier in reversed(chain):
         if isinstance(earlier, RunFailed):

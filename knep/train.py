@@ -132,7 +132,7 @@ def run(
 
     from knep import report
     from knep.events import writers_quiet
-    from knep.files import failures_told
+    from knep.files import clear_halves, failures_told
     from knep.lock import held
     from knep.signals import Interrupted, heard
 
@@ -142,7 +142,9 @@ def run(
     with held(folder), failures_told(folder, report.identity(config)), writers_quiet():
         try:
             with heard():
-                return _fit(config, folder, choices, overrides, figures)
+                summary = _fit(config, folder, choices, overrides, figures)
+                clear_halves(folder)
+                return summary
         except Interrupted as asked:
             return report.interrupted(folder, config, asked.number, began)
 
@@ -170,18 +172,19 @@ def _fit(
         with named("data"):
             data = instantiate(config["data"])
             data.prepare()
-        count = max(recipe.members, config["trainer"].get("members", 1))
+        seeds = config["trainer"].get("members", 1)
+        count = max(recipe.members, seeds)
         places = [folder / f"member_{i}" for i in range(count)] if count > 1 else [folder]
-        for place in places:
-            check_resume(config, place)
+        for i, place in enumerate(places):
+            check_resume({**config, "seed": config["seed"] + i} if seeds > 1 else config, place)
         if leader:
             write_identity(folder, config, overrides)
             write_summary(folder, {"status": "running", **report.identity(config)})
             report.before(config, choices, data)
-        if config["trainer"].get("members", 1) > 1:
-            from knep.members.run import seeds
+        if seeds > 1:
+            from knep.members.run import each_seed
 
-            return seeds(folder, config, data, began)
+            return each_seed(folder, config, data, began)
         members = _at_once(config, data, places) or []
         for i, place in enumerate(places[len(members) :]):
             members.append(fit_member(about(config, data), data, place, config["seed"] + i))

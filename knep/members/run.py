@@ -55,7 +55,7 @@ def ensemble(config: Mapping[str, Any], data: Any, places: Sequence[Path]) -> li
     ]
 
 
-def seeds(folder: Path, config: Mapping[str, Any], data: Any, began: float) -> dict[str, Any]:
+def each_seed(folder: Path, config: Mapping[str, Any], data: Any, began: float) -> dict[str, Any]:
     """Trains and tests `trainer.members` seeds, each in a folder of its own; returns the summary of all.
 
     At once where `supports` gives no reason against it, which is printed otherwise, and one after another then.
