@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from knep.errors import InputError, RunFailed, is_full
+from knep.lock import NAME
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
 # What a killed process leaves of a file that it was writing.
 _HALF = re.compile(r"\..+\.(ckpt|pt)\.part|\.(config\.yaml|overrides\.txt|git_.+|summary\.json|metrics\.csv)\.\d+")
+_REMOVAL = 1.0  # seconds in which somebody who removes a folder comes to the end of it
 _TEXTS = (*_IDENTITY, "summary.json", "metrics.csv", "hparams.yaml")
 # Where a run lies and how it is watched does not change what it computes.
 _NOT_HASHED = ("allow_targets", "name", "ckpt", "progress", "log_every", "threads", "checkpoint", "resume", "slurm")
@@ -103,6 +106,7 @@ class _Earlier:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._locked = (folder / NAME).exists()
         self._texts = {path: path.read_bytes() for path in _written(folder) if path.name in _TEXTS}
         self._names = set(_written(folder))
         self._places = set(_places(folder))
@@ -116,6 +120,17 @@ class _Earlier:
     def trained(self) -> bool:
         """Whether the run has saved a checkpoint since."""
         return self._stamps() != self._saved
+
+    @property
+    def removed(self) -> bool:
+        """Whether somebody has removed the folder since, maybe so that a part of it was made again."""
+        lost = self._locked and not any((self._folder / name).exists() for name in (NAME, "config.yaml"))
+        return lost or not self._folder.is_dir()
+
+    def forget(self) -> None:
+        """The folder was removed: what was made again of it since goes too."""
+        self._texts, self._names, self._places = {}, set(), set()
+        self.put_back()
 
     def put_back(self) -> None:
         """Everything as it was; where there is no room for that, what can be."""
@@ -165,6 +180,11 @@ def failures_told(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
             earlier.put_back()
             raise
         failure = _failure(error, folder)
+        if isinstance(failure, Vanished):
+            time.sleep(_REMOVAL)
+        if earlier.removed:
+            earlier.forget()
+            raise Vanished(f"{folder} was removed while the run was in it: start the run again") from error
         told = isinstance(failure, (InputError, RunFailed))
         reason = " ".join((str(failure) if told else f"{type(error).__name__}: {error}").split())
         found = {"findings": list(failure.findings)} if isinstance(failure, RunFailed) and failure.findings else {}
@@ -187,16 +207,22 @@ def _write_failed(folder: Path, summary: Mapping[str, Any]) -> None:
             f.truncate()
 
 
+class Vanished(RunFailed):
+    """What a run writes in, or has written, was removed while it ran."""
+
+
 def _failure(error: Exception, folder: Path) -> Exception:
-    """What `error` comes from, as a RunFailed: the first one on the way to it, a full disk, or a folder that is gone.
+    """What `error` comes from, as a RunFailed: the first one on the way to it, a full disk, or a part that is gone.
 
     `error` itself where it was none of them.
     """
     chain: list[BaseException] = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)
-    if not folder.is_dir() and any(isinstance(e, OSError) for e in chain):
-        return RunFailed(f"{folder} was removed while the run was in it: start the run again")
+    for gone in (e for e in reversed(chain) if isinstance(e, (FileNotFoundError, NotADirectoryError)) and e.filename):
+        if Path(os.fsdecode(gone.filename)).is_relative_to(folder):
+            lost = os.fsdecode(gone.filename)
+            return Vanished(f"{lost} was removed while the run was writing it: go on with ckpt={folder}")
     for earlier in reversed(chain):
         if isinstance(earlier, RunFailed):
             return earlier

@@ -6,6 +6,7 @@ A second one stops at once. One that was ignored when the run began stays ignore
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -19,8 +20,11 @@ _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _SAME = 0.5
 
 
-class Interrupted(Exception):
-    """A run was asked to stop; a checkpoint to go on from was written first. number: of the signal, 1, 2, 10 or 15."""
+class Interrupted(BaseException):
+    """A run was asked to stop; a checkpoint to go on from was written first. number: of the signal, 1, 2, 10 or 15.
+
+    No Exception, like KeyboardInterrupt: it may come anywhere, and libraries make errors of their own of those.
+    """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(f"signal {int(number)}")
@@ -32,18 +36,20 @@ def exit_code(number: int) -> int:
     return 128 + (number if number in (signal.SIGHUP, signal.SIGINT) else signal.SIGTERM)
 
 
-def _stop(number: int, *_: Any) -> None:
-    raise Interrupted(number)
-
-
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
     """Raises Interrupted at a signal within; while a model is fitted, StopOnSignal listens instead."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals can be handled in the main thread only
         return
+    ours = os.getpid()
+
+    def stop(number: int, *_: Any) -> None:
+        if os.getpid() == ours:  # and not a worker that was forked here, which ends with its loader
+            raise Interrupted(number)
+
     heeded = [number for number in _HEARD if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _stop) for number in heeded}
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:
