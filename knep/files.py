@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from knep.errors import InputError, RunFailed, is_full
-from knep.lock import NAME
+from knep.lock import NAME, folders
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
 # What a killed process leaves of a file that it was writing.
@@ -106,7 +106,7 @@ class _Earlier:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._locked = (folder / NAME).exists()
+        self._locked = folder in folders()
         self._texts = {path: path.read_bytes() for path in _written(folder) if path.name in _TEXTS}
         self._names = set(_written(folder))
         self._places = set(_places(folder))
@@ -124,13 +124,13 @@ class _Earlier:
     @property
     def removed(self) -> bool:
         """Whether somebody has removed the folder since, maybe so that a part of it was made again."""
-        lost = self._locked and not any((self._folder / name).exists() for name in (NAME, "config.yaml"))
-        return lost or not self._folder.is_dir()
+        return (self._locked and _is_lost(self._folder)) or not self._folder.is_dir()
 
     def forget(self) -> None:
-        """The folder was removed: what was made again of it since goes too."""
+        """The folder was removed: what was made again of it since goes too, but for checkpoints."""
         self._texts, self._names, self._places = {}, set(), set()
-        self.put_back()
+        if not self._stamps():
+            self.put_back()
 
     def put_back(self) -> None:
         """Everything as it was; where there is no room for that, what can be."""
@@ -209,6 +209,18 @@ def _write_failed(folder: Path, summary: Mapping[str, Any]) -> None:
 
 class Vanished(RunFailed):
     """What a run writes in, or has written, was removed while it ran."""
+
+
+def check_there() -> None:
+    """Raises Vanished where somebody has removed the folder of this process's run: nothing of it is made again."""
+    for folder in folders():
+        if _is_lost(folder):
+            raise Vanished(f"{folder} was removed")
+
+
+def _is_lost(folder: Path) -> bool:
+    """Whether a run's folder that this process holds has neither of the files that are there before its training."""
+    return not any((folder / name).exists() for name in (NAME, "config.yaml"))
 
 
 def _failure(error: Exception, folder: Path) -> Exception:

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep import checkpoint
 from knep.errors import InputError
+from knep.files import check_there
 from knep.hardware import rng_state, set_rng_state
 from knep.resume import find_whole
 from knep.signals import Interrupted, StopOnSignal
@@ -131,6 +132,7 @@ class Keeper(Callback):
 
     def _settle(self, trainer: Trainer) -> None:
         """What a checkpoint's past has logged must be on disk before it: nobody repeats those steps."""
+        check_there()
         module: Any = trainer.lightning_module
         if module.sentry is not None:
             module.sentry.before_save()

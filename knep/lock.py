@@ -23,7 +23,7 @@ from knep.errors import InputError
 NAME = ".lock"
 _NONE_KEPT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # Two locks of one process do not exclude each other: files (device, inode) that this process has locked.
-_held: set[tuple[int, int]] = set()
+_held: dict[tuple[int, int], Path] = {}
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def held(folder: Path) -> Iterator[None]:
     path = folder / NAME
     handle = _locked(path)
     file = _identity(os.fstat(handle))
-    _held.add(file)
+    _held[file] = folder
     try:
         os.truncate(handle, 0)
         os.write(handle, json.dumps(_about(os.getpid())).encode())
@@ -43,7 +43,12 @@ def held(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a folder that is gone took it along
                 path.unlink()
         os.close(handle)
-        _held.discard(file)
+        _held.pop(file, None)
+
+
+def folders() -> list[Path]:
+    """The folders that this process holds."""
+    return list(_held.values())
 
 
 def _locked(path: Path) -> int:

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from knep.cli_errors import one_line
-from knep.errors import InputError
+from knep.errors import InputError, is_full
+
+# What keeps Hydra from making a run's folder and the log in it.
+_IN_THE_WAY = (NotADirectoryError, PermissionError, FileExistsError, FileNotFoundError)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,8 +74,13 @@ def _start(arguments: list[str]) -> None:
         hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     except HydraException as error:
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
-    except (NotADirectoryError, PermissionError, FileExistsError) as error:
-        raise InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder") from error
+    except (OSError, ValueError) as error:
+        cause = error.__cause__ if "configure handler" in str(error) else error  # logging hides what it met
+        if is_full(cause):
+            raise cause from error.__context__
+        if not isinstance(cause, _IN_THE_WAY):
+            raise
+        raise InputError(f"{cause.filename} cannot be written ({cause.strerror}): choose another folder") from error
     finally:
         work.end()
 

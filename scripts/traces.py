@@ -36,6 +36,8 @@ def traces(folder: Path) -> dict[str, Any]:
 
 
 _TIMED = ("seconds", "samples_per_second")  # and how often the test split was read, which a kill may add to
+# The doctor begins to watch anew in each life of a run, and finds what it sees there.
+_OF_DOCTOR = ("/callbacks/Doctor/", "summary.json/findings", "tensorboard/doctor/")
 _EVENTS = "events.out.tfevents"
 
 
@@ -56,7 +58,7 @@ def left(folder: Path) -> dict[str, Any]:
             kept[name] = [line for line in lines if not line.startswith("ckpt")]
     for place in folder.glob("**/tensorboard"):
         kept.update(_leaves(_points(place), folder, str(place.relative_to(folder))))
-    return kept
+    return {path: leaf for path, leaf in kept.items() if not any(word in path for word in _OF_DOCTOR)}
 
 
 def _summary(path: Path) -> dict[str, Any]:
@@ -65,10 +67,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def _points(folder: Path) -> dict[str, Any]:
-    """What TensorBoard shows of a folder: the steps and values of scalars, the steps of pictures and texts.
-
-    Not what the doctor draws, which begins to watch anew in each life of a run.
-    """
+    """What TensorBoard shows of a folder: the steps and values of scalars, the steps of pictures and texts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of points that a later life replaced
@@ -78,8 +77,7 @@ def _points(folder: Path) -> dict[str, Any]:
     timed = {f"final/{name}" for name in _TIMED}
     shown = {tag: [e.step for e in seen.Images(tag)] for tag in tags["images"]}
     texts = {tag: sorted({e.step for e in seen.Tensors(tag)}) for tag in tags["tensors"]}
-    found = scalars | shown | texts
-    return {tag: values for tag, values in found.items() if tag not in timed and not tag.startswith("doctor/")}
+    return {tag: values for tag, values in (scalars | shown | texts).items() if tag not in timed}
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> str:
