@@ -5,20 +5,22 @@ The checksum is the comment of the zip archive that `torch.save` writes, so that
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from knep.archive import foreign, overlaps
-from knep.errors import InputError, RunFailed
-from knep.files import sync_folder
+from knep.errors import InputError, RunFailed, is_full
+from knep.files import no_room, sync_folder
 
 _END = b"PK\x05\x06"  # opens the last record of a zip archive; the record ends with the length of the comment
 _END_SIZE = 22
@@ -28,27 +30,69 @@ _SEAL_SIZE = len(_MARK) + hashlib.sha256().digest_size * 2
 _CHUNK = 1 << 20
 
 
+class _Noting:
+    """A file opened for writing that notes its first error: what torch makes of it does not say what was wrong."""
+
+    error: OSError | None = None
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def write(state: Mapping[str, Any], path: Path) -> None:
     """Saves `state` so that `path` holds the whole of it or what it held before, whenever the process ends.
 
+    The folder is there, or was removed while a run was in it: it is not made again.
     Raises RunFailed where there is no room, or where the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
+    noting: Any = None
     try:
         with temporary.open("w+b") as f:
-            torch.save(dict(state), f)
+            noting = _Noting(f)
+            torch.save(dict(state), noting)
             _seal(f)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a write that came up short as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise RunFailed(
-            f"{path} cannot be written ({reason}): make room, then go on with ckpt={path.parent.parent}"
-        ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _failed(path, noting.error if noting and noting.error else error) from error
+
+
+def copy(source: Path, path: Path) -> None:
+    """Makes `path` the same checkpoint as `source`, whole or not at all. Raises RunFailed as `write` does."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _failed(path, error) from error
+
+
+def _failed(path: Path, error: OSError | RuntimeError) -> RunFailed:
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if is_full(error):
+        return no_room(error, path, f"ckpt={folder}")
+    reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+    return RunFailed(f"{path} cannot be written ({reason}): put that right, then go on with ckpt={folder}")
 
 
 def damage(path: Path) -> str | None:
@@ -127,9 +171,15 @@ def _seal(f: Any) -> None:
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoints through `write` and `read`."""
+    """Lightning's checkpoints through `write` and `read`; folder: of the run, which is there or was removed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if not Path(path).is_relative_to(self._folder):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         write(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:

@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.argv = [str(Path(train.__file__)), *arguments[1:]]
         train.main(arguments[1:])
         return
-    parser = _parser()
-    args, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # overrides that stand behind an option, which argparse leaves out
-        args.overrides += rest
     with one_line():
+        parser = _parser()
+        args, rest = parser.parse_known_args(arguments)
+        if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:  # overrides that stand behind an option, which argparse leaves out
+            args.overrides += rest
         args.run(args)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
@@ -22,3 +25,8 @@ class RunFailed(Exception):
     """
 
     findings: Sequence[Mapping[str, Any]] = ()
+
+
+def is_full(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether there was no room for what should be written: on the disk, in a quota, or within a limit on files."""
+    return isinstance(error, OSError) and error.errno in _FULL

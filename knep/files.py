@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from knep.errors import InputError, RunFailed
-from knep.lock import held
+from knep.errors import InputError, RunFailed, is_full
+from knep.lock import NAME, folders
 from knep.run_names import events_folder
 from knep.schema import number, record, text, whole
 from knep.strangers import check_kind
 from knep.text import shown
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a killed process leaves of a file that it was writing.
+_HALF = re.compile(r"\..+\.(ckpt|pt)\.part|\.(config\.yaml|overrides\.txt|git_.+|summary\.json|metrics\.csv)\.\d+")
+_REMOVAL = 1.0  # seconds in which somebody who removes a folder comes to the end of it
+_TEXTS = (*_IDENTITY, "summary.json", "metrics.csv", "hparams.yaml")
 _LARGEST = 64 << 20  # bytes of a summary: one with findings has a few thousand
 _SUMMARY = record(
     {},
@@ -59,17 +63,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str | bytes) -> None:
     """Writes `text` to a temporary name beside `path`, then renames: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as f:
-            f.write(text)
+        with temporary.open("wb") as f:
+            f.write(text.encode() if isinstance(text, str) else text)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            temporary.unlink(missing_ok=True)
         error.filename = str(path)
         raise
 
@@ -103,7 +108,7 @@ def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[
         write_atomic(folder / "git_hash.txt", git("rev-parse", "HEAD") or "not a git checkout\n")
         write_atomic(folder / "git_diff.patch", git("diff", "HEAD"))
     except OSError as error:
-        if error.errno in _FULL:
+        if is_full(error):
             raise
         raise InputError(
             f"hydra.run.dir={folder} cannot be written ({error.strerror}): choose another folder"
@@ -137,26 +142,92 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return found
 
 
+class _Earlier:
+    """What lay in a run folder before a run: texts that the run writes anew, names of all else, checkpoints saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._locked = folder in folders()
+        self._texts = {path: path.read_bytes() for path in _written(folder) if path.name in _TEXTS}
+        self._names = set(_written(folder))
+        self._places = set(_places(folder))
+        self._saved = self._stamps()
+
+    def _stamps(self) -> set[tuple[str, int]]:
+        saved = [p for place in _places(self._folder) if place.name == "checkpoints" for p in place.glob("*.ckpt")]
+        return {(str(path), path.stat().st_mtime_ns) for path in saved}
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run has saved a checkpoint since."""
+        return self._stamps() != self._saved
+
+    @property
+    def removed(self) -> bool:
+        """Whether somebody has removed the folder since, maybe so that a part of it was made again."""
+        return (self._locked and _is_lost(self._folder)) or not self._folder.is_dir()
+
+    def forget(self) -> None:
+        """The folder was removed: what was made again of it since goes too, but for checkpoints."""
+        self._texts, self._names, self._places = {}, set(), set()
+        if not self._stamps():
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Everything as it was; where there is no room for that, what can be."""
+        with contextlib.suppress(OSError):
+            for path in set(_written(self._folder)) - self._names:
+                path.unlink()
+            for place in sorted(set(_places(self._folder)) - self._places, reverse=True):
+                with contextlib.suppress(OSError):
+                    place.rmdir()
+        for path, before in self._texts.items():
+            with contextlib.suppress(OSError):
+                if not path.is_file() or path.read_bytes() != before:
+                    write_atomic(path, before)
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folders in which a run writes, as far as they are there, each before what is in it."""
+    runs = [folder, *sorted(folder.glob("member_*"))]
+    return [p for run in runs for p in (run, run / "checkpoints", run / events_folder(run)) if p.is_dir()]
+
+
+def _written(folder: Path) -> list[Path]:
+    """The files of a run that come to be before its first checkpoint."""
+    found = [place / name for place in _places(folder) for name in _TEXTS]
+    events = [p for place in _places(folder) for p in place.glob("events.out.*")]
+    return [path for path in (*found, *events) if path.is_file()]
+
+
+def clear_halves(folder: Path) -> None:
+    """Removes, from the folder of a run that has come to its end, files that killed lives of it left half written."""
+    for path in (path for place in _places(folder) for path in place.iterdir()):
+        if _HALF.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def failures_told(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     """An error within leaves summary.json `failed` with its reason, and goes on; a full disk becomes RunFailed.
 
-    facts: what the summary says beside. InputError puts the earlier summary back: nothing was run.
+    facts: what the summary says beside. InputError puts back what lay in the folder: nothing was run.
     """
-    earlier = read_summary(folder)
+    earlier = _Earlier(folder)
     try:
         yield
-    except InputError:
-        if earlier:
-            write_summary(folder, earlier)
-        else:
-            (folder / "summary.json").unlink(missing_ok=True)
-        raise
     except Exception as error:
+        if isinstance(error, InputError) and not earlier.trained:
+            earlier.put_back()
+            raise
         failure = _failure(error, folder)
-        reason = " ".join(
-            (str(failure) if isinstance(failure, RunFailed) else f"{type(error).__name__}: {error}").split()
-        )
+        if isinstance(failure, Vanished):
+            time.sleep(_REMOVAL)
+        if earlier.removed:
+            earlier.forget()
+            raise Vanished(f"{folder} was removed while the run was in it: start the run again") from error
+        told = isinstance(failure, (InputError, RunFailed))
+        reason = " ".join((str(failure) if told else f"{type(error).__name__}: {error}").split())
         found = {"findings": list(failure.findings)} if isinstance(failure, RunFailed) and failure.findings else {}
         _write_failed(folder, {"status": "failed", "reason": reason, **found, **facts})
         if failure is error:
@@ -177,38 +248,63 @@ def _write_failed(folder: Path, summary: Mapping[str, Any]) -> None:
             f.truncate()
 
 
+class Vanished(RunFailed):
+    """What a run writes in, or has written, was removed while it ran."""
+
+
+def check_there() -> None:
+    """Raises Vanished where somebody has removed the folder of this process's run: nothing of it is made again."""
+    for folder in folders():
+        if _is_lost(folder):
+            raise Vanished(f"{folder} was removed")
+
+
+def _is_lost(folder: Path) -> bool:
+    """Whether a run's folder that this process holds has neither of the files that are there before its training."""
+    return not any((folder / name).exists() for name in (NAME, "config.yaml"))
+
+
 def _failure(error: Exception, folder: Path) -> Exception:
-    """The first RunFailed or full disk on the way to `error`, as a RunFailed; `error` itself where there was none."""
+    """What `error` comes from, as a RunFailed: the first one on the way to it, a full disk, or a part that is gone.
+
+    `error` itself where it was none of them.
+    """
     chain: list[BaseException] = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)
+    for gone in (e for e in reversed(chain) if isinstance(e, (FileNotFoundError, NotADirectoryError)) and e.filename):
+        if Path(os.fsdecode(gone.filename)).is_relative_to(folder):
+            lost = os.fsdecode(gone.filename)
+            return Vanished(f"{lost} was removed while the run was writing it: go on with ckpt={folder}")
     for earlier in reversed(chain):
         if isinstance(earlier, RunFailed):
             return earlier
-    full = [e for e in reversed(chain) if isinstance(e, OSError) and e.errno in _FULL]
+    full = [e for e in reversed(chain) if is_full(e)]
     if full:
-        place = next((e.filename for e in full if e.filename), folder)
-        return RunFailed(f"{place} cannot be written ({full[0].strerror}): make room, then go on with ckpt={folder}")
+        return no_room(full[0], next((e.filename for e in full if e.filename), folder), f"ckpt={folder}")
     return error
 
 
-def discard(folder: Path) -> None:
-    """Removes a run folder in which nothing was trained: only files that knep wrote, then only empty folders.
+def no_room(error: OSError, place: Any, way: str) -> RunFailed:
+    """What a full disk comes to. place: what could not be written; way: the line by which the run goes on."""
+    return RunFailed(f"{place} cannot be written ({error.strerror}): make room, then go on with {way}")
 
-    One that a run is in, or that holds checkpoints, stays.
+
+def standing(folder: Path) -> Path:
+    """The deepest of `folder` and those around it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def discard(folder: Path, stands: Path) -> None:
+    """Removes a run folder in which nothing was left: one with no more in it than the empty log that Hydra opens.
+
+    stands: what was there before, which stays; emptied folders between the two go too.
     """
-    if not folder.is_dir() or (folder / "checkpoints").exists():
-        return
-    board = folder / events_folder(folder)
-    with contextlib.suppress(InputError), held(folder):
-        for name in (*_IDENTITY, "train.log", "metrics.csv", "summary.json"):
-            (folder / name).unlink(missing_ok=True)
-        for events in (*board.glob("events.out.*"), board / "hparams.yaml"):
-            events.unlink(missing_ok=True)
-    if board.is_dir() and not any(board.iterdir()):
-        board.rmdir()
-    for empty in (folder, folder.parent):
-        try:
+    log = folder / "train.log"
+    with contextlib.suppress(OSError):
+        if [*folder.iterdir()] == [log] and log.is_file() and not log.stat().st_size:
+            log.unlink()
+        for empty in (folder, *folder.parents):
+            if stands.resolve().is_relative_to(empty.resolve()):
+                return
             empty.rmdir()
-        except OSError:
-            return

@@ -164,7 +164,7 @@ def build_trainer(
             default_root_dir=str(folder),
             accumulate_grad_batches=accumulate,
             callbacks=[*callbacks, stop, best, keeper],
-            plugins=[*environment(), *([] if "fsdp" in str(node["strategy"]) else [WholeCheckpoints()])],
+            plugins=[*environment(), *([] if "fsdp" in str(node["strategy"]) else [WholeCheckpoints(folder)])],
             logger=logged,
             fast_dev_run=quiet,
             benchmark=fast_products(node["deterministic"]) or None,

@@ -19,7 +19,7 @@ from knep import train
 from knep.compose import plain
 from knep.elastic import started_apart, under_torchrun
 from knep.errors import InputError, RunFailed
-from knep.files import discard
+from knep.files import standing
 from knep.lock import claimed, in_use
 from knep.orphans import ends_with_parent
 from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
@@ -107,21 +107,20 @@ class Sweep:
     @classmethod
     def planned(
         cls, overrides: list[str], typed: list[str], options: list[str], search: list[str]
-    ) -> tuple[Sweep, list[str]]:
-        """The sweep of a command line, checked, and its overrides as Hydra is to read them.
+    ) -> tuple[Sweep, list[str], Path]:
+        """The sweep of a command line, checked; its overrides as Hydra is to read them; what of its folder is there.
 
         overrides: those of `ckpt=` among them; options: of the command.
         """
         planned = space(overrides, search)
         for job in planned.jobs:
             train.check(job, search, sweep=True)
+        stands = standing(planned.folder)
         folder = planned.folder if _named("hydra.sweep.dir", overrides) else claimed(planned.folder)
         outcomes = Outcomes(folder, planned.fixed, planned.jobs if planned.grid else ())
         script = [sys.argv[0], *(word for word in options if word not in ("-m", "--multirun"))]
-        return cls(outcomes, planned.grid, typed, script, search), [
-            *planned.overrides,
-            _line("hydra.sweep.dir", folder),
-        ]
+        whole = [*planned.overrides, _line("hydra.sweep.dir", folder)]
+        return cls(outcomes, planned.grid, typed, script, search), whole, stands
 
     def job(self, cfg: Any) -> float:
         if os.getppid() == self._process:  # a launcher's worker
@@ -131,21 +130,16 @@ class Sweep:
         return self._taken.take(hydra_cfg.job.num, lines, fresh, lambda runs_in: self._run(cfg, lines, fresh, runs_in))
 
     def _run(self, cfg: Any, lines: list[str], fresh: Path, runs_in: Callable[[Path], None]) -> dict[str, Any]:
-        try:
-            allow_typed(self._typed)  # in a process of the launcher's nobody has
-            if not self._checked:
-                train.check(lines, self._search, sweep=True)
-            _, config, choices, _ = _job(cfg)
-            runs = self._earlier(config)
-        except InputError:
-            discard(fresh)
-            raise
+        allow_typed(self._typed)  # in a process of the launcher's nobody has
+        if not self._checked:
+            train.check(lines, self._search, sweep=True)
+        _, config, choices, _ = _job(cfg)
+        runs = self._earlier(config)
         own = self._taken.own(lines)
         name_job(fresh, own)
         ended, begun = find_ended(runs), find_begun([run for run in runs if not in_use(run[0])])
         ran = Path(ended["folder"]) if ended else begun
         if ran is not None:
-            discard(fresh)
             link_job(fresh, own, ran)
         if ended:
             where = f"{' '.join(lines)}: has ended before, in {ended['folder']}"
@@ -212,16 +206,13 @@ def _job(cfg: Any) -> tuple[Path, dict[str, Any], dict[str, str], list[str]]:
 
 
 def _told(config: dict[str, Any], folder: Path, choices: dict[str, str], lines: list[str]) -> dict[str, Any]:
-    """`run` for a command: input that is refused leaves no folder, and a signal ends the process with its code."""
-    try:
-        summary = train.run(config, folder, choices, lines)
-    except InputError:
-        discard(folder)
-        raise
+    """`run` for a command: a signal ends the process with its code."""
+    summary = train.run(config, folder, choices, lines)
     if summary["status"] == "interrupted":
         from knep.signals import exit_code  # brings Lightning, which `--cfg` does without
 
-        if config["slurm"]["requeue"] and summary["signal"] != signal.SIGINT and not summary.get("worker"):
+        by_slurm = summary["signal"] in (signal.SIGTERM, signal.SIGUSR1)
+        if config["slurm"]["requeue"] and by_slurm and not summary.get("worker"):
             requeue()
         raise SystemExit(exit_code(summary["signal"]))
     return summary

@@ -16,8 +16,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from knep import checkpoint
 from knep.errors import InputError
+from knep.files import check_there
 from knep.hardware import rng_state, set_rng_state
+from knep.resume import find_whole
 from knep.signals import Interrupted, StopOnSignal
 
 BEST = "best.ckpt"
@@ -143,6 +146,7 @@ class Keeper(Callback):
 
     def _settle(self, trainer: Trainer) -> None:
         """What a checkpoint's past has logged must be on disk before it: nobody repeats those steps."""
+        check_there()
         module: Any = trainer.lightning_module
         if module.sentry is not None:
             module.sentry.before_save()
@@ -158,8 +162,20 @@ class Keeper(Callback):
         # A full copy beside best.ckpt, not a link to it: where one of the two is damaged, the other goes on.
         if trainer.fast_dev_run:  # type: ignore[truthy-function]
             return
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+        trainer.save_checkpoint(_last(trainer))
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            getattr(callback, "after_save", _nothing)(trainer)
+
+    def catch_up(self, trainer: Trainer) -> None:
+        """Makes last.ckpt what this fit goes on from, where a kill came between it and a newer best.ckpt.
+
+        A run that had trained to its end would never save it again.
+        """
+        last, source = _last(trainer), Path(str(trainer.ckpt_path))
+        beside = trainer.is_global_zero and source.is_file() and source.resolve().parent == last.resolve().parent
+        if beside and source.name != last.name and find_whole(trainer.default_root_dir, warn=False).name == source.name:
+            checkpoint.copy(source, last)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._place is None:
@@ -204,6 +220,14 @@ def _lay_out(optimizer: Any) -> None:
         for key, t in state.items() if isinstance(state, dict) else ():
             if isinstance(t, torch.Tensor) and t.shape == p.shape and t.stride() != p.stride():
                 state[key] = torch.empty_like(p, dtype=t.dtype).copy_(t)
+
+
+def _last(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+
+
+def _nothing(trainer: Trainer) -> None:
+    pass
 
 
 def has_ended(trainer: Trainer) -> bool:

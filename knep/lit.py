@@ -385,3 +385,5 @@ class Classifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint.get("running", {})
         self._resumed_weights = checkpoint.get("current_model_state")
+        if self._resumed.get("guard"):
+            self.guard.load_state_dict(self._resumed["guard"])  # which a run that had trained to its end reports too

@@ -24,17 +24,16 @@ NAME = ".lock"
 _MISSES = 100
 _NONE_KEPT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # Two locks of one process do not exclude each other: files (device, inode) that this process has locked.
-_held: set[tuple[int, int]] = set()
+_held: dict[tuple[int, int], Path] = {}
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keeps other runs out of `folder` within. Raises InputError naming the process that is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     handle = _locked(path)
     file = _identity(os.fstat(handle))
-    _held.add(file)
+    _held[file] = folder
     try:
         os.truncate(handle, 0)
         os.write(handle, json.dumps(_about(os.getpid())).encode())
@@ -42,10 +41,15 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         # First the name, while the lock keeps others out; then the lock. A forked child leaves both to its parent.
         if _owner(handle).get("pid") == os.getpid():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # a folder that is gone took it along
                 path.unlink()
         os.close(handle)
-        _held.discard(file)
+        _held.pop(file, None)
+
+
+def folders() -> list[Path]:
+    """The folders that this process holds."""
+    return list(_held.values())
 
 
 def _locked(path: Path) -> int:
@@ -54,7 +58,13 @@ def _locked(path: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if _identity(path.stat()) in _held:
                 raise _in_use(path, _about(os.getpid()))
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise InputError(f"{path} is a link that leads nowhere: remove it") from None
+            continue  # a refused run has removed its empty folder in between
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -39,6 +39,7 @@ class ExactFit(_FitLoop):
 
     def run(self) -> None:
         if self.keeper.resumed:
+            self.keeper.catch_up(self.trainer)
             self._find_place()
             self.trainer.should_stop = has_ended(self.trainer)
             if self.skip:  # trained to its end before: what follows training is still to do

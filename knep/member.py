@@ -24,7 +24,7 @@ from knep.lean import LeanEpoch
 from knep.lit import Classifier
 from knep.malloc import keep_freed_memory
 from knep.profile import StepProfile
-from knep.resume import find_whole
+from knep.resume import find_whole, saved_of
 from knep.safe import instantiate
 from knep.signals import Interrupted
 from knep.stored import check_stored_run
@@ -70,6 +70,7 @@ def fit_member(
     Raises InputError where the optimizer, the data and the checkpoint do not fit together.
     """
     cfg = facts["config"]
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # here, and never again: see `knep.checkpoint.write`
     torch.manual_seed(seed)
     module = build_module(facts, data, seed=seed)
     wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
@@ -155,12 +156,10 @@ def stored_facts(cfg: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
 
 def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Path, Mapping[str, Any]] | None:
     """The checkpoint to go on from, and what is in it; None for a member that starts."""
-    if cfg["ckpt"] is None:
+    saved = saved_of(cfg, folder)
+    if saved is None:
         return None
-    member = folder.name.startswith("member_")
-    if member and not (folder / "checkpoints" / "last.ckpt").is_file():
-        return None  # this member of the ensemble had not begun
-    path = find_whole(folder if member else cfg["ckpt"], warn)
+    path = find_whole(saved, warn)
     state = read_checkpoint(path)
     if "loops" not in state:
         raise InputError(f"ckpt={path} holds weights only and cannot be resumed: give the run folder or last.ckpt")
@@ -185,6 +184,7 @@ def _resume_from(
     """The checkpoint to go on from, None for a member that starts, and lines on what has changed since."""
     found = _stored(cfg, folder, trainer.is_global_zero)
     if found is None:
+        _log_from(trainer, 0)
         return None, []
     path, state = found
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
@@ -192,8 +192,13 @@ def _resume_from(
     changed = _changes(cfg, path, state)
     if changed:
         trainer.callbacks.append(Apply(changed))
+    _log_from(trainer, step)
+    return str(path), [f"knep: {said(changed, cfg, step)}"] if changed else []
+
+
+def _log_from(trainer: Any, step: int) -> None:
+    """Drops what an earlier life in this folder logged behind the step from which this one goes on."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger._kwargs["purge_step"] = step  # hides the points that this run will log again
+            logger._kwargs["purge_step"] = step
         getattr(logger, "forget_after", lambda step: None)(step)
-    return str(path), [f"knep: {said(changed, cfg, step)}"] if changed else []

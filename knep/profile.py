@@ -83,7 +83,7 @@ class StepProfile(Callback):
     def _close_trace(self) -> None:
         if self._tracer is not None:
             self._tracer.stop()
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(exist_ok=True)
             self._tracer.export_chrome_trace(str(self._folder / "steps.pt.trace.json"))
             self._tracer, self._last = None, 0.0
             # The tracer's own cost weighs on the steps that it saw: the table begins behind them.
@@ -94,7 +94,7 @@ class StepProfile(Callback):
         self._close_trace()
         if trainer.is_global_zero and self._steps > 0:
             text = table(self._seconds, self._steps)
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(exist_ok=True)
             (self._folder / "steps.txt").write_text(text + "\n", encoding="utf-8")
             print(shown_lines(text))
 

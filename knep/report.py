@@ -16,7 +16,7 @@ from knep.files import config_hash, write_summary
 from knep.listing import recipe_choices
 from knep.member import Member
 from knep.provenance import code_hash
-from knep.sealed import reads
+from knep.sealed import begin_reading
 from knep.text import console, shown
 
 # What TensorBoard shows of a whole run.
@@ -89,10 +89,11 @@ def after(
     figures are asked for."""
     modules = [m.module for m in members]
     val = evaluate(modules, batches_of(config, data, "val"), data.num_classes, mirrored=config["test_flip"])
+    sealed = begin_reading(folder)
     test = evaluate(modules, batches_of(config, data, "test"), data.num_classes, mirrored=config["test_flip"])
     low, high = test.interval()
     parameters = sum(p.numel() for m in modules for p in m.model.parameters())
-    best = members[0].best
+    best, rates = members[0].best, [m.samples_per_second for m in members if m.samples_per_second]
     summary: dict[str, Any] = {
         "status": "stopped_early" if any(m.stopped_early or m.stopped_by for m in members) else "finished",
         "test/acc": test.acc,
@@ -104,11 +105,11 @@ def after(
         "best_epoch": int(best.get("epoch", -1)) + 1,
         "epochs": members[0].epochs,
         "steps": sum(m.steps for m in members),
-        "samples_per_second": round(statistics.fmean(m.samples_per_second for m in members), 1),
+        "samples_per_second": round(statistics.fmean(rates), 1) if rates else None,  # nothing was left to train
         "seconds": round(time.perf_counter() - began, 2),
         "parameters": parameters,
         "classes": data.num_classes,
-        "sealed": reads(folder) + 1,
+        "sealed": sealed,
         **identity(config),
     }
     if best:
@@ -126,11 +127,11 @@ def after(
         summary["members/test_acc"] = test.member_acc
         summary["members/test_acc_mean"] = statistics.fmean(test.member_acc)
         summary["members/test_acc_std"] = statistics.stdev(test.member_acc)
-    write_summary(folder, summary)
     board = members[0].logger
     if figures and isinstance(board, Board):
-        numbers = {k: float(summary[k]) for k in _FINAL if k in summary}
+        numbers = {k: float(summary[k]) for k in _FINAL if summary.get(k) is not None}
         show(board, config, choices, lines, test, data.class_names, numbers, members[0].steps)
+    write_summary(folder, summary)  # last of all files: a run that it calls finished has everything
     _print_table(summary, folder, test.images)
     return summary
 
@@ -148,7 +149,7 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
         "best validation epoch": best,
         "test accuracy": f"{summary['test/acc']:.2%}  (95 % interval {summary['test/acc_low']:.2%} to "
         f"{summary['test/acc_high']:.2%}, n = {images:,})",
-        "samples/s": f"{summary['samples_per_second']:,.0f}",
+        "samples/s": "" if summary["samples_per_second"] is None else f"{summary['samples_per_second']:,.0f}",
         "parameters": f"{summary['parameters']:,}",
         "run folder": shown(folder),
         "look at it": f"tensorboard --logdir {shown(folder)}",
@@ -159,7 +160,7 @@ def _print_table(summary: Mapping[str, Any], folder: Path, images: int) -> None:
         each = ", ".join(f"{a:.2%}" for a in summary["members/test_acc"])
         mean, std = summary["members/test_acc_mean"], summary["members/test_acc_std"]
         rows["members"] = f"{each}  (mean {mean:.2%}, std {std:.2%})"
-    for name, value in rows.items():
+    for name, value in ((name, value) for name, value in rows.items() if value):
         table.add_row(name, value)
     wide = None if sys.stdout.isatty() else 1000  # a file or a pipe has no edge
     console(soft_wrap=True, width=wide, force_jupyter=False).print(table)

@@ -39,7 +39,10 @@ def _newest_first(folder: Path) -> list[Path]:
         raise InputError(f"{odd} is no file: move it away, then resume")
     found = [p for p in places if p.is_file()]
     if not found:
-        raise InputError(f"ckpt={folder} has no checkpoints/last.ckpt to resume: give another run folder")
+        raise InputError(
+            f"ckpt={folder} has no checkpoints/last.ckpt to resume: start the run again without ckpt=, or give another "
+            "run folder"
+        )
     return sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True)
 
 
@@ -78,10 +81,9 @@ def expand_ckpt(arguments: list[str]) -> list[str]:
     if "${" in str(folder):
         raise InputError(f"ckpt={given} has ${{ in its name, which stands for another value: rename the folder")
     check_folder(folder)
-    members = sorted(folder.glob("member_*"))
-    if not members:
-        find_checkpoint(given)
     listed = folder / "overrides.txt"
+    if not (Path(given).is_dir() and listed.is_file()):
+        find_checkpoint(given)
     if not listed.is_file():
         raise InputError(f"ckpt={given} lies in no run folder of knep: {listed} is missing")
     earlier = [line for line in read_lines(listed) if line and not line.startswith("ckpt=")]
@@ -94,6 +96,29 @@ def run_folders(arguments: list[str]) -> list[Path]:
     """The run folders that a command line names."""
     start = "hydra.run.dir="
     return [Path(a.removeprefix(start).strip("'\"")) for a in arguments if a.startswith(start)]
+
+
+def several(config: Mapping[str, Any]) -> bool:
+    """Whether a run trains members, each in a folder of its own."""
+    return max(config["trainer"].get("members", 1), config["averaging"].get("members", 1)) > 1
+
+
+def check_ckpt(config: Mapping[str, Any]) -> None:
+    """Raises InputError where there is nothing at `ckpt` to go on from. Members that had saved nothing start anew."""
+    if config["ckpt"] is None:
+        return
+    if not several(config):
+        find_checkpoint(config["ckpt"])
+    elif (run_folder(config["ckpt"]) / "checkpoints").exists():
+        raise InputError(f"ckpt={config['ckpt']} is a run of one model, without members: start one with members anew")
+
+
+def saved_of(config: Mapping[str, Any], place: Path) -> Path | None:
+    """The folder or file that `ckpt` means for the run or member in `place`; None where nothing was saved of it."""
+    if config["ckpt"] is None or not several(config):
+        return config["ckpt"] and Path(config["ckpt"])
+    member = run_folder(config["ckpt"]) / place.name
+    return member if _saved(member) else None
 
 
 def resumes(config: Mapping[str, Any], sweep: bool) -> bool:

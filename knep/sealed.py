@@ -12,6 +12,13 @@ def reads(folder: Path) -> int:
     return read_summary(folder).get("sealed", 0)
 
 
+def begin_reading(folder: Path) -> int:
+    """Counts a reading of the test split before it begins, so that no kill hides it; returns the count."""
+    count = reads(folder) + 1
+    write_summary(folder, {**read_summary(folder), "sealed": count})
+    return count
+
+
 def read_again(run: Path) -> None:
     """Counts one more reading in the summary of a finished run; run: its folder, or a file somewhere below it."""
     for folder in (run, *run.parents[:3]):

@@ -1,8 +1,12 @@
-"""Ctrl-C, SIGTERM and SLURM's SIGUSR1: finish the step, save a checkpoint, stop; a second one stops at once."""
+"""Ctrl-C, SIGTERM, SLURM's SIGUSR1 and the SIGHUP of a closed terminal: finish the step, save a checkpoint, stop.
+
+A second one stops at once. One that was ignored when the run began stays ignored: so nohup and `&` in a script mean it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -11,13 +15,16 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # Launchers forward what their whole process group was sent already: seconds in which a signal is the same request.
 _SAME = 0.5
 
 
-class Interrupted(Exception):
-    """A run was asked to stop; a checkpoint to go on from was written first. number: of the signal, 2, 10 or 15."""
+class Interrupted(BaseException):
+    """A run was asked to stop; a checkpoint to go on from was written first. number: of the signal, 1, 2, 10 or 15.
+
+    No Exception, like KeyboardInterrupt: it may come anywhere, and libraries make errors of their own of those.
+    """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(f"signal {int(number)}")
@@ -25,12 +32,8 @@ class Interrupted(Exception):
 
 
 def exit_code(number: int) -> int:
-    """130 after Ctrl-C; 143 after SIGTERM, and after SIGUSR1, by which SLURM means the same."""
-    return 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
-
-
-def _stop(number: int, *_: Any) -> None:
-    raise Interrupted(number)
+    """129 after SIGHUP, 130 after Ctrl-C; 143 after SIGTERM, and after SIGUSR1, by which SLURM means the same."""
+    return 128 + (number if number in (signal.SIGHUP, signal.SIGINT) else signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -39,7 +42,14 @@ def heard() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals can be handled in the main thread only
         return
-    before = {number: signal.signal(number, _stop) for number in _HEARD}
+    ours = os.getpid()
+
+    def stop(number: int, *_: Any) -> None:
+        if os.getpid() == ours:  # and not a worker that was forked here, which ends with its loader
+            raise Interrupted(number)
+
+    heeded = [number for number in _HEARD if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:
@@ -66,14 +76,15 @@ class StopOnSignal(Callback):
 
     def _listen(self) -> None:
         for number in _HEARD:
+            earlier = self._before.get(number, signal.getsignal(number))
             with contextlib.suppress(ValueError):  # signals can be handled in the main thread only
-                earlier = signal.signal(number, self._ask)
-                self._before.setdefault(number, earlier)
+                signal.signal(number, signal.SIG_IGN if earlier == signal.SIG_IGN else self._ask)
+                self._before[number] = earlier
 
     def _ask(self, number: int, *_: Any) -> None:
         if not self.asked:
             self.asked, self._when = number, time.monotonic()
-        elif time.monotonic() - self._when > _SAME:
+        elif number != signal.SIGHUP and time.monotonic() - self._when > _SAME:  # nobody is impatient at no terminal
             signal.signal(number, signal.SIG_DFL)
             raise Interrupted(number)
 

@@ -55,7 +55,6 @@ class CsvLogger(Logger):
         if not self._rows:
             return
         names = sorted({k for row in self._rows.values() for k in row} - set(_FIRST))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         text = io.StringIO()
         writer = csv.DictWriter(text, [*_FIRST, *names], restval="", lineterminator="\n")
         writer.writeheader()

@@ -16,32 +16,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knep.cli_errors import one_line
-from knep.errors import InputError
+from knep.errors import InputError, is_full
 from knep.orphans import ends_with_launcher
 
 if TYPE_CHECKING:
     from knep.compose import Composed
 
+# What keeps Hydra from making a run's folder and the log in it.
+_IN_THE_WAY = (NotADirectoryError, PermissionError, FileExistsError, FileNotFoundError)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs `train.py` with these arguments (default: the command line); exits with 1 (failed), 2 (bad input) or 130."""
     arguments = sys.argv[1:] if argv is None else argv
-    if {"--help", "-h"} & set(arguments):
-        from knep.listing import help_text
-
-        print(help_text())
-        return
-    ends_with_launcher()
     with one_line():
+        if {"--help", "-h"} & set(arguments):
+            from knep.listing import help_text
+
+            print(help_text())
+            return
+        ends_with_launcher()
         _start(arguments)
 
 
 def _start(arguments: list[str]) -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
 
     from knep.elastic import agreed
-    from knep.jobs import UNWRITABLE, Single, Sweep, run_lines
+    from knep.files import discard, standing
+    from knep.jobs import Single, Sweep, run_lines
     from knep.resume import expand_ckpt, run_folders
     from knep.safe import allow_typed
     from knep.strangers import check_written
@@ -55,20 +60,25 @@ def _start(arguments: list[str]) -> None:
         replay.main(Path(box), typed)
         return
     args, options = _parsed(arguments)
-    work, overrides = Single(), args.overrides
+    work, overrides, stands = Single(), args.overrides, Path()
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
         search = [f"file://{Path(args.config_dir).resolve()}"] if args.config_dir else []
         if args.multirun or "hydra.mode=MULTIRUN" in overrides:
-            work, overrides = Sweep.planned(overrides, _parsed(typed)[0].overrides, options, search)
+            work, overrides, stands = Sweep.planned(overrides, _parsed(typed)[0].overrides, options, search)
         else:
             made = check(args.overrides, search)
+            stands = standing(Path(made.folder))
             overrides = agreed(args.overrides, lambda: run_lines(made, args.overrides))
             for folder in run_folders(overrides):
                 check_written(folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
 
     def job(cfg: Any) -> float:
-        return work.job(cfg)  # defined here, since Hydra names the log by the module of what it calls
+        # Defined here, since Hydra names the log by the module of what it calls.
+        try:
+            return work.job(cfg)
+        finally:
+            discard(Path(HydraConfig.get().runtime.output_dir), stands)
 
     before = sys.argv
     # Options last: argparse takes overrides that stand together.
@@ -78,8 +88,13 @@ def _start(arguments: list[str]) -> None:
             hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     except HydraException as error:
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
-    except UNWRITABLE as error:
-        raise InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder") from error
+    except (OSError, ValueError) as error:
+        cause = error.__cause__ if "configure handler" in str(error) else error  # logging hides what it met
+        if is_full(cause):
+            raise cause from error.__context__
+        if not isinstance(cause, _IN_THE_WAY):
+            raise
+        raise InputError(f"{cause.filename} cannot be written ({cause.strerror}): choose another folder") from error
     finally:
         sys.argv = before
 
@@ -99,11 +114,12 @@ def check(overrides: list[str], search: list[str], sweep: bool = False) -> Compo
     """Composes one run and tries its tricks, before it starts. Raises InputError for whatever cannot work."""
     from knep.compose import compose_config
     from knep.rehearse import rehearse
-    from knep.resume import resumes
+    from knep.resume import check_ckpt, resumes
     from knep.safe import take_allowed
 
     made = compose_config(overrides, search)
     take_allowed(made.config)
+    check_ckpt(made.config)
     rehearse(made.config)
     resumes(made.config, sweep)
     return made
@@ -132,7 +148,7 @@ def run(
 
     from knep import report
     from knep.events import writers_quiet
-    from knep.files import failures_told
+    from knep.files import clear_halves, failures_told
     from knep.lock import held
     from knep.run_log import logged
     from knep.signals import Interrupted, heard
@@ -143,7 +159,9 @@ def run(
     with held(folder), logged(folder, overrides), failures_told(folder, report.identity(config)), writers_quiet():
         try:
             with heard():
-                return _fit(config, folder, choices, overrides, figures)
+                summary = _fit(config, folder, choices, overrides, figures)
+                clear_halves(folder)
+                return summary
         except Interrupted as asked:
             return report.interrupted(folder, config, asked.number, began)
 
@@ -173,17 +191,19 @@ def _fit(
             if config["ckpt"] is not None and hasattr(data, "keep"):
                 data.keep(stored_facts(config, folder))
             data.prepare()
-        places = [folder / f"member_{i}" for i in range(recipe.members)] if recipe.members > 1 else [folder]
-        for place in places:
-            check_resume(config, place)
+        seeds = config["trainer"].get("members", 1)
+        count = max(recipe.members, seeds)
+        places = [folder / f"member_{i}" for i in range(count)] if count > 1 else [folder]
+        for i, place in enumerate(places):
+            check_resume({**config, "seed": config["seed"] + i} if seeds > 1 else config, place)
         if leader:
             write_identity(folder, config, overrides)
             write_summary(folder, {"status": "running", **report.identity(config)})
         header = report.before(choices, data)
-        if config["trainer"].get("members", 1) > 1:
-            from knep.members.run import seeds
+        if seeds > 1:
+            from knep.members.run import each_seed
 
-            return seeds(folder, config, data, began, header)
+            return each_seed(folder, config, data, began, header)
         members = _at_once(config, data, places, header) or []
         for i, place in enumerate(places[len(members) :]):
             members.append(fit_member(about(config, data), data, place, config["seed"] + i, header=header))

@@ -19,6 +19,8 @@ from knep.members import record
 from knep.members.loop import fit
 from knep.members.member import Member
 from knep.members.support import folds, members_of, supports
+from knep.resume import saved_of
+from knep.sealed import begin_reading, reads
 from knep.signals import Interrupted
 from knep.tables import CsvLogger
 from knep.text import shown
@@ -33,6 +35,7 @@ def ensemble(
     That is for one member, for what `supports` refuses, and where one pass for all is no faster, since single fits can
     be resumed. Raises RunFailed where a member's loss was no number.
     """
+    config = _afresh(config, places)
     if len(places) < 2 or supports(config):
         return None
     trial = Member(config, data)
@@ -56,33 +59,54 @@ def ensemble(
     ]
 
 
-def seeds(folder: Path, config: Mapping[str, Any], data: Any, began: float, header: Sequence[str]) -> dict[str, Any]:
+def each_seed(
+    folder: Path, config: Mapping[str, Any], data: Any, began: float, header: Sequence[str]
+) -> dict[str, Any]:
     """Trains and tests `trainer.members` seeds, each in a folder of its own; returns the summary of all.
 
     header: lines to print before the first step.
     At once where `supports` gives no reason against it, which is printed otherwise, and one after another then.
     """
-    configs = members_of(config, config["trainer"]["members"])
-    places = [folder / f"member_{i}" for i in range(len(configs))]
+    places = [folder / f"member_{i}" for i in range(config["trainer"]["members"])]
+    config = _afresh(config, places)
+    configs = members_of(config, len(places))
     reason = supports(config)
     if reason:
         said = [*header, f"trains {len(configs)} members one after another: {reason}"]
+        begin_reading(folder)
         records = [
             _alone(c, data, place, said if c is configs[0] else ()) for c, place in zip(configs, places, strict=True)
         ]
     else:
         members = fit(configs, data, header=header)
-        records = [record(member, data) for member in members]
         for member, place in zip(members, places, strict=True):
             _save(member, place)
-    for c, place, found in zip(configs, places, records, strict=True):
-        write_summary(place, {k: v for k, v in found.items() if k != "curve"} | report.identity(c))
+        begin_reading(folder)
+        records = [
+            _told(record(member, data), member.config, place) for member, place in zip(members, places, strict=True)
+        ]
     return _summary(folder, config, records, began)
+
+
+def _afresh(config: Mapping[str, Any], places: Sequence[Path]) -> Mapping[str, Any]:
+    """Without `ckpt` where no member has saved anything: what is trained in one pass starts anew."""
+    if config["ckpt"] is None or any(saved_of(config, place) for place in places):
+        return config
+    print(f"knep: no member in {config['ckpt']} has saved a checkpoint: they start anew")
+    return {**config, "ckpt": None}
+
+
+def _told(found: dict[str, Any], config: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """The record of a member, which is its summary too; `sealed` counts what earlier lives of the run have read."""
+    found = {**found, "sealed": found.get("sealed", 0) + reads(place)}
+    write_summary(place, {k: v for k, v in found.items() if k != "curve"} | report.identity(config))
+    return found
 
 
 def _save(member: Member, place: Path) -> None:
     """The weights and the curve of a settled member, where a single run leaves them."""
-    (place / "checkpoints").mkdir(parents=True, exist_ok=True)
+    place.mkdir(exist_ok=True)
+    (place / "checkpoints").mkdir(exist_ok=True)
     state = {"state_dict": member.module.state_dict(), "knep": dict(member.facts)}
     checkpoint.write(state, place / "checkpoints" / "final.ckpt")
     table = CsvLogger(place)
@@ -96,7 +120,7 @@ def _alone(config: Mapping[str, Any], data: Any, place: Path, header: Sequence[s
         fitted = fit_member(about(config, data), data, place, config["seed"], header=header)
     except RunFailed as failure:
         found = {"findings": list(failure.findings)} if "doctor" in config else {}
-        return {"seed": config["seed"], "status": "failed", "reason": str(failure), **found}
+        return _told({"seed": config["seed"], "status": "failed", "reason": str(failure), **found}, config, place)
     if fitted.interrupted:
         raise Interrupted(fitted.interrupted)
     found: dict[str, Any] = {"findings": list(fitted.findings)} if "doctor" in config else {}
@@ -107,7 +131,8 @@ def _alone(config: Mapping[str, Any], data: Any, place: Path, header: Sequence[s
         measured = evaluate([fitted.module], batches, data.num_classes, keep=0, mirrored=config["test_flip"])
         found |= {f"{split}/acc": measured.acc, f"{split}/loss": measured.loss}
     ended = {"status": "stopped_early" if fitted.stopped_early or fitted.stopped_by else "finished"}
-    return {"seed": config["seed"], **ended, **found, "sealed": 1, "epochs": fitted.epochs, "steps": fitted.steps}
+    counts = {"sealed": 1, "epochs": fitted.epochs, "steps": fitted.steps}
+    return _told({"seed": config["seed"], **ended, **found, **counts}, config, place)
 
 
 def _summary(
@@ -122,7 +147,7 @@ def _summary(
     summary: dict[str, Any] = {
         "status": "finished",
         **{key: statistics.fmean(r[key] for r in whole) for key in keys},
-        "sealed": 1,
+        "sealed": reads(folder),
         "members": len(records),
         "members/failed": [r["seed"] for r in records if r["status"] == "failed"],
         "members/test_acc": accuracies,

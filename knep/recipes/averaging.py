@@ -258,39 +258,37 @@ class Soup(Callback):
             raise ValueError(f"mode must be min or max, got {mode}")
         self.k, self.monitor, self.sign, self._bn_batches = k, monitor, 1 if mode == "min" else -1, bn_batches
         self._kept: list[tuple[float, str]] = []  # (score, name of a file in the run's checkpoints), the best first
-        # Files that a checkpoint may still name, and those that none does any more.
-        self._dropped: list[str] = []
-        self._unnamed: list[str] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         folder = _checkpoints(trainer)
-        self._clear(folder)
         score = self.sign * float(logged(trainer, self.monitor))
         if len(self._kept) == self.k and score >= self._kept[-1][0]:
             return
         name = f"soup_{trainer.global_step}.pt"
         write(pl_module.state_dict(), folder / name)
-        ranked = sorted([*self._kept, (score, name)])
-        self._kept, worse = ranked[: self.k], ranked[self.k :]
-        self._dropped += [name for _, name in worse]
+        self._kept = sorted([*self._kept, (score, name)])[: self.k]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on from its best checkpoint, say, may have dropped files of that time since."""
         folder = _checkpoints(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
         missing = [name for _, name in self._kept if not (folder / name).is_file()]
         if missing and trainer.is_global_zero:
             print(f"knep: averaging=soup goes on without {', '.join(missing)}, missing in {folder}", file=sys.stderr)
         self._kept = [(score, name) for score, name in self._kept if name not in missing]
 
-    def _clear(self, folder: Path) -> None:
-        for name in self._unnamed:
-            (folder / name).unlink(missing_ok=True)
-        self._unnamed = []
+    def after_save(self, trainer: Trainer) -> None:
+        """Removes the files of worse epochs: not before the checkpoint that goes on without them is on disk."""
+        if trainer.is_global_zero:
+            kept = {name for _, name in self._kept}
+            for path in _checkpoints(trainer).glob("soup_*.pt"):
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._clear(_checkpoints(trainer))
+        self.after_save(trainer)
         states = [read(_checkpoints(trainer) / name) for _, name in self._kept]
         if states:
             mean = {
@@ -311,8 +309,6 @@ class Soup(Callback):
         return f"{self.count} checkpoints" if self.count > 1 else "1 checkpoint, so nothing"
 
     def state_dict(self) -> dict[str, Any]:
-        # What was dropped before this checkpoint goes once it is written: the one before may be gone on from till then.
-        self._unnamed, self._dropped = [*self._unnamed, *self._dropped], []
         return {"kept": [[score, name] for score, name in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

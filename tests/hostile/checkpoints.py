@@ -192,7 +192,7 @@ def _moments(make: Callable[[torch.Tensor], Any]) -> Attack:
     """An optimizer's state that is not of its weights: fused kernels look at neither shape nor strides."""
 
     def change(state: dict[str, Any]) -> None:
-        shapes = {i: p for i, p in enumerate(w for w in state["state_dict"].values() if w.is_floating_point())}
+        shapes = dict(enumerate(w for w in state["state_dict"].values() if w.is_floating_point()))
         held = {"step": torch.tensor(2.0), "exp_avg": None, "exp_avg_sq": None}
         made = {i: held | {"exp_avg": make(p), "exp_avg_sq": make(p)} for i, p in shapes.items()}
         state["optimizer_states"][0]["state"] = made
@@ -328,7 +328,8 @@ ATTACKS = {
         "script", lambda p: _weights(p, lambda s: s.update(state_dict=dict(enumerate(s["state_dict"].values())))), FINAL
     ),
     "checkpoint: weights of whole numbers": Attack(
-        "script", lambda p: _weights(p, lambda s: s.update(state_dict={k: w.long() for k, w in s["state_dict"].items()})),
+        "script",
+        lambda p: _weights(p, lambda s: s.update(state_dict={k: w.long() for k, w in s["state_dict"].items()})),
         FINAL,
     ),
     "checkpoint: a tensor in its config": Attack(
