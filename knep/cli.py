@@ -12,6 +12,7 @@ from knep.cli_errors import one_line
 from knep.doctor import command
 from knep.errors import InputError
 from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
+from knep.options import refuse_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        with one_line():
+            refuse_options(parser, arguments)
     if rest:  # overrides that stand behind an option, which argparse leaves out
         args.overrides += rest
     with one_line():

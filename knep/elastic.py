@@ -48,6 +48,7 @@ def _place(arguments: list[str]) -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     from knep.searchpath import own_hydra
+    from knep.typed import quoted
 
     args = get_args_parser().parse_args(arguments)
     if args.multirun or any(line.startswith("hydra.run.dir=") for line in args.overrides):
@@ -56,4 +57,4 @@ def _place(arguments: list[str]) -> list[str]:
     with own_hydra(search, ahead=False):
         cfg = compose("train", args.overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        return [f"hydra.run.dir='{cfg.hydra.run.dir}'"]
+        return [f"hydra.run.dir={quoted(cfg.hydra.run.dir)}"]

@@ -18,6 +18,7 @@ from knep.resume import find_begun, find_ended, resumes, root_of
 from knep.safe import take_allowed
 from knep.slurm import requeue
 from knep.sweep import Outcomes
+from knep.typed import path_typed, quoted
 
 
 def earlier_lines(config: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
@@ -27,12 +28,11 @@ def earlier_lines(config: Mapping[str, Any], arguments: Sequence[str]) -> list[s
     """
     if not resumes(config, sweep=False):
         return []
-    named = [a.removeprefix("hydra.run.dir=").strip("'\"") for a in arguments if a.startswith("hydra.run.dir=")]
-    found = find_begun(config, root_of(Path(named[-1] if named else "outputs")))
+    found = find_begun(config, root_of(Path(path_typed(arguments, "hydra.run.dir") or "outputs")))
     if found is None:
         return []
     print(f"knep: resume=auto: going on with {found}")
-    return [f"ckpt='{found}'", f"hydra.run.dir='{found}'"]
+    return [f"ckpt={quoted(str(found))}", f"hydra.run.dir={quoted(str(found))}"]
 
 
 class Single:

@@ -11,6 +11,7 @@ from knep.errors import InputError
 from knep.files import config_hash, read_summary
 from knep.safe import check_stored, only_read
 from knep.strangers import check_folder, read_lines
+from knep.typed import path_typed, quoted
 
 _ENDED = ("finished", "stopped_early")
 
@@ -67,23 +68,35 @@ def run_folder(ckpt: str | Path) -> Path:
 
 def expand_ckpt(arguments: list[str]) -> list[str]:
     """`ckpt=RUN` stands for the overrides of RUN and its folder; what is written beside it has the last word."""
-    given = next((a.removeprefix("ckpt=") for a in arguments if a.startswith("ckpt=")), "")
-    if given in ("", "null"):
+    given = path_typed(arguments, "ckpt")
+    if given is None:
         return arguments
+    _check_there(given)
     folder = run_folder(given)
     if "${" in str(folder):
         raise InputError(f"ckpt={given} has ${{ in its name, which stands for another value: rename the folder")
-    check_folder(folder)
     members = sorted(folder.glob("member_*"))
     if not members:
         find_checkpoint(given)
     listed = folder / "overrides.txt"
-    if not listed.is_file():
+    if not listed.is_file():  # before the folder is walked through, which may be any
         raise InputError(f"ckpt={given} lies in no run folder of knep: {listed} is missing")
+    check_folder(folder)
     earlier = [line for line in read_lines(listed) if line and not line.startswith("ckpt=")]
     check_stored(earlier, str(listed))
-    place = [] if any(a.startswith("hydra.run.dir=") for a in arguments) else [f"hydra.run.dir='{folder}'"]
+    placed = any(a.startswith("hydra.run.dir=") for a in arguments)
+    place = [] if placed else [f"hydra.run.dir={quoted(str(folder))}"]
     return [*only_read(earlier, arguments), *arguments, *place]
+
+
+def _check_there(given: str) -> None:
+    """Raises InputError for a path that leads nowhere, or that cannot be looked at."""
+    try:
+        Path(given).stat()
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        what = "is missing" if missing else f"cannot be read ({error.strerror})"
+        raise InputError(f"ckpt={given} {what}: give a run folder or a .ckpt file") from error
 
 
 def resumes(config: Mapping[str, Any], sweep: bool) -> bool:

@@ -32,15 +32,20 @@ def _start(arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
+    from knep.compose import compose_config
     from knep.elastic import agreed
     from knep.jobs import Single, Sweep, earlier_lines
+    from knep.options import refuse_options
     from knep.resume import expand_ckpt
     from knep.safe import allow_typed
+    from knep.typed import path_typed, readable
 
+    refuse_options(get_args_parser(), arguments)
+    arguments = readable(arguments, multirun=get_args_parser().parse_args(arguments).multirun)
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(get_args_parser().parse_args(typed).overrides)
-    box = next((a.removeprefix("replay=") for a in typed if a.startswith("replay=")), "null")
-    if box != "null":
+    box = path_typed(typed, "replay")
+    if box is not None:
         from knep.guard import replay
 
         replay.main(Path(box), typed)
@@ -53,20 +58,41 @@ def _start(arguments: list[str]) -> None:
             work = Sweep(jobs)
         else:
             arguments = agreed([*arguments, *earlier_lines(configs[0], arguments)])
+    elif _may_hold_unread(args):
+        compose_config(args.overrides, _search(args.config_dir))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
     sys.argv = [sys.argv[0], *arguments]
 
-    def job(cfg: Any) -> float:
-        return work.job(cfg)  # defined here, since Hydra names the log by the module of what it calls
+    began = False
+
+    def job(cfg: Any) -> float:  # defined here, since Hydra names the log by the module of what it calls
+        nonlocal began
+        began = True
+        return work.job(cfg)
 
     try:
         hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     except HydraException as error:
+        compose_config(args.overrides, _search(args.config_dir))  # which knows what to write instead
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
-    except (NotADirectoryError, PermissionError, FileExistsError) as error:
-        raise InputError(f"{error.filename} cannot be written ({error.strerror}): choose another folder") from error
+    except (OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # of Hydra's log, which is a ValueError
+        unwritten = isinstance(cause, (NotADirectoryError, PermissionError, FileExistsError))
+        if not isinstance(cause, OSError) or (began and not unwritten):
+            raise
+        raise InputError(f"{cause.filename} cannot be written ({cause.strerror}): choose another folder") from error
     finally:
         work.end()
+
+
+def _search(config_dir: str | None) -> list[str]:
+    return [f"file://{Path(config_dir).resolve()}"] if config_dir else []
+
+
+def _may_hold_unread(args: Any) -> bool:
+    """Whether a config that is only shown may have keys which knep's own files have not: composing twice takes time."""
+    added = any(line.startswith("+") or "_target_=" in line or "searchpath" in line for line in args.overrides)
+    return bool(args.cfg) and (added or bool(args.config_dir))
 
 
 def _check_all(
@@ -85,7 +111,7 @@ def _check_all(
         parsed = parse(overrides)
         batches = BasicSweeper.split_arguments([o for o in parsed if not o.key_or_group.startswith("hydra.")], None)
         jobs = [list(job) for batch in batches for job in batch]
-    search = [f"file://{Path(config_dir).resolve()}"] if config_dir else []
+    search = _search(config_dir)
     configs = []
     for job in jobs:
         config = compose_config(job, search).config
