@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
         with one_line():
             refuse_options(parser, arguments)
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # overrides that stand behind an option, which argparse leaves out
         args.overrides += rest
     with one_line():
