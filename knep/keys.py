@@ -10,7 +10,8 @@ from typing import Any
 
 from knep.errors import InputError
 from knep.listing import CONF, GROUPS, SLOTS
-from knep.signatures import takes
+from knep.safe import allowed
+from knep.signatures import OWN, takes
 from knep.words import line_for
 
 _HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -144,6 +145,8 @@ def _known(path: str, node: Mapping[str, Any]) -> tuple[str, ...] | None:
     target = node["_target_"]
     if path == "guard" and isinstance(node.get("action"), str) and target.startswith("knep."):
         return tuple(_yaml(f"guard/{node['action']}"))  # one class for all of them, which reads what the action needs
+    if not target.startswith(tuple(a for a in (*OWN, *allowed()) if a.endswith("."))) and target not in allowed():
+        return None  # building it is refused, with the way to allow it
     found = takes(target)
     if found is None or found.more:
         return None
@@ -258,4 +261,6 @@ def refuse_unloaded(key: str, line: str) -> None:
     """Raises InputError for a typed key of a run where only the slots of a recipe are read."""
     first = key.partition(".")[0]
     if first in top_level() and first not in _LOADED and key != "trainer.max_epochs":
-        raise InputError(f"{line} is for `knep train`, and a recipe alone has only its slots: leave it out")
+        raise InputError(
+            f"there is no key {key} in a recipe alone, which has its slots: leave out {line}, or use knep train"
+        )

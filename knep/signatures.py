@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 # Packages whose `**kwargs` are no promise: what their signatures do not name, no line of theirs reads.
-_STRICT = ("knep.", "lightning.", "pytorch_optimizer.", "torch.")
+OWN = ("knep.", "lightning.", "pytorch_optimizer.", "torch.")
 _DEEPEST = 20
 _Defined = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -158,7 +158,7 @@ def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, module: str, abov
         return Takes(names)
     passed = above.names if above and _passed_up(node, rest) else ()
     further = (*passed, *_named(node, rest))
-    return Takes((*names, *(n for n in further if n not in names)), not f"{module}.".startswith(_STRICT))
+    return Takes((*names, *(n for n in further if n not in names)), not f"{module}.".startswith(OWN))
 
 
 def _passed_up(node: ast.AST, rest: str) -> bool:
