@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ _LONGEST = 1000  # characters: what was wrong may be a list of a million
 @contextmanager
 def one_line() -> Iterator[None]:
     """Turns InputError into `knep: <line>` and exit code 2, RunFailed into the same and 1, Ctrl-C into 130."""
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's kernel names a backend that need not be here
     try:
         yield
     except (InputError, RunFailed) as error:
