@@ -19,6 +19,7 @@ from knep.cli_errors import one_line
 from knep.doctor import command
 from knep.errors import InputError
 from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
+from knep.options import refuse_options
 from knep.text import shown
 
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser = _parser()
         args, rest = parser.parse_known_args(arguments)
         if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+            refuse_options(parser, arguments)
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         if rest:  # overrides that stand behind an option, which argparse leaves out
             args.overrides += rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ def one_line() -> Iterator[None]:
 
     A full disk is a failure; a reader that has left is none: see `knep.streams`.
     """
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's kernel names a backend that need not be here
     with lasting():
         try:
             yield

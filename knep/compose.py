@@ -22,11 +22,14 @@ from yaml import YAMLError
 
 from knep.conflicts import refuse_conflicts
 from knep.errors import InputError
+from knep.keys import no_key, refuse_unloaded, refuse_unread
 from knep.listing import GROUPS, options
 from knep.nodes import slots_of, with_trainer
 from knep.resolvers import SAFE, check_expansion, check_resolvers
 from knep.safe import allow_typed, allowed
 from knep.searchpath import own_hydra
+from knep.typed import readable, to_type
+from knep.words import option_line
 
 # Keys that take words as well as numbers: their reader checks them.
 _FREE = frozenset(
@@ -35,6 +38,7 @@ _FREE = frozenset(
 _BRACKETS = 200
 _DEVICES, _THREADS = 128, 128  # of one machine
 _NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
+_UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 _LARGEST = 3.4e38  # of float32
 _AT_LEAST = {
     "trainer.max_epochs": 1,
@@ -68,22 +72,25 @@ def compose_config(
     `ahead`, before them, so that the same name means theirs.
     Raises InputError for whatever is misspelt, of a wrong type or out of range, or contradictory.
     """
+    overrides = readable(overrides)
     parsed = parse(overrides)
     swept = next((o for o in parsed if o.is_sweep_override()), None)
     if swept is not None:
-        raise InputError(f"{_line(swept)} is several values: write -m to run each of them, or quote it to mean one")
+        one = to_type(swept.key_or_group, _line(swept).partition("=")[2])
+        raise InputError(f"{_line(swept)} is several values: write -m to run each of them, or {one} to mean one")
     named = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in _items(o)]
     with own_hydra([*search, *named], ahead):
         groups = [o for o in parsed if _is_group(o)]
         for override in groups:
-            _check_group(override)
+            _check_group(override, primary)
         bare = (_compose if search or named else _of_knep)(primary, tuple(_line(o) for o in groups))
+        made = _task(bare, resolve=False)
         for override in parsed:
             if override not in groups:
-                _check_value(override, bare)
-        cfg = _compose(primary, overrides, return_hydra_config=True)
+                _check_value(override, made, primary, _chosen(bare))
+        cfg = _compose(primary, overrides)
         HydraConfig.instance().set_config(cfg)
-        choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
+        choices = _chosen(cfg)
         if primary == "train" and (search or named):  # a recipe's slots alone bring no Hydra with them
             _check_hydra(cfg, [_line(o) for o in parsed if o.key_or_group.startswith("hydra")])
         unresolved = _task(cfg, resolve=False)
@@ -95,8 +102,9 @@ def compose_config(
     for group in (*GROUPS[1:], "checkpoint"):
         if group in config and not isinstance(config[group], dict):
             raise InputError(f"{group} is {_kind(config[group])}, not a group of keys: mend the option's file")
+    refuse_unread(config, choices, {} if search or named else made)
     if primary == "train":
-        _check_whole(bare, config)
+        _check_whole(made, config)
     check_ranges(config)
     refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
     return Composed(config, choices, list(overrides), folder)
@@ -119,6 +127,11 @@ def compose_recipe(name: str, overrides: Sequence[str] = (), search: Sequence[st
     return compose_config([f"+recipe={name}", *lines], search, primary="knep", ahead=True).config
 
 
+def _chosen(cfg: DictConfig) -> dict[str, str]:
+    """Group -> option of a config that was composed with Hydra's own part."""
+    return {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and "@" not in k}
+
+
 def _items(override: Override) -> list[Any]:
     value = override.value()
     return value if isinstance(value, list) else [value]
@@ -139,7 +152,7 @@ def _task(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
 
 def _check_hydra(cfg: DictConfig, typed: Sequence[str]) -> None:
     """Refuses what an option sets of Hydra itself, which builds callbacks, launchers and loggers unchecked."""
-    bare = _compose("train", typed, return_hydra_config=True)
+    bare = _compose("train", typed)
     before, now = (OmegaConf.to_container(c.hydra, resolve=False) for c in (bare, cfg))
     assert isinstance(before, dict)
     assert isinstance(now, dict)
@@ -161,9 +174,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed += parser.parse_overrides([line])
         except (HydraException, RecursionError) as error:
-            raise InputError(
-                f"{line!r} is not an override: write key=value, and quote a value with special characters"
-            ) from error
+            key, equals, value = line.partition("=")
+            how = f"{to_type(key, value)} for a value with special characters" if equals else "key=value"
+            raise InputError(f"{line!r} is not an override: write {how}") from error
     return parsed
 
 
@@ -172,9 +185,9 @@ def _line(override: Override) -> str:
     return override.input_line
 
 
-def _compose(primary: str, lines: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+def _compose(primary: str, lines: Sequence[str]) -> DictConfig:
     with _one_line():
-        return compose(primary, list(lines), return_hydra_config=return_hydra_config)
+        return compose(primary, list(lines), return_hydra_config=True)
 
 
 @functools.lru_cache(maxsize=64)
@@ -188,9 +201,8 @@ def _of_knep(primary: str, lines: tuple[str, ...]) -> DictConfig:
     return cfg
 
 
-def _check_whole(bare: DictConfig, config: Mapping[str, Any]) -> None:
+def _check_whole(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuses a config from which a key was deleted that every run asks for; a trick's own keys have defaults."""
-    before = _task(bare, resolve=False)
     needed = [*before, *(f"{group}.{key}" for group in ("trainer", "checkpoint") for key in before.get(group) or ())]
     needed += [f"{group}._target_" for group in GROUPS if group in before]
     missing = sorted(set(needed) - set(_flat(config)))
@@ -227,14 +239,25 @@ def _is_group(override: Override) -> bool:
     return name in _groups() or "@" in name or ("." not in name and isinstance(override.value(), str) and "/" in name)
 
 
-def _check_group(override: Override) -> None:
+def _check_group(override: Override, primary: str) -> None:
     name, value = override.key_or_group, override.value()
-    if "@" in name or not isinstance(value, str):
-        if not isinstance(value, str) and not override.is_delete():
-            raise InputError(f"{name}={value} is not an option: choose from {', '.join(_options(name))}")
+    if "/" in name and name not in _groups() and "@" not in name:
+        raise InputError(f"there is no group {name}: choose from {', '.join(_groups())}")
+    if primary == "knep" and not override.is_delete():
+        refuse_unloaded(name, _line(override))
+    if (override.is_add() or override.is_force_add()) and name in GROUPS and (primary, name) != ("knep", "recipe"):
+        raise InputError(
+            f"{_line(override)} adds a choice, and there is one already: write {_line(override).lstrip('+')}"
+        )
+    if override.is_delete() and name in GROUPS:
+        raise InputError(f"{name} is deleted, and every run needs it: leave out {_line(override)}")
+    if "@" in name or override.is_delete():
         return
-    if value not in _options(name):
-        raise InputError(f"{name}={value} is not an option{nearest(value, _options(name))}")
+    if not isinstance(value, str) or value not in _options(name):
+        word = _line(override).partition("=")[2]
+        line = option_line(name, word)
+        near = f": {line}" if line else nearest(word, _options(name))
+        raise InputError(f"{name}={word} is not an option{near}")
 
 
 def _options(group: str) -> list[str]:
@@ -242,8 +265,9 @@ def _options(group: str) -> list[str]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """ ": did you mean X?" for the names that begin so, otherwise the nearest one; or the list of all."""
-    begun = [name for name in known if word and name.startswith(f"{word}_")]
+    """ ": did you mean X?" for the names that begin so or have it in them, or the nearest one; or the list of all."""
+    begun = [name for name in known if len(word) > 2 and name.startswith(word)]
+    begun = begun or [name for name in known if len(word) > 3 and word in name]
     close = begun if 0 < len(begun) <= 3 else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f": did you mean {' or '.join(close)}?" if close else f": choose from {', '.join(known)}"
 
@@ -256,21 +280,25 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flat(value, path)
 
 
-def _check_value(override: Override, bare: DictConfig) -> None:
-    key = override.key_or_group
-    if key.startswith("hydra") or override.is_delete():
+def _check_value(override: Override, made: Mapping[str, Any], primary: str, choices: Mapping[str, str]) -> None:
+    """made: what the choice of options alone composes to, unresolved."""
+    key, typed = override.key_or_group, _line(override).partition("=")[2]
+    if key.startswith("hydra"):
         return
-    container = OmegaConf.to_container(bare, resolve=False)
-    known = list(_flat(container))
+    if primary == "knep" and not override.is_delete():
+        refuse_unloaded(key, _line(override))
+    if override.is_delete():
+        if "." not in key and key in made:
+            raise InputError(f"{key} is deleted, and every run needs it: leave out {_line(override)}")
+        return
+    known = set(_flat(made))
     if key not in known:
         if override.is_add() or override.is_force_add():
-            return
-        last = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-        words = sorted({*known, *_groups()})
-        hint = difflib.get_close_matches(key, last, n=1, cutoff=0.5) or difflib.get_close_matches(key, words, n=1)
-        choice = f"did you mean {hint[0]}?" if hint else f"choose from {', '.join(sorted(last) or _groups())}"
-        raise InputError(f"there is no key {key}: {choice}")
-    old = OmegaConf.to_container(OmegaConf.create({"v": _at(container, key)}), resolve=False)["v"]  # type: ignore[index]
+            return  # looked for in the whole config
+        raise InputError(no_key(key, typed, made, choices))
+    if override.is_add():
+        raise InputError(f"{_line(override)} adds a key that is there already: write {key}={typed}")
+    old = OmegaConf.to_container(OmegaConf.create({"v": _at(made, key)}), resolve=False)["v"]  # type: ignore[index]
     new = override.value()
     if key not in _FREE and not _fits(old, new):
         raise InputError(f"{key}={_shown(new)} is {_kind(new)}: write {_kind(old)}, for example {key}={_shown(old)}")
@@ -311,6 +339,41 @@ def _shown(value: Any) -> str:
     return "null" if text is None else str(text)
 
 
+def check_time(value: Any) -> None:
+    """Raises InputError unless `trainer.max_time` is null, "days:hours:minutes:seconds" or a group like {hours: 1}."""
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        fine = value and set(value) <= set(_UNITS) and all(_number(v) and v >= 0 for v in value.values())
+        if fine and any(value.values()):
+            return
+    elif isinstance(value, str):
+        given = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip())
+        if given and any(map(int, given.groups())):
+            return
+    raise InputError(
+        f"trainer.max_time={_shown(value)} is no time: write days:hours:minutes:seconds, for example "
+        f"trainer.max_time={_as_time(value)}"
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _as_time(value: Any) -> str:
+    """What somebody may have meant by a number of seconds, "90s", "10m" or "01:30:00"; else ten minutes."""
+    found = re.fullmatch(r"(\d{1,9})(\.\d*)?\s*([smhd]?)[a-z]*", str(value).strip().lower())
+    clock = re.fullmatch(r"(?:(\d{1,4}):)?(\d{1,4}):(\d{1,2})", str(value).strip())
+    seconds = 600
+    if found:
+        seconds = int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[3]]
+    elif clock:
+        seconds = int(clock[1] or 0) * 3600 + int(clock[2]) * 60 + int(clock[3])
+    minutes, seconds = divmod(seconds or 600, 60)
+    return f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{seconds:02}"
+
+
 def check_ranges(config: Mapping[str, Any]) -> None:
     """Ranges of the keys that no constructor checks in time; keys that the config lacks are not asked for."""
     present = set(_flat(config))
@@ -333,6 +396,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
     if not 0 < config["layer_decay"] <= 1:
         raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
+    check_time(config.get("trainer", {}).get("max_time"))
     devices = config.get("trainer", {}).get("devices")
     if isinstance(devices, int) and devices > _DEVICES:
         raise InputError(f"trainer.devices={devices} starts as many processes: write at most {_DEVICES}")

@@ -17,6 +17,7 @@ from knep.distributed import watch
 from knep.errors import InputError
 from knep.hardware import fast_products, precision
 from knep.keep import Best, Keeper
+from knep.keys import own_callbacks
 from knep.lean import use_lean_loop
 from knep.lit import Classifier
 from knep.loops import use_exact_loops
@@ -127,6 +128,20 @@ def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = 
 
 def _members(cfg: Mapping[str, Any], recipe: Recipe) -> int:
     return max(recipe.members, cfg["trainer"].get("members") or 1)
+
+
+def build_callbacks(cfg: Mapping[str, Any]) -> list[Callback]:
+    """The user's own callbacks. Raises InputError for what is none of Lightning's kind."""
+    built = []
+    for path, node in own_callbacks(cfg).items():
+        with named(path):
+            callback = instantiate(node)
+        if not isinstance(callback, Callback):
+            raise InputError(
+                f"{path}._target_={node['_target_']} is no lightning.pytorch.Callback: name a class of one"
+            )
+        built.append(callback)
+    return built
 
 
 def build_trainer(

@@ -29,6 +29,7 @@ from knep.slurm import requeue
 from knep.space import space
 from knep.sweep import Outcomes
 from knep.text import shown
+from knep.typed import quoted, unquoted
 
 if TYPE_CHECKING:
     from knep.compose import Composed
@@ -48,11 +49,11 @@ def run_lines(made: Composed, overrides: Sequence[str]) -> list[str]:
 def _named(key: str, overrides: Sequence[str]) -> str | None:
     """The folder that the user names; one whose name is the time of day is as good as none."""
     typed = [line.partition("=")[2] for line in overrides if line.partition("=")[0] == key]
-    return typed[-1].strip("'\"") if typed and "${now" not in typed[-1] else None
+    return unquoted(typed[-1]) if typed and "${now" not in typed[-1] else None
 
 
 def _line(key: str, folder: Path) -> str:
-    return f"{key}='" + str(folder).replace("'", "\\'") + "'"
+    return f"{key}={quoted(str(folder))}"
 
 
 def _earlier_lines(config: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from knep.changes import Apply, Change, changes, said
 from knep.distributed import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint, read_facts, stored_module
-from knep.fit import Clock, History, build_module, build_trainer, watched
+from knep.fit import Clock, History, build_callbacks, build_module, build_trainer, watched
 from knep.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
 from knep.lean import LeanEpoch
 from knep.lit import Classifier
@@ -82,7 +82,7 @@ def fit_member(
     clock, history = Clock(), History()
     observers: list[Any] = [StepProfile(folder)] if cfg["profile"] else []
     doctor = instantiate(cfg["doctor"]) if "doctor" in cfg else None
-    observers += [] if doctor is None else [doctor]
+    observers += [*([] if doctor is None else [doctor]), *build_callbacks(cfg)]
     trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers], wrong)
     kept = trainer.strategy.root_device.type == "cpu" and cfg.get("keep_memory", False) and keep_freed_memory()
     start, changed = _resume_from(cfg, folder, module, trainer)

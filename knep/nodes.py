@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from knep.conflicts import refuse_conflicts
 from knep.errors import InputError
+from knep.keys import refuse_unread_slots
 from knep.listing import CONF, options
 
 # What a slot is that another project's config leaves out; an update rule it has to choose.
@@ -29,6 +30,7 @@ def resolved(cfg: DictConfig, slots: Sequence[str]) -> dict[str, Any]:
     keys = (*slots, "layer_decay", "accumulate", "trainer")
     values = {k: cfg[k] for k in keys if k in cfg}
     plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
+    refuse_unread_slots(plain)
     refuse_contradictions(plain)
     return plain
 

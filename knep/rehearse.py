@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from knep.budget import check_config
+from knep.data.module import refuse_loaders
 from knep.errors import InputError
+from knep.fit import build_callbacks
 from knep.models.imported import find, imported
 from knep.recipe import Recipe, check_partial, named
 from knep.safe import instantiate
@@ -27,11 +29,12 @@ def rehearse(config: Mapping[str, Any]) -> None:
     with torch.random.fork_rng(devices=[]):
         recipe = Recipe.from_config(config)
         with named("data"):
-            instantiate(config["data"])
+            refuse_loaders(instantiate(config["data"]))
         for part in (name for name in _BESIDE if name in config):
             check_partial(part, config[part])
             with named(part):
                 instantiate(config[part])
+        build_callbacks(config)
         check_partial("model", config["model"])
         with named("model"):
             _find_model(config["model"])

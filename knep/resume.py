@@ -15,6 +15,7 @@ from knep.safe import check_stored, only_read
 from knep.strangers import check_folder, read_lines
 from knep.sweep import JOBS
 from knep.text import shown
+from knep.typed import path_typed, quoted, unquoted
 
 _ENDED = ("finished", "stopped_early")
 
@@ -74,28 +75,30 @@ def run_folder(ckpt: str | Path) -> Path:
 
 def expand_ckpt(arguments: list[str]) -> list[str]:
     """`ckpt=RUN` stands for the overrides of RUN and its folder; what is written beside it has the last word."""
-    given = next((a.removeprefix("ckpt=") for a in arguments if a.startswith("ckpt=")), "")
-    if given in ("", "null"):
+    given = path_typed(arguments, "ckpt")
+    if given is None:
         return arguments
+    _check_there(given)
     folder = run_folder(given)
     if "${" in str(folder):
         raise InputError(f"ckpt={given} has ${{ in its name, which stands for another value: rename the folder")
-    check_folder(folder)
     listed = folder / "overrides.txt"
     if not (Path(given).is_dir() and listed.is_file()):
         find_checkpoint(given)
-    if not listed.is_file():
+    if not listed.is_file():  # before the folder is walked through, which may be any
         raise InputError(f"ckpt={given} lies in no run folder of knep: {listed} is missing")
+    check_folder(folder)
     earlier = [line for line in read_lines(listed) if line and not line.startswith("ckpt=")]
     check_stored(earlier, str(listed))
-    place = [] if any(a.startswith("hydra.run.dir=") for a in arguments) else [f"hydra.run.dir='{folder}'"]
+    placed = any(a.startswith("hydra.run.dir=") for a in arguments)
+    place = [] if placed else [f"hydra.run.dir={quoted(str(folder))}"]
     return [*only_read(earlier, arguments), *arguments, *place]
 
 
 def run_folders(arguments: list[str]) -> list[Path]:
     """The run folders that a command line names."""
     start = "hydra.run.dir="
-    return [Path(a.removeprefix(start).strip("'\"")) for a in arguments if a.startswith(start)]
+    return [Path(unquoted(a.removeprefix(start))) for a in arguments if a.startswith(start)]
 
 
 def several(config: Mapping[str, Any]) -> bool:
@@ -119,6 +122,16 @@ def saved_of(config: Mapping[str, Any], place: Path) -> Path | None:
         return config["ckpt"] and Path(config["ckpt"])
     member = run_folder(config["ckpt"]) / place.name
     return member if _saved(member) else None
+
+
+def _check_there(given: str) -> None:
+    """Raises InputError for a path that leads nowhere, or that cannot be looked at."""
+    try:
+        Path(given).stat()
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        what = "is missing" if missing else f"cannot be read ({error.strerror})"
+        raise InputError(f"ckpt={given} {what}: give a run folder or a .ckpt file") from error
 
 
 def resumes(config: Mapping[str, Any], sweep: bool) -> bool:

@@ -41,20 +41,26 @@ def main(argv: list[str] | None = None) -> None:
 
 def _start(arguments: list[str]) -> None:
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
 
+    from knep.compose import compose_config
     from knep.elastic import agreed
     from knep.files import discard, standing
     from knep.jobs import Single, Sweep, run_lines
+    from knep.options import refuse_options
     from knep.resume import expand_ckpt, run_folders
     from knep.safe import allow_typed
     from knep.strangers import check_written
+    from knep.typed import path_typed, readable
 
+    refuse_options(get_args_parser(), arguments)
+    arguments = readable(arguments, multirun=get_args_parser().parse_intermixed_args(arguments).multirun)
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(_parsed(typed)[0].overrides)
-    box = next((a.removeprefix("replay=") for a in typed if a.startswith("replay=")), "null")
-    if box != "null":
+    box = path_typed(typed, "replay")
+    if box is not None:
         from knep.guard import replay
 
         replay.main(Path(box), typed)
@@ -62,7 +68,7 @@ def _start(arguments: list[str]) -> None:
     args, options = _parsed(arguments)
     work, overrides, stands = Single(), args.overrides, Path()
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
-        search = [f"file://{Path(args.config_dir).resolve()}"] if args.config_dir else []
+        search = _search(args.config_dir)
         if args.multirun or "hydra.mode=MULTIRUN" in overrides:
             work, overrides, stands = Sweep.planned(overrides, _parsed(typed)[0].overrides, options, search)
         else:
@@ -71,10 +77,16 @@ def _start(arguments: list[str]) -> None:
             overrides = agreed(args.overrides, lambda: run_lines(made, args.overrides))
             for folder in run_folders(overrides):
                 check_written(folder)
+    elif _may_hold_unread(args):
+        compose_config(args.overrides, _search(args.config_dir))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
+
+    began = False
 
     def job(cfg: Any) -> float:
         # Defined here, since Hydra names the log by the module of what it calls.
+        nonlocal began
+        began = True
         try:
             return work.job(cfg)
         finally:
@@ -87,16 +99,28 @@ def _start(arguments: list[str]) -> None:
         with work.told():
             hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     except HydraException as error:
+        compose_config(args.overrides, _search(args.config_dir))  # which knows what to write instead
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
     except (OSError, ValueError) as error:
-        cause = error.__cause__ if "configure handler" in str(error) else error  # logging hides what it met
+        hidden = "configure handler" in str(error)  # logging hides what it met
+        cause = error.__cause__ or error.__context__ if hidden else error
         if is_full(cause):
             raise cause from error.__context__
-        if not isinstance(cause, _IN_THE_WAY):
+        if not isinstance(cause, OSError) or (began and not isinstance(cause, _IN_THE_WAY)):
             raise
         raise InputError(f"{cause.filename} cannot be written ({cause.strerror}): choose another folder") from error
     finally:
         sys.argv = before
+
+
+def _search(config_dir: str | None) -> list[str]:
+    return [f"file://{Path(config_dir).resolve()}"] if config_dir else []
+
+
+def _may_hold_unread(args: Any) -> bool:
+    """Whether a config that is only shown may have keys which knep's own files have not: composing twice takes time."""
+    added = any(line.startswith("+") or "_target_=" in line or "searchpath" in line for line in args.overrides)
+    return bool(args.cfg) and (added or bool(args.config_dir))
 
 
 def _parsed(arguments: list[str]) -> tuple[Any, list[str]]:

@@ -6,6 +6,8 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +17,7 @@ from knep.accumulation import MeanOverWindow
 from knep.errors import InputError
 from knep.lit import Classifier
 from knep.monitors import logged, refuse_unlogged
+from knep.words import line_for
 
 if TYPE_CHECKING:
     from knep.recipe import Recipe
@@ -48,6 +51,7 @@ class _Watched(Callback):
 
 def build_trainer(recipe: Recipe, max_epochs: int | None, options: Mapping[str, Any]) -> Trainer:
     """As `Recipe.trainer` says; `options` are keywords of lightning.pytorch.Trainer."""
+    _refuse_unknown(options)
     _refuse(recipe, options)
     epochs = max_epochs if max_epochs is not None else recipe.max_epochs
     if epochs is None and not {"max_steps", "max_time"} & set(options):
@@ -76,11 +80,25 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
     return not record.getMessage().lstrip().startswith(_TIPS)
 
 
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    known = [name for name in signature(Trainer.__init__).parameters if name != "self"]
+    for name, value in options.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            said = f"did you mean {near[0]}?" if near else line_for(f"trainer.{name}", str(value)) or ", ".join(known)
+            raise InputError(f"trainer({name}=...) is no keyword of lightning.pytorch.Trainer: {said}")
+
+
 def _refuse(recipe: Recipe, options: Mapping[str, Any]) -> None:
     if options.get("gradient_clip_val") is not None:
         raise InputError(
             "trainer(gradient_clip_val=...) would do nothing, because the recipe clips: load it with clip=norm "
             f"clip.theta={options['gradient_clip_val']}"
+        )
+    if options.get("gradient_clip_algorithm") is not None:
+        raise InputError(
+            "trainer(gradient_clip_algorithm=...) would do nothing, because the recipe clips: load it with clip=norm, "
+            "clip=value or clip=adaptive"
         )
     if recipe.members > 1:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -26,6 +27,17 @@ class Arrays:
     test_x: Tensor
     test_y: Tensor
     class_names: Sequence[str]
+
+
+def refuse_loaders(data: Any) -> None:
+    """Raises InputError for what has no images to prepare: a run reads them, where Lightning asks for loaders."""
+    if not callable(getattr(data, "prepare", None)):
+        kind = "a LightningDataModule" if isinstance(data, L.LightningDataModule) else "no data module"
+        raise InputError(
+            f"data._target_: {type(data).__name__} is {kind}, and a run needs a subclass of "
+            "knep.data.module.ImageData: write one, or use "
+            "your own loaders with knep.load(...).lightning(model, num_classes) and .trainer()"
+        )
 
 
 class ImageData(L.LightningDataModule):
@@ -61,6 +73,8 @@ class ImageData(L.LightningDataModule):
                 raise InputError(f"data.{name}={value} must be a whole number, at least 1")
         if not 0 < val_share < 1:
             raise InputError(f"data.val_share={val_share} must be in (0, 1)")
+        if isinstance(root, str) and root.startswith("~"):
+            root = str(Path(root).expanduser())
         self.root, self.batch_size, self.val_share, self.split_seed = root, batch_size, val_share, split_seed
         self.seed, self.limit, self.drop_last = seed, limit, True
         self._wanted_classes = num_classes

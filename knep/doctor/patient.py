@@ -114,6 +114,7 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
 
     Raises InputError as training does.
     """
+    from knep.data.module import refuse_loaders
     from knep.fit import about, build_module
     from knep.hardware import precision, wrong_in_bf16
     from knep.recipe import named
@@ -122,6 +123,7 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
     if data is None:
         with named("data"):
             data = instantiate(config["data"])
+            refuse_loaders(data)
             data.prepare()
     module = build_module(about(config, data), data, seed=config["seed"])
     recipe = module.recipe

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from knep.errors import InputError
+from knep.keys import FURTHER
 
 # What members may differ in: nothing here changes the images, the model's shapes or the length of training.
 FREE = ("seed", "init", "dropout", "optimizer", "clip", "scheduler", "regularization", "layer_decay")
@@ -18,6 +19,7 @@ _AVERAGES = ("none", "Ema", "Swa", "Ensemble")
 def supports(config: Mapping[str, Any]) -> str | None:
     """Why members of this config have to be trained by a run each; None where one fit can train them all."""
     trainer, guard = config["trainer"], config.get("guard", {})
+    flag = next((key for key in FURTHER if trainer.get(key) is not None), None)
     average = _name(config["averaging"])
     reasons = {
         f"averaging={average.lower()} keeps the checkpoints of a single run": average not in _AVERAGES,
@@ -28,11 +30,13 @@ def supports(config: Mapping[str, Any]) -> str | None:
         not in _PRECISIONS,
         "trainer.max_steps and trainer.max_time end a run inside an epoch": trainer["max_steps"] != -1
         or trainer["max_time"] is not None,
+        f"trainer.{flag} is a flag of Lightning's loop over a single run": flag is not None,
         "trainer.fast_dev_run tries a single run": bool(trainer["fast_dev_run"]),
         f"guard.action={guard.get('action')} goes back to the steps of a single run": guard.get("action")
         in ("skip", "rollback"),
         "guard.spike looks at the losses of a single run": guard.get("spike") is not None,
         "callbacks=doctor watches a single run": "doctor" in config,
+        "callbacks of your own watch a single run": "callbacks" in config,
         "compile=true compiles a single model": bool(config["compile"]),
         "profile=true watches a single run": bool(config["profile"]),
         "ckpt resumes single runs": config["ckpt"] is not None,

@@ -1,0 +1,43 @@
+"""Options of the command line that are none: words with dashes, as other tools have them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from knep.errors import InputError
+from knep.listing import GROUPS, options
+from knep.words import line_for, meant, option_line
+
+_COMPOSED = "knep composes its own config: put your choices into a file recipe/mine.yaml of a folder, and write "
+
+
+def refuse_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Raises InputError for an option that a parser does not know, with the override that means the same.
+
+    And for those of Hydra that would run another config than the one that is checked.
+    """
+    known, rest = parser.parse_known_args(list(arguments))
+    unknown = next((word for word in rest if word.startswith("-")), None)
+    if unknown is not None:
+        raise InputError(f"{unknown.partition('=')[0]} is no option: {instead(unknown, arguments)}")
+    for name in ("config_name", "config_path"):
+        if getattr(known, name, None) not in (None, "train"):
+            raise InputError(
+                f"--{name.replace('_', '-')}={getattr(known, name)}: {_COMPOSED}--config-dir=FOLDER recipe=mine"
+            )
+    if getattr(known, "experimental_rerun", None):
+        raise InputError("--experimental-rerun is not known here: write ckpt=RUN, which goes on with a run")
+
+
+def instead(option: str, arguments: Sequence[str]) -> str:
+    """The override line that an option with dashes means."""
+    name, equals, value = option.lstrip("-").partition("=")
+    key = name.replace("-", "_")
+    if not equals:
+        after = [*arguments, ""][list(arguments).index(option) + 1]
+        value = "true" if after == "" or after.startswith("-") or "=" in after else after
+    if key in GROUPS:
+        option_meant = value if value in options(key) else meant(key, value)
+        return f"write {key}={option_meant}" if option_meant else option_line(key, value) or f"write {key}=..."
+    return line_for(key, value) or f"write {key}={value}, without dashes"

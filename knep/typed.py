@@ -1,0 +1,103 @@
+"""Override lines as people type them, made into lines that Hydra reads: paths quoted, other words for options taken."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from knep.errors import InputError
+from knep.listing import GROUPS, options
+from knep.words import meant, otherwise
+
+PATHS = ("ckpt", "replay", "data.root", "data.cache", "hydra.run.dir", "hydra.sweep.dir")
+_LINE = re.compile(r"(?P<mark>\+{0,2})(?P<key>[\w.@/]+)=(?P<value>.*)", re.DOTALL)
+_PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra reads as text, and as nothing else
+_ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
+_WORDS = ("null", "true", "false")
+_CALL = re.compile(r"[a-z]+\(.*\)", re.DOTALL)
+
+
+def readable(arguments: Sequence[str], multirun: bool = False) -> list[str]:
+    """The arguments with paths quoted, `~` for the user's home, and options by knep's names; one line says which.
+
+    multirun: commas stand between values. Raises InputError for a path that is empty.
+    """
+    return [_readable(argument, multirun) for argument in arguments]
+
+
+def _readable(argument: str, multirun: bool) -> str:
+    found = _LINE.fullmatch(argument)
+    if found is None:
+        return argument
+    mark, key, value = found["mark"], found["key"], found["value"]
+    if key in PATHS:
+        return f"{mark}{key}={_path(key, value, multirun)}"
+    if key in GROUPS and re.match(r"[\w.,-]+$", value):
+        return f"{mark}{key}={','.join(_option(key, word) for word in value.split(','))}"
+    return argument
+
+
+def _option(group: str, word: str) -> str:
+    if not word or word in options(group):
+        return word
+    option = meant(group, word)
+    if option is None:
+        return word
+    other = otherwise(word)
+    _say(f"{group}={word} is taken as {group}={option}" + (f", not as {group}={other}" if other else ""))
+    return option
+
+
+@lru_cache(maxsize=256)
+def _say(line: str) -> None:
+    """Once, although a command may compose the same line many times."""
+    print(f"knep: {line}", file=sys.stderr)
+
+
+def _path(key: str, value: str, multirun: bool) -> str:
+    if not value.strip():
+        raise InputError(f"{key}= is empty: write a path, or leave it out")
+    escaped = "\\" in value and _PLAIN.fullmatch(_ESCAPE.sub("x", value))
+    if value in _WORDS or "${" in value or _CALL.fullmatch(value) or escaped:
+        return value  # for Hydra to read
+    if multirun and "," in value and not _in_quotes(value):
+        return ",".join(_path(key, part, False) for part in value.split(","))
+    text = unquoted(value)
+    if text.startswith("~"):
+        text = str(Path(text).expanduser())
+    return text if _PLAIN.fullmatch(text) and text not in _WORDS else quoted(text)
+
+
+def _in_quotes(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+def quoted(text: str) -> str:
+    """`text` as one value of an override line, whatever is in it."""
+    inside = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", inside) + "'"
+
+
+def unquoted(value: str) -> str:
+    """The text that a quoted value of an override line stands for; any other value as it is."""
+    if not _in_quotes(value):
+        return value
+    quote, inside = value[0], value[1:-1]
+    inside = re.sub(r"(\\+)$", lambda found: found[1][: len(found[1]) // 2], inside)
+    return re.sub(rf"(\\+){quote}", lambda found: found[1][: len(found[1]) // 2] + quote, inside)
+
+
+def path_typed(arguments: Sequence[str], key: str) -> str | None:
+    """The path that the last line of a key names; None where there is none, or it says null."""
+    values = [a.lstrip("+").partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")]
+    return unquoted(values[-1]) if values and values[-1] not in ("", "null") else None
+
+
+def to_type(key: str, value: str) -> str:
+    """The line that means this text and nothing else, as it is typed in a shell."""
+    line = f"{key}={quoted(value)}"
+    return shlex.quote(line) if re.search(r'["$`\\!]', line) else f'"{line}"'
