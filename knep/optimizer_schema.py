@@ -52,7 +52,7 @@ def _kind(t: Tensor) -> str:
 class Expected:
     """The optimizer and the schedule that a config gives `module` (a Classifier, which is spent), after a step.
 
-    Raises InputError where it gives none.
+    finite: whether the state has to be where a guard looks at it. Raises InputError where it gives none.
     """
 
     def __init__(self, module: Any) -> None:
@@ -60,7 +60,7 @@ class Expected:
         self._optimizer = module.recipe.optimizer(module.model)
         self._scheduler = module.recipe.scheduler(self._optimizer, total_steps=1000, steps_per_epoch=10)
         before = [dict(group) for group in self._optimizer.param_groups]
-        self._finite = config.get("guard", {}).get("action") not in (None, "none")
+        self._finite = finite and config.get("guard", {}).get("action") not in (None, "none")
         with torch.random.fork_rng(devices=[]):
             self._optimizer.step(lambda: _some_gradients(module.model))
         # A schedule of the momentum is torch's or a user's, or the one of these that sets it.

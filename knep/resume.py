@@ -12,7 +12,7 @@ from knep.errors import InputError
 from knep.files import config_hash, read_summary
 from knep.provenance import code_hash
 from knep.safe import check_stored, only_read
-from knep.strangers import check_folder, read_lines
+from knep.strangers import check_folder, check_kind, read_lines
 from knep.sweep import JOBS
 from knep.text import shown
 from knep.typed import path_typed, quoted, unquoted
@@ -83,6 +83,7 @@ def expand_ckpt(arguments: list[str]) -> list[str]:
     if "${" in str(folder):
         raise InputError(f"ckpt={given} has ${{ in its name, which stands for another value: rename the folder")
     listed = folder / "overrides.txt"
+    check_kind(listed)
     if not (Path(given).is_dir() and listed.is_file()):
         find_checkpoint(given)
     if not listed.is_file():  # before the folder is walked through, which may be any

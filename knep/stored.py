@@ -154,7 +154,7 @@ def _outline() -> Check:
         "callbacks": table(table(anything)),
         "optimizer_states": items(table(anything)),
         "lr_schedulers": items(table(anything)),
-        "running": record(running, {"guard": _guard()}),
+        "running": record(running, {"guard": _guard(), "window": _window()}),
     }
     optional = {
         "exact": record(exact, {"states": items(whole())}),
@@ -163,6 +163,10 @@ def _outline() -> Check:
         **dict.fromkeys(("MixedPrecision", "native_amp_scaling_state"), either(same({}), alike(scale))),
     }
     return record(needed, optional, closed=False)
+
+
+def _window() -> Check:
+    return record({"images": number(0), "typical": either(nothing, number(0))})
 
 
 def _guard() -> Check:
@@ -393,5 +397,6 @@ def box_wrong(module: Any, box: Mapping[str, Any], of_optimizer: bool) -> str | 
     wrong = moment_wrong(module, box)
     if wrong or not of_optimizer:
         return wrong
-    found = Expected(module).optimizer(box["step"])(box["optimizer"])
+    # The step that went bad is in the state: it counts, and its numbers need not be finite.
+    found = Expected(module, finite=False).optimizer(box["step"] + 1)(box["optimizer"])
     return found and f"optimizer{found}"

@@ -143,8 +143,8 @@ def check(overrides: list[str], search: list[str], sweep: bool = False) -> Compo
 
     made = compose_config(overrides, search)
     take_allowed(made.config)
-    check_ckpt(made.config)
     rehearse(made.config)
+    check_ckpt(made.config)
     resumes(made.config, sweep)
     return made
 

@@ -241,7 +241,7 @@ def main() -> None:
     if args.storm:
         from resume_storm import storm
 
-        for name, kills, outcome in storm(args.storm):
+        for _, name, kills, outcome in storm(args.storm):
             note(name, f"{kills} kills", outcome)
     else:
         chosen = [row for row in rows() if row.startswith(tuple(args.rows))]

@@ -72,7 +72,7 @@ class Strike(Callback):
     """
 
     def __init__(self, folder: Path, place: str = "", n: int = 0) -> None:
-        self.counts = dict.fromkeys(PLACES, 0)
+        self.counts: dict[str, int] = dict.fromkeys(PLACES, 0)
         self._folder, self._place, self._left, self._ended = str(folder), place, n, False
 
     def count(self, place: str) -> None:

@@ -74,7 +74,7 @@ BAD = {
     "recipe": (lambda: knep.load("modrn"), "did you mean modern"),
     "no name": (lambda: knep.load(None), "asked for by its name"),  # type: ignore[arg-type]
     "option": (lambda: knep.load("modern", ["norm=grup"]), "did you mean group"),
-    "begun": (lambda: knep.load("modern", ["init=glorot_"]), "did you mean glorot_normal or glorot_uniform"),
+    "begun": (lambda: knep.load("modern", ["norm=ghost"]), "did you mean ghost_batch"),
     "key": (lambda: knep.load("modern", ["optimizer.lrr=1"]), "did you mean optimizer.lr"),
     "value": (lambda: knep.load("modern", ["optimizer.lr=-1"]).optimizer(mlp()), "lr must be"),
     "range": (lambda: knep.load("modern", ["layer_decay=3"]), "layer_decay=3"),

@@ -22,6 +22,7 @@ STATE = {"state_dict": {"w": torch.arange(300.0)}, "knep": {"config": {}}, "glob
 @pytest.fixture
 def stored(tmp_path):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
     checkpoint.write(STATE, path)
     return path
 

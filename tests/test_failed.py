@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from knep import report
+from knep import files, report
 from knep.errors import InputError, RunFailed
 from knep.files import failures_told, read_summary, write_summary
 from knep.train import main
@@ -72,6 +72,16 @@ def test_the_first_full_disk_is_the_reason_whatever_followed(tmp_path):
     assert read_summary(tmp_path)["reason"].startswith("events cannot be written (No space left on device)")
 
 
-def test_no_room_for_the_summary_does_not_hide_the_error(tmp_path):
-    with pytest.raises(RunFailed, match="stopped"), failures_told(tmp_path / "missing", {}):
+def test_no_room_for_the_summary_does_not_hide_the_error(tmp_path, monkeypatch):
+    def full(path, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write_atomic", full)
+    with pytest.raises(RunFailed, match="stopped"), failures_told(tmp_path, {}):
         raise RunFailed("stopped")
+
+
+def test_a_folder_that_is_gone_is_the_reason(tmp_path):
+    with pytest.raises(RunFailed, match="was removed"), failures_told(tmp_path / "gone", {}):
+        raise RunFailed("stopped")
+    assert not (tmp_path / "gone").exists()

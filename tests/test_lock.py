@@ -89,14 +89,19 @@ def test_within_one_process_too(tmp_path):
         assert os.waitpid(child, 0)[1] == 0
 
 
-def test_discard_spares_a_running_one(tmp_path):
-    folder = tmp_path / "run"
-    with holder(folder):
-        (folder / "config.yaml").write_text("theirs")
-        discard(folder)
-        assert (folder / "config.yaml").exists()
-    discard(folder)
-    assert not folder.exists()
+def test_discard_takes_nothing_but_an_empty_log(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with lock.held(folder):
+        discard(folder, tmp_path)
+        assert folder.exists()
+    (folder / "config.yaml").write_text("theirs")
+    discard(folder, tmp_path)
+    assert (folder / "config.yaml").exists()
+    (folder / "config.yaml").unlink()
+    (folder / "train.log").touch()
+    discard(folder, tmp_path)
+    assert not (tmp_path / "new").exists()
+    assert tmp_path.exists()
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,6 @@ def test_where_a_file_system_keeps_no_locks(change, free, tmp_path, monkeypatch)
 
 def test_a_run_holds_its_folder(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(report, "before", lambda *_: seen.append((tmp_path / "run" / ".lock").exists()))
+    monkeypatch.setattr(report, "before", lambda *_: seen.append((tmp_path / "run" / ".lock").exists()) or [])
     main([*QUICK, f"hydra.run.dir={tmp_path}/run"])
     assert seen == [True]

@@ -16,7 +16,8 @@ import knep.lit
 from knep import cli
 from knep.compose import compose_config
 from knep.recipe import Recipe
-from knep.train import _check_all, main
+from knep.space import space
+from knep.train import check, main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -112,7 +113,10 @@ def execute(line, monkeypatch):
     if words[:2] == ["python", "train.py"]:
         if any(word.startswith("ckpt=") for word in words):
             return main([*words[2:], "trainer.max_epochs=2"])
-        return _check_all([w for w in words[2:] if w != "-m"], "-m" in words, None)
+        lines = [w for w in words[2:] if w != "-m"]
+        for job in space(lines, []).jobs if "-m" in words else [lines]:
+            check(job, [])
+        return None
     if words[:2] == ["knep", "doctor"]:
         with pytest.raises(SystemExit) as left:
             cli.main([*words[1:], "trainer.max_epochs=1", "threads=1"])

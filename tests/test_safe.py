@@ -91,7 +91,7 @@ ATTACKS = {
         lambda c: {"_target_": "knep.models.zoo._complaint", "name": "vit_b_16", "image_size": 9},
         "models only",
     ),
-    "helper of a slot": (lambda c: {"_target_": "knep.recipes.averaging._reestimate"}, "tricks only"),
+    "helper of a slot": (lambda c: {"_target_": "knep.recipes.averaging._Single"}, "tricks only"),
     "another part of knep": (lambda c: {"_target_": "knep.files.discard", "folder": str(c)}, "knep.files.discard"),
     "Lightning's callbacks": (lambda c: {"_target_": "lightning.pytorch.callbacks.LambdaCallback"}, "Trainer only"),
     "dunder": (lambda c: {"_target_": "torch.nn.Linear.__init__.__globals__"}, "__globals__"),
