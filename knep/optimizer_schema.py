@@ -55,7 +55,7 @@ class Expected:
     finite: whether the state has to be where a guard looks at it. Raises InputError where it gives none.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, finite: bool = True) -> None:
         config = module.about["config"]
         self._optimizer = module.recipe.optimizer(module.model)
         self._scheduler = module.recipe.scheduler(self._optimizer, total_steps=1000, steps_per_epoch=10)

@@ -311,7 +311,11 @@ def judge(case: Case, made: Mutation, outcome: Outcome, changed: Mapping[str, st
         if not said or outcome.lines[-1] != said[-1] or len(outcome.lines) > 2:
             return "wrong", f"not one line: {' | '.join(outcome.lines)[-300:]}"
         return ("wrong", f"a refusal changed {late}") if late else ("refused", "")
-    gone = [name for name in changed if not (work / "old" / name).exists() and not re.search(r"soup_\d+\.pt", name)]
+    gone = [
+        name
+        for name in changed
+        if not (work / "old" / name).exists() and not re.search(r"soup_\d+\.pt|\.hparams$", name)
+    ]
     if gone:
         return "wrong", f"removed {gone[0]}"
     end = _end(case.door, work, outcome)

@@ -39,12 +39,15 @@ _TIMED = ("seconds", "samples_per_second")  # and how often the test split was r
 # The doctor begins to watch anew in each life of a run, and finds what it sees there.
 _OF_DOCTOR = ("/callbacks/Doctor/", "summary.json/findings", "tensorboard/doctor/")
 _EVENTS = "events.out.tfevents"
+_LOG = "train.log"  # each life says what it printed
 
 
 def left(folder: Path) -> dict[str, Any]:
     """All that a run of the command left in its folder, by file, without times: path -> tensor, number or text."""
     kept: dict[str, Any] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(_EVENTS)):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _LOG):
+        if path.name.startswith(_EVENTS):
+            continue
         name = str(path.relative_to(folder))
         if path.suffix in (".ckpt", ".pt"):
             state = torch.load(path, map_location="cpu", weights_only=True)
