@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from knep.board import WHOLE
+
 
 def _leaves(value: Any, folder: Path, path: str = "") -> Iterator[tuple[str, Any]]:
     """Nested plain data as (path, leaf), with the run folder's own name left out."""
@@ -77,7 +79,7 @@ def _points(folder: Path) -> dict[str, Any]:
     seen = EventAccumulator(str(folder), dict.fromkeys(("scalars", "images", "tensors"), 0)).Reload()
     tags: Any = seen.Tags()
     scalars = {tag: [(e.step, e.value) for e in seen.Scalars(tag)] for tag in tags["scalars"]}
-    timed = {f"final/{name}" for name in _TIMED}
+    timed = {f"{WHOLE}/{name}" for name in _TIMED}
     shown = {tag: [e.step for e in seen.Images(tag)] for tag in tags["images"]}
     texts = {tag: sorted({e.step for e in seen.Tensors(tag)}) for tag in tags["tensors"]}
     return {tag: values for tag, values in (scalars | shown | texts).items() if tag not in timed}
