@@ -59,6 +59,7 @@ class Expected:
         config = module.about["config"]
         self._optimizer = module.recipe.optimizer(module.model)
         self._scheduler = module.recipe.scheduler(self._optimizer, total_steps=1000, steps_per_epoch=10)
+        self.by_validation = isinstance(self._scheduler, ReduceLROnPlateau)
         before = [dict(group) for group in self._optimizer.param_groups]
         self._finite = finite and config.get("guard", {}).get("action") not in (None, "none")
         with torch.random.fork_rng(devices=[]):

@@ -199,7 +199,8 @@ class Swa(_Average):
         self._timer: Timer | None = None
         self._in_time = False  # whether max_time is running out
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plans the average, also where a run that had come to its end trains no more."""
         steps, epochs = _length(trainer)
         self._first_epoch = self._first_step = math.inf
         self._unit, self._begins = _Average._unit, f"after {self._start:.0%} of max_time"
@@ -211,10 +212,12 @@ class Swa(_Average):
             self._first_step = int(self._start * steps)
             self._begins = f"at step {self._first_step + 1}"
         self._timer = next((c for c in trainer.callbacks if isinstance(c, Timer) and c._duration), None)  # type: ignore
-        if self._timer is not None and self.started:
-            self._in_time = self._late(trainer)
         if self._timer is None and math.inf == self._first_epoch == self._first_step:
             raise InputError("averaging=swa averages the end of a run, and this one has none: give max_epochs")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._timer is not None and self.started:
+            self._in_time = self._late(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
