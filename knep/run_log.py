@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
 import time
@@ -79,3 +80,18 @@ def logged(folder: Path, lines: Sequence[str]) -> Iterator[None]:
         for name, stream in ours.items():
             if getattr(sys, name) is stream:
                 setattr(sys, name, before[name])
+
+
+@contextlib.contextmanager
+def logging_restored() -> Iterator[None]:
+    """Python's logging as it was, when Hydra has ended: its handlers write into a run's folder, which may be gone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)

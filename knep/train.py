@@ -51,6 +51,7 @@ def _start(arguments: list[str]) -> None:
     from knep.jobs import Single, Sweep, run_lines
     from knep.options import refuse_options
     from knep.resume import expand_ckpt, run_folders
+    from knep.run_log import logging_restored
     from knep.safe import allow_typed
     from knep.strangers import check_written
     from knep.typed import path_typed, readable
@@ -96,7 +97,7 @@ def _start(arguments: list[str]) -> None:
     # Options last: argparse takes overrides that stand together.
     sys.argv = [before[0], *overrides, *options]
     try:
-        with work.told():
+        with work.told(), logging_restored():
             hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     except HydraException as error:
         compose_config(args.overrides, _search(args.config_dir))  # which knows what to write instead

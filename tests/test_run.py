@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -133,6 +134,13 @@ def test_a_refusal_leaves_no_log_where_none_was_and_the_one_that_was(tmp_path, c
     with pytest.raises(InputError):
         refused()
     assert (tmp_path / "train.log").read_text().startswith("earlier\n")
+
+
+def test_a_run_leaves_python_s_logging_as_it_was(tmp_path, capsys):
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    main([*QUICK, f"hydra.run.dir={tmp_path / 'run'}"])
+    assert (list(root.handlers), root.level) == before
 
 
 def test_a_refusal_is_all_that_is_printed(tmp_path, capsys):

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,9 @@ def run_trials(
     processes: trials side by side; told: called with (done, of how many, record) after each.
     """
     waiting = {t.key: t for t in trials if store.record(t.key) is None}
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # the server begins with `-c`, which looks in the current folder first
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)  # torch is imported once, not in each trial
+    _start_server()
     with ThreadPoolExecutor(max(1, processes)) as pool:
         jobs = {pool.submit(_in_process, context, t, store): t for t in waiting.values()}
         ended: dict[str, dict[str, Any]] = {}
@@ -131,6 +132,19 @@ def run_trials(
             pool.shutdown(cancel_futures=True)
             raise
     return {t.key: store.record(t.key) or ended[t.key] for t in trials}
+
+
+def _start_server() -> None:
+    """Starts what trials are forked from: by `-c`, which would look in the current folder first."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _in_process(context: Any, trial: Trial, store: Store) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import yaml
@@ -109,7 +110,9 @@ def test_a_comparison_from_its_words_to_its_report(fake, tmp_path, capsys):
 def test_a_trial_of_a_search_never_reads_the_test_split(tmp_path):
     lines = [*BASE, "data.limit=100", "data.batch_size=50", "model.widths=[8]", "trainer=cpu", "trainer.max_epochs=1"]
     trial = Trial("a", 0, compose_config([*lines, "progress=false", "threads=1"]), tested=False)
+    before = dict(os.environ)
     record = run_trials([trial], Store(tmp_path))[trial.key]
+    assert dict(os.environ) == before
     assert record["status"] == "finished", record
     assert record["sealed"] == 0
     assert record["val/acc"] == pytest.approx(record["curve"][-1]["val/acc"])
