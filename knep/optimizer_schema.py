@@ -67,7 +67,9 @@ class Expected:
         # A schedule of the momentum is torch's or a user's, or the one of these that sets it.
         own = type(self._scheduler) in (LambdaLR, ReduceLROnPlateau, Unchanged)
         self._moves = {*_MOVES} - ({"momentum", "betas"} if own else set())
+        self._added: set[str] = set()  # what the first step puts into a group
         for was, group in zip(before, self._optimizer.param_groups, strict=True):
+            self._added |= {*group} - {*was}
             self._moves |= _moved_by_a_step(was, group, config["optimizer"])
 
     def optimizer(self, steps: int) -> Check:
@@ -96,7 +98,9 @@ class Expected:
                 return tensor(value, finite=True)
             return _moved(key, value) if key in self._moves else same(value)
 
-        return record({key: of(key, value) for key, value in sample.items()})
+        checks = {key: of(key, value) for key, value in sample.items()}
+        later = {} if steps else {key: checks.pop(key) for key in self._added}
+        return record(checks, later)
 
     def schedule(self, groups: int) -> Check:
         """The state_dict of the schedule for so many parameter groups."""

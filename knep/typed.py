@@ -17,7 +17,7 @@ PATHS = ("ckpt", "replay", "data.root", "data.cache", "hydra.run.dir", "hydra.sw
 _LINE = re.compile(r"(?P<mark>\+{0,2})(?P<key>[\w.@/]+)=(?P<value>.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra reads as text, and as nothing else
 _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
-_WORDS = ("null", "true", "false")
+_WORDS = ("null", "true", "false", "inf", "nan")  # however they are written
 _CALL = re.compile(r"[a-z]+\(.*\)", re.DOTALL)
 
 
@@ -62,14 +62,14 @@ def _path(key: str, value: str, multirun: bool) -> str:
     if not value.strip():
         raise InputError(f"{key}= is empty: write a path, or leave it out")
     escaped = "\\" in value and _PLAIN.fullmatch(_ESCAPE.sub("x", value))
-    if value in _WORDS or "${" in value or _CALL.fullmatch(value) or escaped:
+    if value in ("null", "true", "false") or "${" in value or _CALL.fullmatch(value) or escaped:
         return value  # for Hydra to read
     if multirun and "," in value and not _in_quotes(value):
         return ",".join(_path(key, part, False) for part in value.split(","))
     text = unquoted(value)
     if text.startswith("~"):
         text = str(Path(text).expanduser())
-    return text if _PLAIN.fullmatch(text) and text not in _WORDS else quoted(text)
+    return text if _PLAIN.fullmatch(text) and text.lower() not in _WORDS else quoted(text)
 
 
 def _in_quotes(value: str) -> bool:

@@ -1,0 +1,231 @@
+"""What people type: keys that nobody reads, words of other frameworks, paths with odd characters, parts of their own."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_bad_input import QUICK, refused
+
+from knep import typed
+from knep.compose import compose_config
+from knep.errors import InputError
+from knep.files import read_summary
+from knep.listing import CONF, GROUPS, options
+from knep.train import main
+
+WORDS = yaml.safe_load((CONF.parent / "words.yaml").read_text())
+# What a value may be where a line leaves it to the user.
+VALUES = ("0.1", "3", "[0.9,0.99]", "true", "1000", "some/where", "0.9", "5", "cpu", "0.5", "modern")
+
+
+def lines_of(said):
+    """The override lines in a sentence: "write a=1 b=2, or c=3" has two."""
+    after = said.partition("write ")[2].split(" (")[0]
+    for part in re.split(r", or | or |, (?=[\w.+-]+=)|, and then | to soften| to save", after):
+        words = [w.rstrip(",:") for w in part.split() if re.match(r"\+?[\w.]+=", w)]
+        if words and "-m" not in part.split() and "conf" not in part:
+            yield words
+
+
+SAID = sorted({*WORDS["words"], *WORDS["flags"].values(), *WORDS["numbers"].values()})
+
+
+@pytest.mark.parametrize("said", [s for s in SAID if list(lines_of(s))])
+def test_every_line_to_write_composes(said):
+    for words in lines_of(said):
+        if any("mypkg" in word for word in words):
+            continue  # a package of the user's
+        failed = []
+        for value in VALUES if "{v}" in " ".join(words) else ("",):
+            line = [word.replace("{v}", value) for word in words]
+            extra = ["data=image_folder"] if line[0].startswith("data.") and "data.root" in line[0] else []
+            try:
+                compose_config([*extra, *line])
+                break
+            except InputError as error:
+                failed.append(str(error))
+        else:
+            pytest.fail(f"{words}: {failed}")
+
+
+@pytest.mark.parametrize("group", sorted(WORDS["aliases"]))
+def test_another_word_for_an_option_is_taken_and_said(group, capsys):
+    for option, words in WORDS["aliases"][group].items():
+        assert option in options(group)
+        for word in str(words).split():
+            assert word not in options(group)
+            typed._say.cache_clear()
+            assert typed.readable([f"{group}={word}"]) == [f"{group}={option}"]
+            assert f"{group}={word} is taken as {group}={option}" in capsys.readouterr().err
+
+
+FOREIGN = {
+    "+loss=focal": "the loss is cross-entropy",
+    "+class_weights=balanced": "classes are not weighted",
+    "+logger=wandb": "leave it out",
+    "+foo=1": "there is no key foo",
+    "+trainer.gradient_clip_val=1e-5": "write clip=norm clip.theta=1e-5",
+    "+trainer.accumulate_grad_batches=20": "write accumulate=20",
+    "+trainer.logger=wandb": "no other logger",
+    "+trainer.callbacks=[a]": "callbacks=mine",
+    "+trainer.profiler=simple": "write profile=true",
+    "trainer.gradient_clip_val=1": "write clip=norm clip.theta=1",
+    "lr=0.1": "write optimizer.lr=0.1",
+    "epochs=3": "write trainer.max_epochs=3",
+    "batch_size=32": "write data.batch_size=32",
+    "dropout.p=0.5": "write dropout=standard dropout.p=0.5",
+    "clip.max_norm=1": "write clip=norm clip.theta=1",
+    "experiment=modern": "recipe=modern",
+    "optimizer_name=AdamW": "optimizer=adamw",
+    "init.gain=3": "init",
+    "++hydra.frobnicate=1": "hydra.frobnicate",
+}
+
+
+@pytest.mark.parametrize("line", FOREIGN)
+def test_a_key_that_nobody_reads_is_refused_with_the_line_to_write(line, tmp_path, capsys):
+    said = refused([line], capsys, tmp_path)
+    assert FOREIGN[line] in said
+    assert "_target_" not in said
+    assert "_partial_" not in said
+
+
+INVENTED = ("frobnicate", "alpha2", "use_magic", "n_heads", "Warm", "x1")
+
+
+@pytest.mark.parametrize("group", sorted(set(GROUPS) - {"recipe"}))
+def test_an_invented_key_of_any_group_is_refused(group):
+    for option in options(group):
+        for word in INVENTED[: 2 if len(options(group)) > 6 else 6]:
+            with pytest.raises(InputError, match=re.escape(word)) as error:
+                compose_config([f"{group}={option}", f"+{group}.{word}=1"])
+            assert "\n" not in str(error.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")), min_size=1), st.booleans())
+def test_a_path_stands_for_itself_whatever_is_in_it(text, multirun):
+    plain = not text.strip() or "\\" in text or "${" in text or text.startswith(("~", "'", '"'))
+    if plain or text in ("null", "true", "false") or re.fullmatch(r"[a-z]+\(.*\)", text) or (multirun and "," in text):
+        return
+    (line,) = typed.readable([f"data.root={text}"], multirun)
+    assert OverridesParser.create().parse_override(line).value() == text
+    (line,) = typed.readable([f"data.root={typed.quoted(text)}"], multirun)
+    assert OverridesParser.create().parse_override(line).value() == text
+
+
+@pytest.mark.parametrize("name", ["a=b", "a,b", "it's", "a[1]", "a#b", "é ü", "a b", "a{b}", "(a)", "a[/b]c"])
+def test_a_run_lives_in_a_folder_of_any_name(name, tmp_path, capsys):
+    folder = tmp_path / name
+    main(["data=digits", "model=mlp", "model.widths=[8]", "recipe=none", *QUICK, f"hydra.run.dir={folder}"])
+    assert read_summary(folder)["status"] == "finished"
+    assert "Traceback" not in capsys.readouterr().err
+    main([f"ckpt={folder}", "trainer.max_epochs=2"])
+    assert read_summary(folder)["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ckpt=/nope", "/nope"),
+        ("ckpt=/usr/lib/foo.ckpt", "/usr/lib/foo.ckpt"),
+        ("ckpt=", "ckpt= is empty"),
+        ("trainer.max_time=10", "max_time"),
+        ("trainer.max_time=soon", "max_time"),
+    ],
+)
+def test_a_line_that_ended_in_a_traceback_gets_one_line(line, said, tmp_path, capsys):
+    error = refused([line], capsys, tmp_path)
+    assert said in error
+    assert "move" not in error
+
+
+def test_a_folder_that_cannot_be_made_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*QUICK, "data=digits", "model=mlp", "hydra.run.dir=/proc/x"])
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n"), "/proc/x" in error) == (2, 1, True)
+
+
+MINE = """
+    import lightning as L
+    import torch
+    from pathlib import Path
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Mine(L.Callback):
+        def __init__(self, path):
+            self.path = path
+
+        def on_fit_end(self, trainer, pl_module):
+            Path(self.path).write_text(str(trainer.global_step))
+
+    class Data(L.LightningDataModule):
+        def loader(self):
+            x = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+            return DataLoader(TensorDataset(x, (x.mean((1, 2, 3)) > 0).long()), 8)
+
+        def train_dataloader(self):
+            return self.loader()
+
+        def val_dataloader(self):
+            return self.loader()
+
+        def test_dataloader(self):
+            return self.loader()
+"""
+
+
+def command(folder, *lines, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "knep.cli", "train", *lines],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_callback_of_ones_own_acts(tmp_path):
+    (tmp_path / "my_part.py").write_text(textwrap.dedent(MINE))
+    (tmp_path / "conf" / "callbacks").mkdir(parents=True)
+    (tmp_path / "conf" / "callbacks" / "mine.yaml").write_text(
+        f"mine: {{_target_: my_part.Mine, path: {tmp_path / 'said'}}}\n"
+    )
+    lines = ["recipe=none", "model=mlp", "model.widths=[8]", *QUICK, "hydra.run.dir=run"]
+    done = command(tmp_path, "--config-dir=conf", "callbacks=mine", "allow_targets=[my_part.]", *lines)
+    assert done.returncode == 0, done.stderr
+    assert int((tmp_path / "said").read_text()) > 0
+
+
+def test_a_datamodule_as_data_trains_or_is_answered(tmp_path):
+    """knep's data say classes and shape; Lightning's do not, and are refused before a folder is made."""
+    (tmp_path / "my_part.py").write_text(textwrap.dedent(MINE))
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("_target_: my_part.Data\n")
+    lines = ["recipe=none", "data=mine", "model=mlp", "trainer=cpu", "trainer.max_epochs=1", "threads=1"]
+    done = command(tmp_path, "--config-dir=conf", *lines, "allow_targets=[my_part.]", "hydra.run.dir=run")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "knep.load" in done.stderr or "recipe" in done.stderr
+
+
+def test_a_notebook_s_backend_for_figures_is_no_matter(tmp_path):
+    lines = ["recipe=none", "data=digits", "model=mlp", "model.widths=[8]", *QUICK, "hydra.run.dir=run"]
+    done = command(tmp_path, *lines, MPLBACKEND="module://matplotlib_inline.backend_inline")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_line_that_is_shown_is_what_a_shell_takes():
+    for text in ("a b", "it's", "a$b", 'a"b', "a,b", "a`b", "a!b"):
+        (word,) = shlex.split(typed.to_type("data.root", text))
+        assert OverridesParser.create().parse_override(word).value() == text
