@@ -7,10 +7,11 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra import compose
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -204,7 +205,7 @@ def _of_knep(primary: str, lines: tuple[str, ...]) -> DictConfig:
 def _check_whole(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuses a config from which a key was deleted that every run asks for; a trick's own keys have defaults."""
     needed = [*before, *(f"{group}.{key}" for group in ("trainer", "checkpoint") for key in before.get(group) or ())]
-    needed += [f"{group}._target_" for group in GROUPS if group in before]
+    needed += [f"{group}._target_" for group in GROUPS if group in before and group != "callbacks"]
     missing = sorted(set(needed) - set(_flat(config)))
     if missing:
         raise InputError(f"{missing[0]} is deleted, and every run needs it: leave out ~{missing[0]}")
@@ -280,10 +281,19 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flat(value, path)
 
 
+def _check_of_hydra(key: str, line: str) -> None:
+    """Refuses a key that Hydra has not, where `+` would add it for nobody to read."""
+    _, _, first = key.partition("hydra.")
+    known = sorted(f.name for f in fields(HydraConf))
+    if first and first.partition(".")[0] not in known:
+        raise InputError(f"there is no key {key}: leave out {line}, or choose from {', '.join(known)}")
+
+
 def _check_value(override: Override, made: Mapping[str, Any], primary: str, choices: Mapping[str, str]) -> None:
     """made: what the choice of options alone composes to, unresolved."""
     key, typed = override.key_or_group, _line(override).partition("=")[2]
     if key.startswith("hydra"):
+        _check_of_hydra(key, _line(override))
         return
     if primary == "knep" and not override.is_delete():
         refuse_unloaded(key, _line(override))
