@@ -29,7 +29,7 @@ from knep.nodes import slots_of, with_trainer
 from knep.resolvers import SAFE, check_expansion, check_resolvers
 from knep.safe import allow_typed, allowed
 from knep.searchpath import own_hydra
-from knep.typed import readable, to_type
+from knep.typed import readable, tell, to_type, untold
 from knep.words import option_line
 
 # Keys that take words as well as numbers: their reader checks them.
@@ -73,6 +73,7 @@ def compose_config(
     `ahead`, before them, so that the same name means theirs.
     Raises InputError for whatever is misspelt, of a wrong type or out of range, or contradictory.
     """
+    untold()
     overrides = readable(overrides)
     parsed = parse(overrides)
     swept = next((o for o in parsed if o.is_sweep_override()), None)
@@ -108,6 +109,7 @@ def compose_config(
         _check_whole(made, config)
     check_ranges(config)
     refuse_conflicts(choices if primary == "train" else slots_of(choices), with_trainer(config))
+    tell()
     return Composed(config, choices, list(overrides), folder)
 
 
@@ -283,6 +285,8 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _check_of_hydra(key: str, line: str) -> None:
     """Refuses a key that Hydra has not, where `+` would add it for nobody to read."""
+    if line.lstrip("+") == "hydra/job_logging=disabled":  # to which a run's own file cannot be added
+        raise InputError(f"{line} leaves a run without a log: leave it out, or write hydra/job_logging=none")
     _, _, first = key.partition("hydra.")
     known = sorted(f.name for f in fields(HydraConf))
     if first and first.partition(".")[0] not in known:
@@ -310,6 +314,8 @@ def _check_value(override: Override, made: Mapping[str, Any], primary: str, choi
         raise InputError(f"{_line(override)} adds a key that is there already: write {key}={typed}")
     old = OmegaConf.to_container(OmegaConf.create({"v": _at(made, key)}), resolve=False)["v"]  # type: ignore[index]
     new = override.value()
+    if isinstance(old, list) and isinstance(new, list) and key.endswith(".betas") and len(new) != len(old):
+        raise InputError(f"{key} takes {len(old)} numbers, got {len(new)}: write for example {key}={_shown(old)}")
     if key not in _FREE and not _fits(old, new):
         raise InputError(f"{key}={_shown(new)} is {_kind(new)}: write {_kind(old)}, for example {key}={_shown(old)}")
 

@@ -170,7 +170,7 @@ def no_key(key: str, value: str, config: Mapping[str, Any], choices: Mapping[str
     if group == "model" and rest in _OF_DATA:
         return f"{key} comes from the data: leave it out"
     if dot and isinstance(config.get(group), Mapping):
-        other = _other(group, rest, choices)
+        other = None if line_for(key, value, whole=True) else _other(group, rest, choices)
         if other:
             return f"{group}={choices[group]} has no {rest}: write {group}={other} {group}.{rest}={value}"
         said = _of_group(group, rest, value, config, choices)
@@ -194,7 +194,9 @@ def _of_group(group: str, rest: str, value: str, config: Mapping[str, Any], choi
     exact = line_for(f"{path}.{last}", value)
     if exact:
         return exact
-    own = [k for k in (*(known or ()), *_flat(node)) if not k.startswith(last) and k.rpartition(".")[2][:1] != "_"]
+    own = [
+        k for k in (*(known or ()), *_flat(node)) if not k.startswith(f"{last}.") and k.rpartition(".")[2][:1] != "_"
+    ]
     near = difflib.get_close_matches(last, own, n=1, cutoff=0.6)
     if near:
         return f"did you mean {path}.{near[0]}?"

@@ -17,6 +17,12 @@ def refuse_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
 
     And for those of Hydra that would run another config than the one that is checked.
     """
+    words = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+    begun = {word: [o for o in parser._option_string_actions if o.startswith(word)] for word in words}
+    several = next((word for word, found in begun.items() if len(found) > 1 and word not in found), None)
+    if several is not None:  # which argparse would answer with its usage
+        whole = next(a for a in arguments if a.partition("=")[0] == several)
+        raise InputError(f"{several} is no option: {instead(whole, arguments)}")
     known, rest = parser.parse_known_args(list(arguments))
     unknown = next((word for word in rest if word.startswith("-")), None)
     if unknown is not None:
@@ -35,8 +41,10 @@ def instead(option: str, arguments: Sequence[str]) -> str:
     name, equals, value = option.lstrip("-").partition("=")
     key = name.replace("-", "_")
     if not equals:
-        after = [*arguments, ""][list(arguments).index(option) + 1]
-        value = "true" if after == "" or after.startswith("-") or "=" in after else after
+        at = next((i for i, a in enumerate(arguments) if a == option), len(arguments))
+        after = [*arguments, "", ""][at + 1]
+        alone = after == "" or after.startswith("-") or "=" in after
+        value = ("RUN" if (line_for(key, "") or "").startswith("write ckpt=") else "true") if alone else after
     if key in GROUPS:
         option_meant = value if value in options(key) else meant(key, value)
         return f"write {key}={option_meant}" if option_meant else option_line(key, value) or f"write {key}=..."

@@ -54,7 +54,7 @@ def _start(arguments: list[str]) -> None:
     from knep.run_log import logging_restored
     from knep.safe import allow_typed
     from knep.strangers import check_written
-    from knep.typed import path_typed, readable
+    from knep.typed import path_typed, readable, tell
 
     refuse_options(get_args_parser(), arguments)
     arguments = readable(arguments, multirun=get_args_parser().parse_intermixed_args(arguments).multirun)
@@ -80,6 +80,7 @@ def _start(arguments: list[str]) -> None:
                 check_written(folder)
     elif _may_hold_unread(args):
         compose_config(args.overrides, _search(args.config_dir))
+    tell()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `main`, which prints their one line
 
     began = False

@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from knep.errors import InputError
@@ -52,10 +51,26 @@ def _option(group: str, word: str) -> str:
     return option
 
 
-@lru_cache(maxsize=256)
+_heard: dict[str, bool] = {}  # what is to be said -> whether it was
+
+
 def _say(line: str) -> None:
-    """Once, although a command may compose the same line many times."""
-    print(f"knep: {line}", file=sys.stderr)
+    """Once, although a command may compose the same line many times; and not where the line is refused."""
+    _heard.setdefault(line, False)
+
+
+def tell() -> None:
+    """Prints what other words were taken as, to stderr."""
+    for line, told in _heard.items():
+        if not told:
+            _heard[line] = True
+            print(f"knep: {line}", file=sys.stderr)
+
+
+def untold() -> None:
+    """Forgets what was to be said of lines that are refused."""
+    for line in [line for line, told in _heard.items() if not told]:
+        del _heard[line]
 
 
 def _path(key: str, value: str, multirun: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -72,6 +73,9 @@ def option_line(group: str, word: str) -> str | None:
         return _tables()["words"].get(small.replace("-", "_")) or _tables()["flags"]["callbacks"]
     if group == "data" and "/" in word:
         return f"write data=image_folder data.root={word}"
+    last = small.rpartition(".")[2]
+    if last != small and meant(group, last):
+        return f"write {group}={meant(group, last)}"
     line = _tables()["words"].get(small, "")
     return line if line.startswith(f"write {group}=") and "{v}" not in line else None
 
@@ -84,26 +88,38 @@ def _model_line(word: str) -> str | None:
         torchvision = f", or model=torchvision model.name=resnet{depth[1]}" if int(depth[1]) in _TORCHVISION else ""
         return f"write {own}{torchvision}"
     if _NETS.match(small):
-        return f"write model=torchvision model.name={small}"
+        name = _of_torchvision(small)
+        return f"write model=torchvision model.name={name}" if name else None
     named = re.fullmatch(r"\w+(\.\w+)+(:\w+)?", word)
     return f"write model=import model.path={word}" if named else None
 
 
-def line_for(key: str, value: str) -> str | None:
+def _of_torchvision(word: str) -> str | None:
+    """The network of torchvision that a word names, or the first of its family."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    family = re.match(r"[a-z]+", word)
+    near = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known, n=1, cutoff=0.8)
+    near = near or [name for name in known if family and name.startswith(family[0])]
+    return word if word in known else next(iter(near), None)
+
+
+def line_for(key: str, value: str, whole: bool = False) -> str | None:
     """What to write instead of another tool's key; None where nothing is known of it.
 
-    key: as typed, "lr" or "clip.max_norm": of a dotted one the whole is looked up, then the last word.
+    key: as typed, "lr" or "clip.max_norm": of a dotted one the whole is looked up, then, but for `whole`, the last word.
     """
     word = key.lower().replace("-", "_")
     _, dot, last = word.rpartition(".")
     tables = _tables()
     line = tables["flags"].get(last) if word.startswith("trainer.") else None
-    line = line or tables["words"].get(word) or (tables["words"].get(last) if dot else None)
+    line = line or tables["words"].get(word) or (tables["words"].get(last) if dot and not whole else None)
     if line is None:
         return None
     if line.startswith("{"):
         return _choice(line.strip("{}"), last, value)
-    return line.format(v=value)
+    return line.format(v=value.strip("[]") if "[{v}]" in line else value)
 
 
 def _choice(group: str, last: str, value: str) -> str:

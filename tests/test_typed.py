@@ -67,8 +67,9 @@ def test_another_word_for_an_option_is_taken_and_said(group, capsys):
         assert option in options(group)
         for word in str(words).split():
             assert word not in options(group)
-            typed._say.cache_clear()
+            typed._heard.clear()
             assert typed.readable([f"{group}={word}"]) == [f"{group}={option}"]
+            typed.tell()
             assert f"{group}={word} is taken as {group}={option}" in capsys.readouterr().err
 
 
@@ -91,6 +92,20 @@ FOREIGN = {
     "experiment=modern": "recipe=modern",
     "optimizer_name=AdamW": "optimizer=adamw",
     "init.gain=3": "init",
+    "trainer.max_epoch=5": "did you mean trainer.max_epochs?",
+    "model.hidden=[1]": "write model=mlp model.widths=[1]",
+    "optimizer.nesterov=true": "write optimizer=nesterov",
+    "scheduler.T_max=10": "leave it out",
+    "optimizer.betas=[0.9]": "takes 2 numbers, got 1",
+    "optimizer.betas=[0.9,0.99,0.999]": "takes 2 numbers, got 3",
+    "model=vit": "write model=torchvision model.name=vit_b_16",
+    "model=wide_resnet": "write model=torchvision model.name=wide_resnet",
+    "optimizer=torch.optim.AdamW": "write optimizer=adamw",
+    "--config=modern": "recipe=modern",
+    "--resume": "write ckpt=RUN",
+    "-b": "write data.batch_size=",
+    "optimizer=schedulefree": "write scheduler=none",
+    "hydra/job_logging=disabled": "leave it out",
     "++hydra.frobnicate=1": "hydra.frobnicate",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ def find_folder(
     if partly is not None:
         missing = next(file for file in needed if not exists(partly, file))
         raise InputError(f"{partly / missing} is missing: put it there, plain or as .gz")
+    before = base.exists()
     try:
         download(base)
     except InputError:
         raise
     except Exception as error:  # whatever the network and torchvision raise means the same to the user
+        if not before:
+            _remove_empty(base)
         where = ", ".join(str(folder) for folder in candidates)
         raise InputError(
             f"{name} is in none of {where} and cannot be downloaded ({type(error).__name__}): set data.root"
@@ -38,6 +42,14 @@ def find_folder(
         if all(exists(folder, file) for file in needed):
             return folder
     raise InputError(f"{name} was downloaded to {base} but {needed[0]} is not there: set data.root")
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes the folders in which a download that failed left nothing, and no file."""
+    below = [path for path in folder.rglob("*") if path.is_dir()]
+    for path in [*sorted(below, reverse=True), folder]:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def only_reads(data: Any) -> Any:

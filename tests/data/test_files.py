@@ -155,3 +155,21 @@ def test_a_download_that_fails_says_where_files_are_looked_for(tmp_path, monkeyp
     monkeypatch.setattr(Mnist, "_download", unreachable)
     with pytest.raises(InputError, match=r"MNIST/raw.*set data.root"):
         Mnist(root=str(tmp_path)).prepare()
+
+
+def test_a_download_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    from knep.data.find import find_folder
+
+    monkeypatch.chdir(tmp_path)
+
+    def download(root):
+        (root / "MNIST" / "raw").mkdir(parents=True)
+        raise OSError("no network")
+
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        find_folder("MNIST", None, ["a"], [Path("MNIST/raw")], download)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError):
+        find_folder("MNIST", None, ["a"], [Path("MNIST/raw")], download)
+    assert (tmp_path / "data").is_dir()
