@@ -108,7 +108,7 @@ def _of_torchvision(word: str) -> str | None:
 def line_for(key: str, value: str, whole: bool = False) -> str | None:
     """What to write instead of another tool's key; None where nothing is known of it.
 
-    key: as typed, "lr" or "clip.max_norm": of a dotted one the whole is looked up, then, but for `whole`, the last word.
+    key: as typed, "lr" or "clip.max_norm": of a dotted one the whole is looked up, then the last word, unless `whole`.
     """
     word = key.lower().replace("-", "_")
     _, dot, last = word.rpartition(".")
