@@ -1,11 +1,15 @@
-"""SIGINT, SIGTERM and SIGUSR1: a checkpoint, a true summary, an exit code; SLURM is asked for another turn."""
+"""SIGINT, SIGTERM, SIGUSR1 and SIGHUP: a checkpoint, a true summary, an exit code; SLURM is asked for another turn."""
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import resume_matrix as matrix
+from lightning.pytorch import Callback
 
 from knep import report, signals
 from knep.files import read_summary
@@ -54,7 +58,10 @@ def slurm(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 129}
+
+
+@pytest.mark.parametrize(("number", "code"), CODES.items())
 def test_each_signal_saves_and_says_so(number, code, struck, tmp_path, capsys):
     folder, before = tmp_path / "run", signal.getsignal(signal.SIGUSR1)
     assert struck(number, f"hydra.run.dir={folder}") == code
@@ -125,3 +132,33 @@ def test_an_exception_in_a_fit_puts_the_handlers_back():
     assert signal.getsignal(signal.SIGUSR1) == stop._ask
     stop.on_exception(None, None, OSError("the disk is full"))
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_reader_that_leaves_does_not_end_the_training(tmp_path):
+    """As `| head -1` does, whose reading end is closed behind the first line."""
+    lines = ["recipe=none", "data=digits", "model=mlp", "model.widths=[8]", *QUICK, f"hydra.run.dir={tmp_path}/run"]
+    with subprocess.Popen([sys.executable, "-m", "knep.cli", "train", *lines], stdout=-1, stderr=-1) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read()
+        assert (process.wait(), error) == (0, b"")
+    assert read_summary(tmp_path / "run")["status"] == "finished"
+
+
+def test_a_folder_that_vanishes_in_mid_run_ends_it_in_one_line(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+
+    class Vanish(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 3:
+                shutil.rmtree(folder)
+
+    monkeypatch.setattr(
+        "knep.member.build_trainer", lambda *args: build_trainer(*args[:4], [*args[4], Vanish()], *args[5:])
+    )
+    with pytest.raises(SystemExit) as ended:
+        main([*QUICK, "recipe=none", "data=digits", "model=mlp", "model.widths=[8]", f"hydra.run.dir={folder}"])
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (1, 1)
+    assert f"{folder} was removed" in error
+    assert not folder.exists()
