@@ -37,10 +37,14 @@ class Board(TensorBoardLogger):
         super().log_metrics({tag(k): v for k, v in metrics.items() if k != "epoch"}, step)
 
     @rank_zero_only
-    def log_end(self, numbers: Mapping[str, float], step: int) -> None:
-        """The numbers of the whole run: val/ ends its curves, with the weights that were kept; others are points."""
+    def log_end(self, numbers: Mapping[str, float], step: int, curves: bool = True) -> None:
+        """The numbers of the whole run: val/ ends its curves, with the weights that were kept; others are points.
+
+        curves: False where val/ was measured otherwise than in training, and would end them with a jump.
+        """
         for name, value in numbers.items():
-            self.experiment.add_scalar(name if name in ("val/acc", "val/loss") else f"{WHOLE}/{name}", value, step)
+            ends = curves and name in ("val/acc", "val/loss")
+            self.experiment.add_scalar(name if ends else f"{WHOLE}/{name}", value, step)
 
     @rank_zero_only
     def log_session(self, values: Mapping[str, Any], step: int) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra import compose
-from hydra.conf import HydraConf
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
+from hydra.conf import HydraConf, JobConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,7 +30,8 @@ from knep.nodes import slots_of, with_trainer
 from knep.resolvers import SAFE, check_expansion, check_resolvers
 from knep.safe import allow_typed, allowed
 from knep.searchpath import own_hydra
-from knep.typed import readable, tell, to_type, untold
+from knep.text import shortened
+from knep.typed import PATHS, readable, tell, to_type, untold
 from knep.words import option_line
 
 # Keys that take words as well as numbers: their reader checks them.
@@ -83,12 +85,15 @@ def compose_config(
     named = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in _items(o)]
     with own_hydra([*search, *named], ahead):
         groups = [o for o in parsed if _is_group(o)]
+        plugin = any(o.key_or_group in ("hydra/launcher", "hydra/sweeper") for o in parsed)
         for override in groups:
             _check_group(override, primary)
         bare = (_compose if search or named else _of_knep)(primary, tuple(_line(o) for o in groups))
         made = _task(bare, resolve=False)
         for override in parsed:
-            if override not in groups:
+            if override.key_or_group.startswith("hydra"):
+                _check_of_hydra(override, plugin)
+            elif override not in groups:
                 _check_value(override, made, primary, _chosen(bare))
         cfg = _compose(primary, overrides)
         HydraConfig.instance().set_config(cfg)
@@ -176,7 +181,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise InputError(f"{line[:40]!r}... has more than {_BRACKETS} brackets: write a config file")
         try:
             parsed += parser.parse_overrides([line])
-        except (HydraException, RecursionError) as error:
+        except (HydraException, RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+            line = shortened(line, 120)
             key, equals, value = line.partition("=")
             how = f"{to_type(key, value)} for a value with special characters" if equals else "key=value"
             raise InputError(f"{line!r} is not an override: write {how}") from error
@@ -210,7 +216,10 @@ def _check_whole(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     needed += [f"{group}._target_" for group in GROUPS if group in before and group != "callbacks"]
     missing = sorted(set(needed) - set(_flat(config)))
     if missing:
-        raise InputError(f"{missing[0]} is deleted, and every run needs it: leave out ~{missing[0]}")
+        raise InputError(
+            f"{missing[0]} is deleted, and every run needs it: leave out ~{missing[0]}, "
+            "or write it into the option's file"
+        )
 
 
 class _one_line:
@@ -283,22 +292,40 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flat(value, path)
 
 
-def _check_of_hydra(key: str, line: str) -> None:
-    """Refuses a key that Hydra has not, where `+` would add it for nobody to read."""
-    if line.lstrip("+") == "hydra/job_logging=disabled":  # to which a run's own file cannot be added
-        raise InputError(f"{line} leaves a run without a log: leave it out, or write hydra/job_logging=none")
-    _, _, first = key.partition("hydra.")
+# The keys of Hydra's nodes that a launcher or sweeper of its own, or none, reads; of other nodes any name may be one.
+_OF_HYDRA = {
+    "run": ("dir",),
+    "sweep": ("dir", "subdir"),
+    "job": tuple(f.name for f in fields(JobConf)),
+    "launcher": ("_target_",),
+    "sweeper": tuple(f.name for f in fields(BasicSweeperConf)),
+}
+
+
+def _check_of_hydra(override: Override, plugin: bool) -> None:
+    """Refuses a key that Hydra has not, where `+` would add it for nobody to read.
+
+    plugin: whether another launcher or sweeper is chosen, with keys of its own.
+    """
+    key, line = override.key_or_group, _line(override)
+    if key == "hydra/job_logging" and override.value() not in ("default", "none", "colorlog"):
+        raise InputError(f"{line} is no log that a run can write: leave it out, or write hydra/job_logging=none")
+    if not key.startswith("hydra."):
+        return
+    _, first, *rest = key.split(".")
     known = sorted(f.name for f in fields(HydraConf))
-    if first and first.partition(".")[0] not in known:
+    if first not in known:
         raise InputError(f"there is no key {key}: leave out {line}, or choose from {', '.join(known)}")
+    if rest and first in _OF_HYDRA and rest[0] not in _OF_HYDRA[first] and not (plugin and first not in ("run", "job")):
+        if first in ("launcher", "sweeper"):
+            some = {"launcher": "joblib", "sweeper": "optuna"}[first]
+            raise InputError(f"{key} is a key of another {first}: choose one, for example hydra/{first}={some}")
+        raise InputError(f"there is no key {key}: choose from {', '.join(_OF_HYDRA[first])}")
 
 
 def _check_value(override: Override, made: Mapping[str, Any], primary: str, choices: Mapping[str, str]) -> None:
     """made: what the choice of options alone composes to, unresolved."""
     key, typed = override.key_or_group, _line(override).partition("=")[2]
-    if key.startswith("hydra"):
-        _check_of_hydra(key, _line(override))
-        return
     if primary == "knep" and not override.is_delete():
         refuse_unloaded(key, _line(override))
     if override.is_delete():
@@ -313,7 +340,13 @@ def _check_value(override: Override, made: Mapping[str, Any], primary: str, choi
     if override.is_add():
         raise InputError(f"{_line(override)} adds a key that is there already: write {key}={typed}")
     old = OmegaConf.to_container(OmegaConf.create({"v": _at(made, key)}), resolve=False)["v"]  # type: ignore[index]
+    same = re.fullmatch(r"\$\{(\w+)\}", old) if isinstance(old, str) else None
+    old = made[same[1]] if same and same[1] in made else old
     new = override.value()
+    if new == "???":
+        raise InputError(f"{key}=??? stands for a value that is missing: write one")
+    if key in PATHS and isinstance(new, (list, dict, bool)):
+        raise InputError(f"{key}={_shown(new)} is {_kind(new)}: write a path, for example {key}=some/folder")
     if isinstance(old, list) and isinstance(new, list) and key.endswith(".betas") and len(new) != len(old):
         raise InputError(f"{key} takes {len(old)} numbers, got {len(new)}: write for example {key}={_shown(old)}")
     if key not in _FREE and not _fits(old, new):

@@ -171,14 +171,20 @@ def refuse_conflicts(choices: Mapping[str, str], config: Mapping[str, Any]) -> N
             f"optimizer=sam contradicts accumulate={accumulate}: its second gradient would see one micro-batch only, "
             "write accumulate=1"
         )
+    least, most = config["trainer"].get("min_epochs"), config["trainer"].get("max_epochs")
+    if least and most and 0 < most < least:
+        raise InputError(
+            f"trainer.min_epochs={least} contradicts trainer.max_epochs={most}: write trainer.max_epochs={least}"
+        )
+    precise = f"trainer.precision={config['trainer']['precision']}"
     half, clip = str(config["trainer"]["precision"]).startswith("16"), choices.get("clip", "none")
     if half and clip != "none" and config["optimizer"].get("fused"):
         raise InputError(
-            f"trainer.precision=16-mixed contradicts clip={clip} with a fused optimizer: gradients would be clipped "
+            f"{precise} contradicts clip={clip} with a fused optimizer: gradients would be clipped "
             "before their loss scale is taken out, write optimizer.fused=false or trainer.precision=bf16-mixed"
         )
     if half and choices.get("optimizer") == "sam":
         raise InputError(
-            "trainer.precision=16-mixed contradicts optimizer=sam: its second pass would see no loss scale, "
+            f"{precise} contradicts optimizer=sam: its second pass would see no loss scale, "
             "write trainer.precision=bf16-mixed"
         )

@@ -82,6 +82,6 @@ def show(
     # TensorBoard takes text for Markdown, which takes HTML for HTML.
     text = escape(OmegaConf.to_yaml(OmegaConf.create(dict(config))), quote=False)
     writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), step)
-    board.log_end(metrics, step)
+    board.log_end(metrics, step, curves=not config["test_flip"])
     board.log_session(session(config, choices, lines), step)
     board.finalize("success")

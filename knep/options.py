@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
 from knep.errors import InputError
 from knep.listing import GROUPS, options
@@ -17,6 +18,11 @@ def refuse_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
 
     And for those of Hydra that would run another config than the one that is checked.
     """
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}: write --help for the options that there are")
+
+    parser.error = refuse  # type: ignore[method-assign]
     words = [a.partition("=")[0] for a in arguments if a.startswith("--")]
     begun = {word: [o for o in parser._option_string_actions if o.startswith(word)] for word in words}
     several = next((word for word, found in begun.items() if len(found) > 1 and word not in found), None)
@@ -32,6 +38,11 @@ def refuse_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
             raise InputError(
                 f"--{name.replace('_', '-')}={getattr(known, name)}: {_COMPOSED}--config-dir=FOLDER recipe=mine"
             )
+    for name in ("resolve", "package"):
+        if getattr(known, name, None) and not known.cfg:
+            raise InputError(f"--{name} shows nothing by itself: write --cfg=job --{name}")
+    if getattr(known, "hydra_help", False):
+        raise InputError("--hydra-help is Hydra's own: write --help")
     if getattr(known, "experimental_rerun", None):
         raise InputError("--experimental-rerun is not known here: write ckpt=RUN, which goes on with a run")
 

@@ -140,7 +140,7 @@ def resumes(config: Mapping[str, Any], sweep: bool) -> bool:
     from knep.slurm import under_slurm
 
     wanted = config["resume"]
-    if wanted not in (None, "auto", False):
+    if wanted is not None and wanted is not False and wanted != "auto":
         raise InputError(f"resume={wanted} is not known: write auto, false, or null (auto for sweeps and under SLURM)")
     return config["ckpt"] is None and (wanted == "auto" or (wanted is None and (sweep or under_slurm())))
 

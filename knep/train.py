@@ -205,6 +205,7 @@ def _fit(
     from knep.member import check_resume, fit_member, stored_facts
     from knep.recipe import Recipe, named
     from knep.safe import instantiate
+    from knep.text import shown
 
     began = time.perf_counter()
     leader = getattr(rank_zero_only, "rank", 0) == 0
@@ -223,6 +224,8 @@ def _fit(
         for i, place in enumerate(places):
             check_resume({**config, "seed": config["seed"] + i} if seeds > 1 else config, place)
         if leader:
+            if config["ckpt"] is None and (folder / "summary.json").is_file():
+                print(f"knep: {shown(str(folder))} held a run, which this one replaces")
             write_identity(folder, config, overrides)
             write_summary(folder, {"status": "running", **report.identity(config)})
         header = report.before(choices, data)

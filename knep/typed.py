@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 
 from knep.errors import InputError
 from knep.listing import GROUPS, options
+from knep.text import shortened
 from knep.words import meant, otherwise
 
 PATHS = ("ckpt", "replay", "data.root", "data.cache", "hydra.run.dir", "hydra.sweep.dir")
 _LINE = re.compile(r"(?P<mark>\+{0,2})(?P<key>[\w.@/]+)=(?P<value>.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra reads as text, and as nothing else
 _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
+_LONGEST, _LONGEST_PART = 3500, 255  # bytes of a path with room for the files in it, and of one name
 _WORDS = ("null", "true", "false", "inf", "nan")  # however they are written
 _CALL = re.compile(r"[a-z]+\(.*\)", re.DOTALL)
 
@@ -83,7 +86,14 @@ def _path(key: str, value: str, multirun: bool) -> str:
         return ",".join(_path(key, part, False) for part in value.split(","))
     text = unquoted(value)
     if text.startswith("~"):
-        text = str(Path(text).expanduser())
+        try:
+            text = str(Path(text).expanduser())
+        except RuntimeError:
+            raise InputError(
+                f"{key}={value}: nobody here is called {text.split('/')[0]}: write the whole path"
+            ) from None
+    if len(os.fsencode(text)) > _LONGEST or any(len(os.fsencode(part)) > _LONGEST_PART for part in text.split("/")):
+        raise InputError(f"{key}={shortened(text, 60)} is longer than a path can be: choose a shorter one")
     return text if _PLAIN.fullmatch(text) and text.lower() not in _WORDS else quoted(text)
 
 

@@ -106,13 +106,33 @@ FOREIGN = {
     "-b": "write data.batch_size=",
     "optimizer=schedulefree": "write scheduler=none",
     "hydra/job_logging=disabled": "leave it out",
+    "hydra/job_logging=stdout": "leave it out",
+    "data.root=~nouser/x": "nobody here is called ~nouser",
+    "data.root=" + 300 * "a": "longer than a path can be",
+    "data.root=" + 2000 * "a/": "longer than a path can be",
+    "--resolve": "write --cfg=job --resolve",
+    "--hydra-help": "write --help",
+    "-c": "expected one argument",
+    "--info=foo": "invalid choice",
+    "data.num_classes=???": "stands for a value that is missing",
+    "optimizer.lr=" + 5000 * "9": "is not an override",
+    "+hydra.run.foo=1": "choose from dir",
+    "+hydra.job.foo=1": "choose from",
+    "+hydra.launcher.n_jobs=2": "for example hydra/launcher=joblib",
+    "hydra.launcher.n_jobs=2": "for example hydra/launcher=joblib",
+    "data.seed=abc": "write a whole number",
+    "data.root=[]": "write a path",
+    "resume=1e-400": "write auto, false, or null",
+    "+trainer.min_epochs=5": "write trainer.max_epochs=5",
+    "init.std=0.1": "write init=uniform init.limit=0.1",
+    "trainer.precision=16-true": "trainer.precision=16-true contradicts",
     "++hydra.frobnicate=1": "hydra.frobnicate",
 }
 
 
 @pytest.mark.parametrize("line", FOREIGN)
 def test_a_key_that_nobody_reads_is_refused_with_the_line_to_write(line, tmp_path, capsys):
-    said = refused([line], capsys, tmp_path)
+    said = refused([line, *(["trainer.max_epochs=1"] if "min_epochs" in line else [])], capsys, tmp_path)
     assert FOREIGN[line] in said
     assert not re.search(r"\w\._(target|partial)_", said)
 
