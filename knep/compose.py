@@ -345,7 +345,8 @@ def _check_value(override: Override, made: Mapping[str, Any], primary: str, choi
     new = override.value()
     if new == "???":
         raise InputError(f"{key}=??? stands for a value that is missing: write one")
-    if key in PATHS and isinstance(new, (list, dict, bool)):
+    switch = isinstance(new, bool) and key != "data.cache"  # true is a place of knep's own there
+    if key in PATHS and (switch or isinstance(new, (list, dict))):
         raise InputError(f"{key}={_shown(new)} is {_kind(new)}: write a path, for example {key}=some/folder")
     if isinstance(old, list) and isinstance(new, list) and key.endswith(".betas") and len(new) != len(old):
         raise InputError(f"{key} takes {len(old)} numbers, got {len(new)}: write for example {key}={_shown(old)}")

@@ -31,6 +31,7 @@ _FACTS: dict[str, Check] = {
     "image_size": whole(1),
     "class_names": listed(text()),
 }
+_GROUPS = frozenset({"trainer", "data", "checkpoint", "slurm", "budget", "guard", "doctor"})  # where there is one
 _PIXELS = 1 << 28
 _BITS = range(8, 33)  # of a number of an image
 
@@ -150,7 +151,8 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
         wrong = check(facts[key])
         if wrong:
             raise InputError(f"{path} was not written by knep: its {key}{wrong}, give another checkpoint")
-    missing = [key for key in (*SLOTS, "model") if not isinstance(facts["config"].get(key), dict)]
+    groups = {*SLOTS, "model", *(facts["config"].keys() & _GROUPS)}
+    missing = [key for key in sorted(groups) if not isinstance(facts["config"].get(key), dict)]
     missing += [] if missing or isinstance(facts["config"]["model"].get("_target_"), str) else ["model"]
     if missing:
         raise InputError(f"{path} was not written by knep: its config has no {missing[0]}, give another checkpoint")
@@ -184,11 +186,20 @@ def load_module(path: Path) -> Any:
 
 
 def not_finite(module: Any, weights: Mapping[str, Tensor]) -> str | None:
-    """Which parameter is not finite where the config's guard keeps them so; None without one, or where all are."""
-    if module.about["config"].get("guard", {}).get("action", "none") == "none":
-        return None
-    odd = next((name for name, _ in module.named_parameters() if not weights[name].isfinite().all()), None)
-    return odd and f"{odd} is not finite, which its guard forbids"
+    """Which weight is not finite and must be; None where all are.
+
+    The input's scale comes from data that was looked at. Parameters are so where the config has a guard, and with them
+    what is derived from them, as a spectral norm's vectors; running statistics of activations need not be.
+    """
+    guarded = module.about["config"].get("guard", {}).get("action", "none") != "none"
+    names = [name for name, _ in module.named_parameters() if guarded]
+    names += [
+        name
+        for name, _ in module.named_buffers()
+        if name.startswith("scaling.") or (guarded and ".parametrizations." in name)
+    ]
+    odd = next((name for name in names if name in weights and not weights[name].isfinite().all()), None)
+    return odd and f"{odd} is not finite, which its {'guard' if guarded else 'data'} forbids"
 
 
 def stored_module(path: Path, state: Mapping[str, Any]) -> Any:

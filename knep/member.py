@@ -26,6 +26,7 @@ from knep.malloc import keep_freed_memory
 from knep.profile import StepProfile
 from knep.resume import find_whole, saved_of
 from knep.safe import instantiate
+from knep.schema import whole
 from knep.signals import Interrupted
 from knep.stored import check_stored_run
 from knep.tables import earlier_rows
@@ -171,11 +172,12 @@ def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Pa
 
 
 def _changes(cfg: Mapping[str, Any], path: Path, state: Mapping[str, Any]) -> list[Change]:
-    try:
-        epochs = int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} was not written by knep: it has no count of epochs, give another one") from error
-    return changes(state["knep"]["config"], cfg, state["global_step"], epochs)
+    counted: Any = state
+    for key in ("loops", "fit_loop", "epoch_progress", "current", "completed"):
+        counted = counted.get(key) if isinstance(counted, Mapping) else None
+    if whole()(counted):
+        raise InputError(f"{path} was not written by knep: it has no count of epochs, give another one")
+    return changes(state["knep"]["config"], cfg, state["global_step"], counted)
 
 
 def _resume_from(

@@ -27,6 +27,7 @@ import torch
 from arena import Outcome, run
 from fuzzing import QUICK
 from mutations import Mutation, fields, mutate
+from safetensors import safe_open
 
 # Each with the batch (of 3 an epoch) after which it is stopped; 0 trains on to the end of its first epoch.
 BASES: dict[str, tuple[str, int]] = {
@@ -56,6 +57,8 @@ BASES: dict[str, tuple[str, int]] = {
 # Whole numbers that nothing else in a checkpoint says again: within their range each could be another run's.
 _FREE = re.compile(
     r".*\.(wait_count|num_bad_epochs|cooldown_counter|stopped_epoch|stopping_reason|last_step|clipped.*|counts\..*|turns\..*)"
+    # What an epoch logged is a record: another callback could have logged less, or under another name.
+    r"|callbacks\.History\.rows\.\d+\..*|exact\.metrics\..*"
 )
 _FREE_TEXT = re.compile(r"callbacks\.Doctor\..*|.*stopping_reason_message|knep\.(class_names|config\.(name|doctor)).*")
 
@@ -186,8 +189,14 @@ def _end(door: str, work: Path, outcome: Outcome) -> Any:
             state = torch.load(folder / "checkpoints" / name, weights_only=True)
             end[name] = _digest({k: v for k, v in state.items() if k != "knep"})
     end["metrics"] = (folder / "metrics.csv").read_text() if (folder / "metrics.csv").is_file() else ""
-    end["exported"] = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(work.glob("*.safetensors"))]
+    end["exported"] = [_exported(p) for p in sorted(work.glob("*.safetensors"))]
     return end
+
+
+def _exported(path: Path) -> str:
+    """A digest of the content: the format keeps what describes a file in no order."""
+    with safe_open(path, "pt") as file:
+        return _digest([dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}])  # noqa: SIM118
 
 
 def _digest(tree: Any) -> str:

@@ -117,7 +117,7 @@ def _other(value: Any, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
     """Another value for `value`, in words, and whether a run could have had it."""
     if draw.random() < 0.35:
         made = _strange(draw)
-        return made, f"{_told(value)} -> {_told(made)}", False
+        return made, f"{_told(value)} -> {_told(made)}", isinstance(value, float) and _finite(made)
     if isinstance(value, Tensor):
         return _tensor(value, draw, tree)
     if isinstance(value, bool):
@@ -139,7 +139,7 @@ def _other(value: Any, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
                 int(value) if math.isfinite(value) else 0,
             )
         )
-        return made, f"{value} -> {_told(made)}", isinstance(made, float) and math.isfinite(made)
+        return made, f"{value} -> {_told(made)}", _finite(made)
     if isinstance(value, str):
         made = draw.choice(
             (f"../{value}", f"/tmp/{value}", f"{value}\n", f"{value}\0", value.upper(), value[::-1], SECRET)
@@ -156,6 +156,10 @@ def _other(value: Any, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
     return made, f"{_told(value)} -> {_told(made)}", False
 
 
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
 def _tensor(t: Tensor, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
     others = [v for path in fields(tree) if isinstance(v := get(tree, path), Tensor) and v.shape == t.shape]
     numbers = t.clone().double() if t.is_floating_point() else t.clone()
@@ -163,7 +167,10 @@ def _tensor(t: Tensor, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
         "flat": (lambda: t.flatten(), t.dim() == 1),
         "one number short": (lambda: t.flatten()[1:], False),
         "one dimension more": (lambda: t[None], False),
-        "turned": (lambda: t.transpose(0, -1) if t.dim() > 1 else t.repeat(2), False),
+        "turned": (
+            lambda: t.transpose(0, -1) if t.dim() > 1 else t.repeat(2),
+            t.dim() > 1 and t.transpose(0, -1).shape == t.shape,
+        ),
         "laid out otherwise": (lambda: t.mT.contiguous().mT if t.dim() > 1 else t.clone(), True),
         "one number expanded": (lambda: t.flatten()[:1].sum().expand(t.shape), t.is_floating_point()),
         "part of a larger one": (lambda: torch.cat([t.flatten(), t.flatten()])[: t.numel()].view(t.shape), True),
@@ -186,7 +193,7 @@ def _tensor(t: Tensor, draw: random.Random, tree: Any) -> tuple[Any, str, bool]:
 
 
 def _with_one(t: Tensor, value: float) -> Tensor:
-    made = t.clone()
+    made = t.clone(memory_format=torch.contiguous_format)
     if made.numel() and made.is_floating_point():
         made.view(-1)[0] = value
         return made

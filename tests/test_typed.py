@@ -112,7 +112,7 @@ FOREIGN = {
     "data.root=" + 2000 * "a/": "longer than a path can be",
     "--resolve": "write --cfg=job --resolve",
     "--hydra-help": "write --help",
-    "-c": "expected one argument",
+    "-c": "invalid choice",
     "--info=foo": "invalid choice",
     "data.num_classes=???": "stands for a value that is missing",
     "optimizer.lr=" + 5000 * "9": "is not an override",
@@ -121,7 +121,6 @@ FOREIGN = {
     "+hydra.launcher.n_jobs=2": "for example hydra/launcher=joblib",
     "hydra.launcher.n_jobs=2": "for example hydra/launcher=joblib",
     "data.seed=abc": "write a whole number",
-    "data.root=[]": "write a path",
     "resume=1e-400": "write auto, false, or null",
     "+trainer.min_epochs=5": "write trainer.max_epochs=5",
     "init.std=0.1": "write init=uniform init.limit=0.1",
@@ -152,6 +151,8 @@ def test_an_invented_key_of_any_group_is_refused(group):
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")), min_size=1), st.booleans())
 def test_a_path_stands_for_itself_whatever_is_in_it(text, multirun):
+    if len(text.encode()) > 255:  # no name of a file
+        return
     plain = not text.strip() or "\\" in text or "${" in text or text.startswith(("~", "'", '"'))
     if plain or text in ("null", "true", "false") or re.fullmatch(r"[a-z]+\(.*\)", text) or (multirun and "," in text):
         return
