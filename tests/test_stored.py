@@ -196,6 +196,10 @@ def _count(state):
         (lambda s: s["running"]["sums"].update(train=torch.zeros(3)[:2]), "sums.train"),
         (lambda s: s["state_dict"].update({7: torch.zeros(1)}), "state_dict"),
         (lambda s: s.pop("running"), "has no running"),
+        (lambda s: s["loops"]["fit_loop"].update(epoch_progress=torch.zeros(())), "epoch_progress is a Tensor"),
+        (lambda s: s["knep"]["config"].update(guard=[]), "no guard"),
+        (lambda s: s["knep"]["config"].update(trainer="x"), "no trainer"),
+        (lambda s: s["state_dict"]["scaling.scale"].fill_(float("nan")), "scaling.scale is not finite"),
         (lambda s: s.update({"pytorch-lightning_version": "0.0.1"}), "pytorch-lightning_version"),
     ],
 )
