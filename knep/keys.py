@@ -57,6 +57,11 @@ def refuse_unread(config: Mapping[str, Any], choices: Mapping[str, str], made: M
     searched too.
     """
     for key, value in config.items():
+        if key == "recipe" and isinstance(value, Mapping):  # what a file without a header is put under
+            raise InputError(
+                f"recipe={choices.get('recipe')} fills a group named recipe, which nothing reads: begin its file with "
+                "`# @package _global_` and a defaults list, as `knep cp recipe/modern FOLDER` copies one"
+            )
         if key not in top_level():
             raise InputError(no_key(key, _shown(value), config, choices))
     for section in ("checkpoint", "slurm"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from knep.errors import InputError
+from knep.keys import top_level
 from knep.listing import GROUPS, options
 from knep.words import line_for, meant, option_line
 
@@ -41,6 +42,9 @@ def refuse_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
     for name in ("resolve", "package"):
         if getattr(known, name, None) and not known.cfg:
             raise InputError(f"--{name} shows nothing by itself: write --cfg=job --{name}")
+    first = (getattr(known, "package", None) or "_global_").partition(".")[0]
+    if first != "_global_" and first not in (*top_level(), "hydra"):
+        raise InputError(f"--package={known.package}: there is no key {first}: write --package=optimizer, for example")
     if getattr(known, "hydra_help", False):
         raise InputError("--hydra-help is Hydra's own: write --help")
     if getattr(known, "experimental_rerun", None):

@@ -113,6 +113,7 @@ FOREIGN = {
     "--resolve": "write --cfg=job --resolve",
     "--hydra-help": "write --help",
     "-c": "invalid choice",
+    "--cfg=job --package=nope": "there is no key nope",
     "--info=foo": "invalid choice",
     "data.num_classes=???": "stands for a value that is missing",
     "optimizer.lr=" + 5000 * "9": "is not an override",
@@ -131,7 +132,8 @@ FOREIGN = {
 
 @pytest.mark.parametrize("line", FOREIGN)
 def test_a_key_that_nobody_reads_is_refused_with_the_line_to_write(line, tmp_path, capsys):
-    said = refused([line, *(["trainer.max_epochs=1"] if "min_epochs" in line else [])], capsys, tmp_path)
+    words = line.split() if line.startswith("--") else [line]
+    said = refused([*words, *(["trainer.max_epochs=1"] if "min_epochs" in line else [])], capsys, tmp_path)
     assert FOREIGN[line] in said
     assert not re.search(r"\w\._(target|partial)_", said)
 
@@ -269,3 +271,10 @@ def test_the_line_that_is_shown_is_what_a_shell_takes():
     for text in ("a b", "it's", "a$b", 'a"b', "a,b", "a`b", "a!b"):
         (word,) = shlex.split(typed.to_type("data.root", text))
         assert OverridesParser.create().parse_override(word).value() == text
+
+
+def test_a_recipe_file_without_a_header_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "mine.yaml").write_text("optimizer: adam\n")
+    with pytest.raises(InputError, match="begin its file with `# @package _global_`"):
+        compose_config(["recipe=mine"], [str(tmp_path / "conf")])
