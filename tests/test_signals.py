@@ -61,7 +61,17 @@ def slurm(monkeypatch):
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 129}
 
 
+@pytest.fixture
+def listening():
+    """Signals that are ignored stay so, and tests under nohup inherit an ignored SIGHUP."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("number", "code"), CODES.items())
+@pytest.mark.usefixtures("listening")
 def test_each_signal_saves_and_says_so(number, code, struck, tmp_path, capsys):
     folder, before = tmp_path / "run", signal.getsignal(signal.SIGUSR1)
     assert struck(number, f"hydra.run.dir={folder}") == code
