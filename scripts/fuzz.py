@@ -1,4 +1,4 @@
-"""Random lines, damaged folders, mutated fields: `python scripts/fuzz.py --lines 2000 --folders 500 --states 5000`.
+"""Random lines, keys that nobody reads, damaged folders, mutated fields: `python scripts/fuzz.py` (counts: `--help`).
 
 Each case must end in a run of two steps that is sane, or in one line that names what was wrong, with exit code 2: no
 traceback, no hang over 30 s, nothing written outside the run folder, none left behind by what was refused. A sound
@@ -24,6 +24,10 @@ import fuzz_states
 from arena import Outcome, run
 from fuzzing import QUICK, damage, lines
 from PIL import Image
+
+from knep.compose import compose_config
+from knep.errors import InputError
+from knep.listing import GROUPS, options
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,6 @@ def warm() -> None:
     """Imports and composes once, so that each child need not."""
     import knep.member
     import knep.report
-    from knep.compose import compose_config
     from knep.rehearse import rehearse
 
     assert knep.member
@@ -170,6 +173,46 @@ def states(root: Path, count: int, seed: int, verbose: bool) -> Counter[str]:
     return ends
 
 
+def key_lines(each: int, seed: int) -> Iterator[tuple[str, str, str]]:
+    """(choice, line, key) for so many invented keys of every option of every group, and of every group of settings."""
+    letters = "abcdefghijklmnopqrstuvwxyz_0123456789"
+    draw = random.Random(f"{seed} keys")
+
+    def invented() -> str:
+        return draw.choice(letters[:26]) + "".join(draw.choices(letters, k=draw.randint(2, 11)))
+
+    for group in [*sorted(set(GROUPS) - {"recipe"}), "trainer", "metrics", "checkpoint", ""]:
+        for option in options(group) if group in GROUPS else [""]:
+            for _ in range(each):
+                key = f"{group}.{invented()}".strip(".")
+                sign, value = draw.choice(("+", "++", "")), draw.choice(("1", "true", "[1,2]", "abc", "{a:1}", "null"))
+                yield f"{group}={option}" if option else "", f"{sign}{key}={value}", key
+
+
+# Callbacks are the user's own: there alone a target is the line to write.
+_LEADS_ASTRAY = re.compile(r"\b(?<!callbacks\.)\w+\._(target|partial)_")
+
+
+def keys(each: int, seed: int, verbose: bool) -> Counter[str]:
+    """Whether a key that no code reads is refused in one line which names it, without a word of targets."""
+    ends: Counter[str] = Counter()
+    for choice, line, key in key_lines(each, seed):
+        end, said = "refused", ""
+        try:
+            compose_config([word for word in (choice, line) if word])
+            end = "wrong: taken"
+        except InputError as error:
+            said = str(error)
+            if "\n" in said or key.rpartition(".")[2] not in said or _LEADS_ASTRAY.search(said):
+                end = "wrong: says something else"
+        except Exception as error:  # whatever comes is what is sought
+            end, said = "wrong: a traceback", repr(error)
+        ends[f"keys: {end}"] += 1
+        if end != "refused" or verbose:
+            print(f"{choice} {line}\n    {end}: {said[:300]}", flush=True)
+    return ends
+
+
 _END = {0: "ran", 1: "stopped by the guard", 2: "refused", None: "wrong"}
 
 
@@ -180,13 +223,14 @@ def _told(ends: Counter[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=2000)
+    parser.add_argument("--keys", type=int, default=20, help="invented keys of every option")
     parser.add_argument("--folders", type=int, default=500)
     parser.add_argument("--states", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="print every case with its end")
     args = parser.parse_args()
     warm()
-    ends: Counter[str] = Counter()
+    ends = keys(args.keys, args.seed, args.verbose)
     with tempfile.TemporaryDirectory() as folder:
         first = finished_run(Path(folder))
         for kind, cases in (
