@@ -181,7 +181,7 @@ def key_lines(each: int, seed: int) -> Iterator[tuple[str, str, str]]:
     def invented() -> str:
         return draw.choice(letters[:26]) + "".join(draw.choices(letters, k=draw.randint(2, 11)))
 
-    for group in [*sorted(set(GROUPS) - {"recipe"}), "trainer", "metrics", "checkpoint", ""]:
+    for group in [*sorted(set(GROUPS) - {"recipe"}), "trainer", ""]:
         for option in options(group) if group in GROUPS else [""]:
             for _ in range(each):
                 key = f"{group}.{invented()}".strip(".")
