@@ -20,7 +20,7 @@ from torch import Tensor
 
 from knep.archive import foreign, overlaps
 from knep.errors import InputError, RunFailed, is_full
-from knep.files import no_room, sync_folder
+from knep.files import new_file, no_room, sync_folder
 
 _END = b"PK\x05\x06"  # opens the last record of a zip archive; the record ends with the length of the comment
 _END_SIZE = 22
@@ -58,7 +58,7 @@ def write(state: Mapping[str, Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
     noting: Any = None
     try:
-        with temporary.open("w+b") as f:
+        with new_file(temporary) as f:
             noting = _Noting(f)
             torch.save(dict(state), noting)
             _seal(f)
@@ -76,8 +76,9 @@ def copy(source: Path, path: Path) -> None:
     """Makes `path` the same checkpoint as `source`, whole or not at all. Raises RunFailed as `write` does."""
     temporary = path.with_name(f".{path.name}.part")
     try:
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as f:
+        with source.open("rb") as whole, new_file(temporary) as f:
+            shutil.copyfileobj(whole, f)
+            f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
         sync_folder(path.parent)

@@ -39,6 +39,7 @@ _FREE = frozenset(
     {"accumulate", "compile", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"}
 )
 _BRACKETS = 200
+_SEVERAL = re.compile(r"\(?[-+.\de]+(,[-+.\de]+)+\)?")  # numbers with commas between
 _DEVICES, _THREADS = 128, 128  # of one machine
 _NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
 _UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
@@ -80,8 +81,10 @@ def compose_config(
     parsed = parse(overrides)
     swept = next((o for o in parsed if o.is_sweep_override()), None)
     if swept is not None:
-        one = to_type(swept.key_or_group, _line(swept).partition("=")[2])
-        raise InputError(f"{_line(swept)} is several values: write -m to run each of them, or {one} to mean one")
+        key, _, several = _line(swept).partition("=")
+        numbers = _SEVERAL.fullmatch(several)
+        one = f"{key}=[{several}] to mean a list" if numbers else f"{to_type(key, several)} to mean one"
+        raise InputError(f"{_line(swept)} is several values: write -m to run each of them, or {one}")
     named = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in _items(o)]
     with own_hydra([*search, *named], ahead):
         groups = [o for o in parsed if _is_group(o)]
@@ -185,6 +188,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             line = shortened(line, 120)
             key, equals, value = line.partition("=")
             how = f"{to_type(key, value)} for a value with special characters" if equals else "key=value"
+            if _SEVERAL.fullmatch(value):
+                how = f"{key}=[{value.strip('()')}] for a list, or -m {key}={value.strip('()')} for a run with each"
             raise InputError(f"{line!r} is not an override: write {how}") from error
     return parsed
 
@@ -222,6 +227,18 @@ def _check_whole(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         )
 
 
+def said(error: BaseException) -> str:
+    """What Hydra or OmegaConf says, in one line; of a plugin that is missing, how to get it."""
+    plugin = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", str(error))
+    if plugin:
+        kind, name = plugin.groups()
+        return f"hydra/{kind}={name} is not installed: leave it out, or pip install hydra-{name}-{kind}"
+    if isinstance(error, RecursionError):
+        return "the config takes itself in, or is too deep: take out the option that does"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:3])
+
+
 class _one_line:
     """Hydra's and OmegaConf's errors as one line."""
 
@@ -230,10 +247,7 @@ class _one_line:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError, RecursionError)):
-            text = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            if isinstance(error, RecursionError):
-                text = ["the config takes itself in, or is too deep: take out the option that does"]
-            raise InputError(" ".join(text[:3])) from error
+            raise InputError(said(error)) from error
 
 
 def _loader() -> Any:
@@ -287,7 +301,9 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, Mapping):
         for key, value in node.items():
-            path = f"{prefix}.{key}" if prefix else str(key)
+            if not isinstance(key, str):
+                raise InputError(f"{prefix or key} has the key {key}, which is no name: write one number or text")
+            path = f"{prefix}.{key}" if prefix else key
             yield path
             yield from _flat(value, path)
 
@@ -398,7 +414,7 @@ def check_time(value: Any) -> None:
         if fine and any(value.values()):
             return
     elif isinstance(value, str):
-        given = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip())
+        given = re.fullmatch(r"(\d{1,6}):(\d\d):(\d\d):(\d\d)", value.strip())
         if given and any(map(int, given.groups())):
             return
     raise InputError(
@@ -440,6 +456,12 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise InputError(
             "trainer.limit_train_batches=0 leaves nothing to train on: write a number of batches or a share"
         )
+    for key in (key for key in sorted(present) if key.startswith("trainer.limit_")):
+        value = _at(config, key)
+        if isinstance(value, str) or (isinstance(value, float) and not 0 <= value <= 1):
+            raise InputError(f"{key}={value} is no share: write one in [0, 1], or a whole number of batches")
+    if config.get("trainer", {}).get("max_steps", -1) < -1:
+        raise InputError(f"trainer.max_steps={config['trainer']['max_steps']} must be at least 1, or -1 for no limit")
     if "trainer.limit_test_batches" in present and config["trainer"]["limit_test_batches"] == 0:
         raise InputError("trainer.limit_test_batches=0 leaves nothing to test on: write a number of batches or a share")
     if not isinstance(config["accumulate"], int) or isinstance(config["accumulate"], bool) or config["accumulate"] < 1:

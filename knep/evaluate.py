@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import ceil, sqrt
+from math import ceil, log, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,13 @@ def evaluate(
     for x, y in batches:
         x_NCHW, y_N = x[y >= 0].to(device), y[y >= 0].to(device)
         views = (x_NCHW, x_NCHW.flip(3)) if mirrored else (x_NCHW,)
-        p_MNK = torch.stack([torch.stack([m(view).float().softmax(1) for view in views]).mean(0) for m in members])
+        logp_MVNK = torch.stack([torch.stack([m(view).float().log_softmax(1) for view in views]) for m in members])
+        p_MNK = logp_MVNK.exp().mean(1)
         p_NK = p_MNK.mean(0)
+        # The mean in logarithms, which knows no smallest number.
+        logp_NK = logp_MVNK.flatten(0, 1).logsumexp(0) - log(len(members) * len(views))
         confidence, predicted = p_NK.max(1)
-        loss += F.nll_loss(p_NK.clamp_min(1e-12).log(), y_N, reduction="sum").item()
+        loss += F.nll_loss(logp_NK, y_N, reduction="sum").item()
         right += int((predicted == y_N).sum())
         each = [a + int((p.argmax(1) == y_N).sum()) for a, p in zip(each, p_MNK, strict=True)]
         images += len(y_N)
@@ -198,7 +201,13 @@ def not_finite(module: Any, weights: Mapping[str, Tensor]) -> str | None:
         for name, _ in module.named_buffers()
         if name.startswith("scaling.") or (guarded and ".parametrizations." in name)
     ]
-    odd = next((name for name in names if name in weights and not weights[name].isfinite().all()), None)
+    own = module.state_dict()
+
+    def whole(name: str) -> bool:
+        """Also as the type that the model has: what float64 holds may be infinite there."""
+        return bool(weights[name].to(own[name].dtype).isfinite().all())
+
+    odd = next((name for name in names if name in weights and not whole(name)), None)
     return odd and f"{odd} is not finite, which its {'guard' if guarded else 'data'} forbids"
 
 

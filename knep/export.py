@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.evaluate import load_members
+from knep.files import new_file
 from knep.portable import Portable, portable
+from knep.text import shown
 
 FORMATS = ("safetensors", "onnx", "pt2")
 _NEEDS = {"safetensors": ("safetensors",), "onnx": ("onnx", "onnxruntime", "onnxscript"), "pt2": ()}
@@ -63,6 +65,8 @@ def _kind(file: Path, kind: str | None) -> str:
         raise InputError(f"{file}: write --format {' or '.join(FORMATS)}, or give the file one of these endings")
     if file.suffix != f".{kind}":
         raise InputError(f"{file} does not end in .{kind}: write {file.with_suffix(f'.{kind}')}")
+    if "\ufffd" in str(file).encode(errors="surrogateescape").decode(errors="replace"):
+        raise InputError(f"{shown(file)} is no text in UTF-8: choose another name")
     if not file.parent.is_dir():
         raise InputError(f"{file.parent} is no folder: make it, or write the file elsewhere")
     missing = [name for name in _NEEDS[kind] if importlib.util.find_spec(name) is None]
@@ -87,6 +91,8 @@ def _write(found: Portable, file: Path, kind: str) -> list[Path]:
     text = json.dumps(about, indent=2)
     hidden = [path.with_name(f".{os.getpid()}.{path.name}") for path in (file, _beside(file))]
     try:
+        for path in hidden:
+            new_file(path).close()
         run = writer(found, hidden[0], text)
         for images in (len(found.pixels), 1):
             found.check(run(found.pixels[:images]), f"{file} on {images} images")

@@ -11,14 +11,14 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from omegaconf import OmegaConf
 
 from knep.errors import InputError, RunFailed, is_full
 from knep.lock import NAME, folders
 from knep.run_names import events_folder
-from knep.schema import number, record, text, whole
+from knep.schema import listed, number, record, text, whole
 from knep.strangers import check_kind
 from knep.text import shown
 
@@ -34,11 +34,14 @@ _SUMMARY = record(
         "status": text(r"\w{1,20}"),
         "reason": text(most=1_000_000),
         "config_hash": text(r"[0-9a-f]{12}"),
+        "modules": listed(text(r"[\w.]{1,200}"), most=1000),
         "sealed": whole(0, 10**9),
         **dict.fromkeys(("val/loss", "val/acc", "test/loss", "test/acc"), number(finite=False)),
     },
     closed=False,
 )
+_OF_THE_USER = ("system", "global", "command")  # scopes of git's config that no checkout brings
+_DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD")
 # Where a run lies and how it is watched does not change what it computes.
 NOT_HASHED = (
     "allow_targets",
@@ -67,7 +70,7 @@ def write_atomic(path: Path, text: str | bytes) -> None:
     """Writes `text` to a temporary name beside `path`, then renames: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as f:
+        with new_file(temporary) as f:
             f.write(text.encode() if isinstance(text, str) else text)
             f.flush()
             os.fsync(f.fileno())
@@ -77,6 +80,12 @@ def write_atomic(path: Path, text: str | bytes) -> None:
             temporary.unlink(missing_ok=True)
         error.filename = str(path)
         raise
+
+
+def new_file(path: Path) -> BinaryIO:
+    """Opens a temporary file, made anew: what lies there already, such as a link out of the folder, is not written."""
+    path.unlink(missing_ok=True)
+    return path.open("x+b")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -89,11 +98,28 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def git(*args: str) -> str:
+    """What git prints. A checkout may be a stranger's: no program that its own config names is run, nothing fetched."""
+    own = _asked(["config", "--show-scope", "--includes", "--null", "--get-regexp", r"^filter\..*"], {}).split("\0")
+    # Scope, then "key\nvalue": filters of the checkout's own config are none, those of the user's stay.
+    filters = {
+        key.partition("\n")[0] for scope, key in zip(own[::2], own[1::2], strict=False) if scope not in _OF_THE_USER
+    }
+    emptied = {key: "false" if key.endswith(".required") else "" for key in filters}
+    quiet = {"core.fsmonitor": "false", "core.hooksPath": os.devnull, "safe.bareRepository": "explicit"}
+    return _asked(args, quiet | emptied)
+
+
+def _asked(args: Sequence[str], config: Mapping[str, str]) -> str:
+    set_to = {f"GIT_CONFIG_KEY_{i}": key for i, key in enumerate(config)}
+    set_to |= {f"GIT_CONFIG_VALUE_{i}": value for i, value in enumerate(config.values())}
+    none = {"GIT_CONFIG_COUNT": str(len(config)), "GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"}
+    optional = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    env = os.environ | set_to | none | optional
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(["git", *args], capture_output=True, timeout=20, check=False, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
 def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -106,7 +132,7 @@ def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_atomic(folder / "overrides.txt", "".join(f"{o}\n" for o in overrides))
         write_atomic(folder / "git_hash.txt", git("rev-parse", "HEAD") or "not a git checkout\n")
-        write_atomic(folder / "git_diff.patch", git("diff", "HEAD"))
+        write_atomic(folder / "git_diff.patch", git(*_DIFF))
     except OSError as error:
         if is_full(error):
             raise

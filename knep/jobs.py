@@ -27,6 +27,7 @@ from knep.run_names import link_job, name_job
 from knep.safe import allow_typed, take_allowed
 from knep.slurm import requeue
 from knep.space import space
+from knep.strangers import check_written
 from knep.sweep import Outcomes
 from knep.text import shown
 from knep.typed import quoted, unquoted
@@ -116,6 +117,9 @@ class Sweep:
         planned = space(overrides, search)
         for job in planned.jobs:
             train.check(job, search, sweep=True)
+        if planned.folder.is_dir():
+            for place in (planned.folder, *(path for path in planned.folder.iterdir() if path.is_dir())):
+                check_written(place)
         stands = standing(planned.folder)
         folder = planned.folder if _named("hydra.sweep.dir", overrides) else claimed(planned.folder)
         outcomes = Outcomes(folder, planned.fixed, planned.jobs if planned.grid else ())

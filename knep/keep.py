@@ -36,7 +36,7 @@ def interval(every: Any) -> tuple[int, float]:
         return 0, 0.0
     if isinstance(every, int) and not isinstance(every, bool) and every > 0:
         return every, 0.0
-    timed = re.fullmatch(r"(\d+)([smh])", str(every))
+    timed = re.fullmatch(r"(\d{1,6})([smh])", str(every))
     if timed and int(timed[1]) > 0:
         return 0, float(int(timed[1]) * _SECONDS[timed[2]])
     raise InputError(

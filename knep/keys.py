@@ -200,9 +200,11 @@ def _of_group(group: str, rest: str, value: str, config: Mapping[str, Any], choi
     if exact:
         return exact
     own = [
-        k for k in (*(known or ()), *_flat(node)) if not k.startswith(f"{last}.") and k.rpartition(".")[2][:1] != "_"
+        k
+        for k in (*(known or ()), *_flat(node))
+        if k != last and not k.startswith(f"{last}.") and k.rpartition(".")[2][:1] != "_"
     ]
-    near = difflib.get_close_matches(last, own, n=1, cutoff=0.6)
+    near = [k for k in difflib.get_close_matches(last, own, n=1, cutoff=0.6) if k != last]
     if near:
         return f"did you mean {path}.{near[0]}?"
     target = node.get("_target_")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.errors import InputError
+from knep.text import shown
 
 NAME = ".lock"
 _MISSES = 100
@@ -60,11 +61,14 @@ def _locked(path: Path) -> int:
                 raise _in_use(path, _about(os.getpid()))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:
-            if path.is_symlink():
-                raise InputError(f"{path} is a link that leads nowhere: remove it") from None
             continue  # a refused run has removed its empty folder in between
+        except OSError as error:
+            what = {errno.ELOOP: "is a link", errno.EISDIR: "is a folder"}.get(error.errno or 0)
+            if what is None:
+                raise
+            raise InputError(f"{shown(path)} {what} where a lock belongs: remove it") from None
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

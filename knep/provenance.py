@@ -20,20 +20,32 @@ import knep
 _KNEP = Path(knep.__file__).resolve().parent
 _INSTALLED = {"site-packages", "dist-packages"}
 _STANDARD = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+_BEFORE = frozenset(sys.modules)
+_MOST = 1000  # modules
 
 # What was loaded is what runs, whatever became of its file since: module -> (hash of its source, what it imports).
 _loaded: WeakKeyDictionary[ModuleType, tuple[bytes, frozenset[str]]] = WeakKeyDictionary()
 
 
-def code_hash(config: Mapping[str, Any]) -> str:
+def code_hash(config: Mapping[str, Any], beside: Iterable[str] = ()) -> str:
     """12 hex digits that name the code of a run: knep, and each module of the user's that its config leads to.
 
-    These are the modules of every `_target_` and `path` outside site-packages, and what they import in turn.
+    These are the modules of every `_target_` and `path` outside site-packages, and what they import in turn; beside:
+    further ones, which no import statement names.
     """
     digest = hashlib.sha256(_of_knep())
-    for name, source in sorted(_modules(_named(config)).items()):
+    for name, source in sorted(_modules([*_named(config), *beside]).items()):
         digest.update(name.encode() + b"\0" + source)
     return digest.hexdigest()[:12]
+
+
+def loaded_beside(config: Mapping[str, Any]) -> list[str]:
+    """The user's modules that were imported since this one was, where the config names code of the user's and no import
+    statement in it names them: `import_module(name)`.
+    """
+    known = _modules(_named(config))
+    new = [name for name in sys.modules if name not in _BEFORE and name not in known] if known else []
+    return sorted(name for name in new if name.partition(".")[0] != "knep" and _is_users(name))[:_MOST]
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from knep.figures import show
 from knep.files import config_hash, write_summary
 from knep.listing import recipe_choices
 from knep.member import Member
-from knep.provenance import code_hash
+from knep.provenance import code_hash, loaded_beside
 from knep.sealed import begin_reading
 from knep.text import console, shown
 
@@ -48,7 +48,9 @@ def before(choices: Mapping[str, str], data: Any) -> list[str]:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What every summary says, whatever became of the run."""
-    return {"seed": config["seed"], "config_hash": config_hash(config), "code_hash": code_hash(config)}
+    beside = loaded_beside(config)
+    found = {"seed": config["seed"], "config_hash": config_hash(config), "code_hash": code_hash(config, beside)}
+    return {**found, "modules": beside} if beside else found
 
 
 def interrupted(

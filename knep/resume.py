@@ -15,7 +15,7 @@ from knep.safe import check_stored, only_read
 from knep.strangers import check_folder, check_kind, read_lines
 from knep.sweep import JOBS
 from knep.text import shown
-from knep.typed import path_typed, quoted, unquoted
+from knep.typed import check_length, path_typed, quoted, unquoted
 
 _ENDED = ("finished", "stopped_early")
 
@@ -90,6 +90,7 @@ def expand_ckpt(arguments: list[str]) -> list[str]:
         raise InputError(f"ckpt={given} lies in no run folder of knep: {listed} is missing")
     check_folder(folder)
     earlier = [line for line in read_lines(listed) if line and not line.startswith("ckpt=")]
+    check_length(earlier, str(listed))
     check_stored(earlier, str(listed))
     placed = any(a.startswith("hydra.run.dir=") for a in arguments)
     place = [] if placed else [f"hydra.run.dir={quoted(str(folder))}"]
@@ -141,7 +142,9 @@ def resumes(config: Mapping[str, Any], sweep: bool) -> bool:
 
     wanted = config["resume"]
     if wanted is not None and wanted is not False and wanted != "auto":
-        raise InputError(f"resume={wanted} is not known: write auto, false, or null (auto for sweeps and under SLURM)")
+        place = f"ckpt={wanted} to go on with that run, or " if "/" in str(wanted) or Path(str(wanted)).exists() else ""
+        known = "auto, false, or null (auto for sweeps and under SLURM)"
+        raise InputError(f"resume={wanted} is not known: write {place}{known}")
     return config["ckpt"] is None and (wanted == "auto" or (wanted is None and (sweep or under_slurm())))
 
 
@@ -164,8 +167,11 @@ def earlier_runs(config: Mapping[str, Any], root: Path, jobs_only: bool = False)
     found = [(folder, summary) for folder, summary in found if summary.get("config_hash") == wanted]
     found = [(folder, summary) for folder, summary in found if not jobs_only or _of_sweep(folder, root)]
     found = sorted(found, key=lambda run: _saved(run[0]), reverse=True)
-    code = code_hash(config) if found else ""
-    same = [(folder, summary) for folder, summary in found if summary.get("code_hash") == code]
+    same = [
+        (folder, summary)
+        for folder, summary in found
+        if summary.get("code_hash") == code_hash(config, summary.get("modules", ()))
+    ]
     if found and not same:
         folder, summary = found[0]
         came = "came from other code" if "code_hash" in summary else "does not say from which code it came"
@@ -203,6 +209,7 @@ def find_begun(runs: Sequence[Run]) -> Path | None:
         if summary.get("status") in _ENDED or not _saved(folder):
             continue
         try:
+            check_folder(folder)
             for place in sorted(folder.glob("member_*")) or [folder]:
                 if _saved(place):
                     find_whole(place, warn=False)

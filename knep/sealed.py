@@ -21,8 +21,9 @@ def begin_reading(folder: Path) -> int:
 
 def read_again(run: Path) -> None:
     """Counts one more reading in the summary of a finished run; run: its folder, or a file somewhere below it."""
-    for folder in (run, *run.parents[:3]):
-        summary = read_summary(folder)
+    folder = run if run.is_dir() else run.parent.parent if run.parent.name == "checkpoints" else run.parent
+    for place in (folder, folder.parent) if folder.name.startswith("member_") else (folder,):
+        summary = read_summary(place)
         if "sealed" in summary:
-            write_summary(folder, {**summary, "sealed": summary["sealed"] + 1})
+            write_summary(place, {**summary, "sealed": summary["sealed"] + 1})
             return

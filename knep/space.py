@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from knep.compose import compose_config, parse
+from knep.compose import compose_config, parse, said
 from knep.errors import InputError
 from knep.searchpath import own_hydra
 
@@ -55,7 +55,7 @@ def space(overrides: Sequence[str], search: Sequence[str]) -> Space:
         compose_config([_as_it_is(o) for o in same], search)
         hydra = " ".join(_as_it_is(o) for o in parsed if o.is_hydra_override())
         where = f"{hydra}: " if isinstance(error, AssertionError) else ""
-        raise InputError(where + " ".join(" ".join(str(error).splitlines()[:3]).split())) from error
+        raise InputError(where + " ".join(said(error).split())) from error
 
 
 def _space(overrides: Sequence[str], search: Sequence[str]) -> Space:

@@ -68,6 +68,8 @@ def check_stored_run(path: Path, state: Mapping[str, Any], module: Any) -> None:
 def _wrong(path: Path, state: Mapping[str, Any], module: Any) -> Iterator[str]:
     """What is wrong with each part in turn, for a reader who stops at the first: later parts rely on those before."""
     yield from _said(state, _outline())
+    if "trainer" not in state["knep"]["config"]:
+        yield "its config has no trainer"
     for key in ("state_dict", "current_model_state"):
         if key in state:
             wrong = weights_wrong(module, state[key]) or not_finite(module, state[key])

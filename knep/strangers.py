@@ -12,8 +12,9 @@ from knep.text import shown
 
 _MOST_BYTES = 1 << 20
 _MOST_ENTRIES = 100_000
-_FILES = frozenset({".ckpt", ".csv", ".html", ".json", ".log", ".patch", ".png", ".pt", ".txt", ".yaml"})
-_NAMES = frozenset({".lock", "checkpoints", "tensorboard"})
+_FILES = frozenset({".ckpt", ".csv", ".html", ".json", ".log", ".part", ".patch", ".png", ".pt", ".txt", ".yaml"})
+_FOLDERS = ("checkpoints", "tensorboard", "figures", "profile")
+_NAMES = frozenset({".lock", ".jobs", *_FOLDERS})
 
 
 def check_folder(folder: Path) -> None:
@@ -31,16 +32,28 @@ def check_folder(folder: Path) -> None:
                 raise InputError(f"{shown(folder)} has more than {_MOST_ENTRIES:,} files: give a run folder")
             if path.is_symlink():
                 _check_link(path, inside)
-            elif path.suffix in _FILES and path.is_dir():
-                raise InputError(f"{shown(path)} is a folder where a file belongs: move it away")
+            elif path.is_dir() and _is_file(path):
+                raise _no_file(path)
             check_kind(path)
 
 
 def check_written(folder: Path) -> None:
-    """The files that a run writes in a folder that is there already. Raises InputError for a pipe, socket or device."""
-    for place in (folder, folder / "checkpoints", folder / "tensorboard"):
-        for path in place.iterdir() if place.is_dir() else ():
-            if path.suffix in _FILES or path.name in _NAMES:
+    """The files that a run or a sweep writes in a folder that is there already.
+
+    Raises InputError for a link that leads outside, a folder in the place of a file, a pipe, a socket or a device.
+    """
+    inside = folder.resolve()
+    for run in (folder, *folder.glob("member_*")):
+        for place in (run, *(run / name for name in _FOLDERS)):
+            for path in place.iterdir() if place.is_dir() else ():
+                if place == run and not (_is_file(path) or path.name in _NAMES or path.match("member_*")):
+                    continue
+                if path.is_symlink():
+                    _check_link(path, inside)
+                elif path.is_dir() and _is_file(path):
+                    raise _no_file(path)
+                elif place == run and path.name in (*_FOLDERS, ".jobs") and not path.is_dir():
+                    raise InputError(f"{shown(path)} is a file where a folder belongs: move it away")
                 check_kind(path)
 
 
@@ -54,6 +67,16 @@ def check_kind(path: Path) -> None:
         kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(mode), "a device")
         raise InputError(f"{shown(path)} is {kind} where a file belongs: move it away")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a run writes a file of this name, or a part of one."""
+    part = path.name.startswith(".") and path.suffix[1:].isdecimal()
+    return path.suffix in _FILES or path.name == ".lock" or part
+
+
+def _no_file(path: Path) -> InputError:
+    return InputError(f"{shown(path)} is a folder where a file belongs: move it away")
 
 
 def _check_link(path: Path, inside: Path) -> None:

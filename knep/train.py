@@ -139,13 +139,21 @@ def _parsed(arguments: list[str]) -> tuple[Any, list[str]]:
 def check(overrides: list[str], search: list[str], sweep: bool = False) -> Composed:
     """Composes one run and tries its tricks, before it starts. Raises InputError for whatever cannot work."""
     from knep.compose import compose_config
+    from knep.hints import with_doubt
     from knep.rehearse import rehearse
     from knep.resume import check_ckpt, resumes
     from knep.safe import take_allowed
 
-    made = compose_config(overrides, search)
-    take_allowed(made.config)
-    rehearse(made.config)
+    def tried(lines: list[str]) -> Composed:
+        made = compose_config(lines, search)
+        take_allowed(made.config)
+        rehearse(made.config)
+        return made
+
+    try:
+        made = tried(overrides)
+    except InputError as error:
+        raise InputError(with_doubt(str(error), overrides, tried)) from error
     check_ckpt(made.config)
     resumes(made.config, sweep)
     return made
@@ -178,9 +186,11 @@ def run(
     from knep.lock import held
     from knep.run_log import logged
     from knep.signals import Interrupted, heard
+    from knep.strangers import check_written
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return _fit(config, folder, choices, overrides, figures)
+    check_written(folder)
     began = time.perf_counter()
     with held(folder), logged(folder, overrides), failures_told(folder, report.identity(config)), writers_quiet():
         try:
@@ -200,6 +210,7 @@ def _fit(
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep import report
+    from knep.data.find import only_reads
     from knep.files import write_identity, write_summary
     from knep.fit import about, threads
     from knep.member import check_resume, fit_member, stored_facts
@@ -215,8 +226,11 @@ def _fit(
         recipe = Recipe.from_config(config)
         with named("data"):
             data = instantiate(config["data"])
-            if config["ckpt"] is not None and hasattr(data, "keep"):
-                data.keep(stored_facts(config, folder))
+            if config["ckpt"] is not None:
+                if hasattr(data, "keep"):
+                    data.keep(stored_facts(config, folder))
+                if hasattr(data, "_download"):  # where its data lie, the file of a run says
+                    only_reads(data)
             data.prepare()
         seeds = config["trainer"].get("members", 1)
         count = max(recipe.members, seeds)

@@ -15,6 +15,8 @@ from knep.text import shortened
 from knep.words import meant, otherwise
 
 PATHS = ("ckpt", "replay", "data.root", "data.cache", "hydra.run.dir", "hydra.sweep.dir")
+_UNTEXT = re.compile(r"[\ud800-\udfff]")  # what Python makes of bytes that are none
+_LINES, _CHARACTERS, _KEY = 1000, 8000, 200  # of a command
 _LINE = re.compile(r"(?P<mark>\+{0,2})(?P<key>[\w.@/]+)=(?P<value>.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra reads as text, and as nothing else
 _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
@@ -28,7 +30,23 @@ def readable(arguments: Sequence[str], multirun: bool = False) -> list[str]:
 
     multirun: commas stand between values. Raises InputError for a path that is empty.
     """
+    check_length(arguments)
     return [_readable(argument, multirun) for argument in arguments]
+
+
+def check_length(lines: Sequence[str], place: str = "the command line") -> None:
+    """Raises InputError for more than is composed in seconds: the time of a parse grows with the square of a line."""
+    if len(lines) > _LINES:
+        raise InputError(f"{place} has {len(lines):,} overrides, at most {_LINES:,} are read: write a config file")
+    for line in lines:
+        if not line.isascii() and _UNTEXT.search(line):
+            raise InputError(f"{place}: {line!r} is no text in UTF-8: rename the file or folder")
+        if len(line) > _CHARACTERS:
+            what = f"{shortened(line, 40)!r} has {len(line):,} characters, at most {_CHARACTERS:,} are read"
+            raise InputError(f"{place}: {what}: write a config file")
+        key = line.partition("=")[0]
+        if len(key) > _KEY:
+            raise InputError(f"{place}: {shortened(key, 40)!r} has {len(key):,} characters, which is no key: remove it")
 
 
 def _readable(argument: str, multirun: bool) -> str:

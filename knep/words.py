@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from knep.listing import options
+from knep.listing import SLOTS, options
 
 # What else a word for an option may have meant, said with the option that it is taken as.
 _OTHERWISE = {
@@ -117,12 +117,41 @@ def line_for(key: str, value: str, whole: bool = False) -> str | None:
     line = line or tables["words"].get(word) or (tables["words"].get(last) if dot and not whole else None)
     if line is None:
         return None
+    group = word.partition(".")[0]
+    if (
+        dot
+        and group in (*SLOTS, "guard")
+        and word not in tables["words"]
+        and line[0] != "{"
+        and not _concerns(line, group)
+    ):
+        return None  # the word of another slot
+    if value.lower() in _NOTHING and line.startswith("write ") and "{v}" not in line and " or " not in line:
+        return "nothing of the kind is done unless it is asked for: leave it out"
+    if value.lower() == "true" and (found := re.fullmatch(r"(write (\w+)=\w+) \2\.\w+=\{v\}", line)):
+        return found[1]
     if line.startswith("{"):
         return _choice(line.strip("{}"), last, value)
     return line.format(v=value.strip("[]") if "[{v}]" in line else value)
 
 
+def _concerns(line: str, group: str) -> bool:
+    """Whether a line to write is of a group, or none of a slot's."""
+    slots = [slot for slot in SLOTS if re.search(rf"\b{slot}[.=]", line)]
+    return not slots or group in slots
+
+
 def _choice(group: str, last: str, value: str) -> str:
+    if group == "monitor":
+        kind = "acc" if "acc" in value.lower() else "loss"
+        rising = " stopping.mode=max" if kind == "acc" else ""
+        return f"write stopping=early stopping.monitor=val/{kind}{rising}"
+    if group == "devices":
+        if value in ("0", "none"):
+            return "write trainer=cpu"
+        if value in ("1", "-1", "auto"):
+            return "all that there is are taken, or one: write trainer=gpu, or trainer=cpu"
+        return f"write trainer=ddp trainer.devices={value}"
     if group == "trainer":
         return f"write trainer.{last}={value}"
     option = meant(group, value)

@@ -31,3 +31,16 @@ def test_a_mistake_without_colours_is_drawn_by_its_first_channel():
     image = torch.rand(5, 4, 6)
     drawn = mistakes_figure([Mistake(image, 0, 1, 0.9)], ["ant", "bee"]).axes[0].images[0]
     assert torch.equal(torch.as_tensor(drawn.get_array()), image[0])
+
+
+def test_a_loss_beyond_the_smallest_probability_is_the_loss():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[100.0, 0.0], [0.0, 100.0]]))
+        net[1].bias.zero_()
+    x, y = torch.tensor([[[[3.0, 0.0]]], [[[0.0, 5.0]]]]), torch.tensor([1, 0])
+    for members, mirrored in (([net], False), ([net, net], True)):
+        seen = [x, x.flip(3)] if mirrored else [x]
+        logits = torch.stack([net(view) for view in seen])
+        p = logits.double().softmax(2).mean(0)[torch.arange(2), y]
+        assert evaluate(members, [(x, y)], 2, mirrored=mirrored).loss == pytest.approx(-p.log().mean().item())

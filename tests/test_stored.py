@@ -13,11 +13,12 @@ from knep import checkpoint
 from knep.compose import compose_config
 from knep.errors import InputError
 from knep.evaluate import read_checkpoint, stored_module
-from knep.files import read_summary
+from knep.files import read_summary, write_summary
 from knep.fit import build_module
 from knep.listing import options
 from knep.optimizer_schema import Expected
 from knep.schema import alike, number, record, same, table, whole
+from knep.sealed import read_again
 from knep.stored import check_stored_run
 from knep.tables import earlier_rows
 from knep.train import main
@@ -169,6 +170,11 @@ def test_the_state_of_every_optimizer_is_its_own(optimizer):
         spoilt["state"][i] = state["state"][i]
 
 
+def wide(weights):
+    """Weights that are finite as they are stored, and infinite as the model has them."""
+    return {name: t.double() + 1e300 for name, t in weights.items() if t.is_floating_point()}
+
+
 def _count(state):
     return state["loops"]["fit_loop"]["epoch_progress"]["current"]
 
@@ -199,6 +205,8 @@ def _count(state):
         (lambda s: s["loops"]["fit_loop"].update(epoch_progress=torch.zeros(())), "epoch_progress is a Tensor"),
         (lambda s: s["knep"]["config"].update(guard=[]), "no guard"),
         (lambda s: s["knep"]["config"].update(trainer="x"), "no trainer"),
+        (lambda s: s["knep"]["config"].pop("trainer"), "no trainer"),
+        (lambda s: s["state_dict"].update(wide(s["state_dict"])), "is not finite"),
         (lambda s: s["state_dict"]["scaling.scale"].fill_(float("nan")), "scaling.scale is not finite"),
         (lambda s: s.update({"pytorch-lightning_version": "0.0.1"}), "pytorch-lightning_version"),
     ],
@@ -277,3 +285,25 @@ def test_checks_say_where_and_what():
     assert check({"a": {}, "b": [1, "x"], 7: 1}) == " has the key 7, which nothing reads"
     assert alike({"n": 0, "f": 1.0, "t": "x", "b": [True]})({"n": 5, "f": 0.5, "t": "x", "b": [False]}) is None
     assert json.dumps(alike(1)(1.0)) == '" is a number, not a whole number"'
+
+
+def test_a_look_at_one_run_is_not_counted_by_another_around_it(soup, tmp_path):
+    outer = shutil.copytree(soup, tmp_path / "outer")
+    inner = shutil.copytree(soup, outer / "got")
+    (inner / "summary.json").unlink()
+    write_summary(outer, {"status": "finished", "sealed": 1})
+    for folder in (inner, inner / "checkpoints" / "last.ckpt"):
+        read_again(folder)
+        assert read_summary(outer)["sealed"] == 1
+    read_again(outer / "member_0")
+    assert read_summary(outer)["sealed"] == 2
+
+
+def test_a_run_that_goes_on_downloads_nothing(soup, tmp_path, capsys):
+    run = shutil.copytree(soup, tmp_path / "run")
+    with (run / "overrides.txt").open("a") as f:
+        f.write(f"data=mnist\ndata.root={tmp_path}/far/away\n")
+    with pytest.raises(SystemExit, match="2"):
+        main([f"ckpt={run}"])
+    assert "a checkpoint may not download" in capsys.readouterr().err
+    assert not (tmp_path / "far").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import sys
 
 import pytest
 import resume_matrix as matrix
@@ -135,3 +136,28 @@ def test_when_a_run_looks_for_an_earlier_one(monkeypatch):
     assert resumes(unset, sweep=False)
     with pytest.raises(InputError, match="resume=maybe is not known"):
         resumes(unset | {"resume": "maybe"}, sweep=False)
+
+
+def test_a_module_that_no_import_statement_names_is_of_the_run_too(tmp_path, monkeypatch, fits, capsys):
+    seen, _ = fits
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets_by_name.py").write_text(
+        "import importlib\n\n\ndef build(num_classes, in_channels, image_size):\n"
+        "    parts = importlib.import_module('_'.join(['parts', 'by', 'name']))\n"
+        "    return parts.build(num_classes, in_channels * image_size**2)\n"
+    )
+    parts = tmp_path / "parts_by_name.py"
+    text = "from torch import nn\n\n\ndef build(classes, size):\n    return nn.Sequential(nn.Flatten(), {})\n"
+    lines = ["seed=0", "recipe=none", "scaling=unit", "model=import", "model.path=nets_by_name:build", "resume=auto"]
+    for layers, fitted in (
+        ("nn.Linear(size, classes)", [0]),
+        ("nn.Linear(size, classes)", []),
+        ("nn.LazyLinear(classes), nn.ReLU()", [0]),
+    ):
+        parts.write_text(text.format(layers))
+        for name in ("nets_by_name", "parts_by_name"):
+            sys.modules.pop(name, None)
+        seen.clear()
+        sweep(tmp_path / "sweep", *lines)
+        assert seen == fitted, capsys.readouterr()
+    assert "parts_by_name" in read_summary(tmp_path / "sweep" / "0")["modules"]

@@ -127,12 +127,41 @@ FOREIGN = {
     "init.std=0.1": "write init=uniform init.limit=0.1",
     "trainer.precision=16-true": "trainer.precision=16-true contradicts",
     "++hydra.frobnicate=1": "hydra.frobnicate",
+    "accumulate={0:2}": "accumulate has the key 0",
+    "warmup=5": "scheduler.warmup=5; but then: scheduler: warmup must be a number in [0, 1), got 5",
+    "step_size=0.3": "scheduler.every=0.3; but then: scheduler.every=0.3 is a number",
+    "drop_path=0.1": "write dropout=stochastic_depth dropout.p=0.1",
+    "mixup=true": "there is no key mixup: write augment=mixup",
+    "label_smoothing=true": "there is no key label_smoothing: write regularization=label_smoothing",
+    "monitor=val_acc": "write stopping=early stopping.monitor=val/acc stopping.mode=max",
+    "gpus=0": "write trainer=cpu",
+    "nesterov=false": "leave it out",
+    "amp=off": "leave it out",
+    "survival_prob=0.8": "dropped, not kept",
+    "keep_prob=0.8": "dropped, not kept",
+    "averaging=swa averaging.lr=0.1": "averaging=swa takes averaging.start",
+    "clip=norm clip.p=2": "clip=norm takes clip.theta",
+    "guard.patience=3": "guard=stop takes guard.action",
+    "random_crop=4": "write augment=shift",
+    "lr_decay=0.1": "scheduler=exponential scheduler.gamma=0.95",
+    "optimizer=adamw optimizer.betas=0.9,0.98": "optimizer.betas=[0.9,0.98] to mean a list",
+    "model.widths=(8,8)": "write model.widths=[8,8] for a list",
+    "+optimizer.weight_decouple=true": "did you mean optimizer.weight_decay?",
+    "resume=outputs/x": "write ckpt=outputs/x",
+    "hydra/launcher=nobodys": "pip install hydra-nobodys-launcher",
+    "trainer.max_steps=-2": "must be at least 1",
+    "trainer.limit_train_batches=1.5": "is no share",
+    "checkpoint.every=" + 400 * "9" + "s": "is no interval",
+    "trainer.max_time=" + 400 * "9" + ":00:00:00": "is no time",
+    "+" + 400 * "a." + "a=1": "is no key",
+    "model.widths=[" + 9000 * "1," + "1]": "at most 8,000 are read",
+    "hydra.run.dir=r\udcff": "is no text in UTF-8",
 }
 
 
 @pytest.mark.parametrize("line", FOREIGN)
 def test_a_key_that_nobody_reads_is_refused_with_the_line_to_write(line, tmp_path, capsys):
-    words = line.split() if line.startswith("--") else [line]
+    words = line.split() if line.startswith("--") or " " in line else [line]
     said = refused([*words, *(["trainer.max_epochs=1"] if "min_epochs" in line else [])], capsys, tmp_path)
     assert FOREIGN[line] in said
     assert not re.search(r"\w\._(target|partial)_", said)

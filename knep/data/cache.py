@@ -25,7 +25,7 @@ from torch import Tensor
 from knep.data.batches import Batch, labels
 from knep.data.images import read_image
 from knep.errors import InputError
-from knep.files import sync_folder
+from knep.files import new_file, sync_folder
 from knep.strangers import check_kind
 from knep.text import shown
 
@@ -204,6 +204,8 @@ def _alone(path: Path) -> Iterator[None]:
     """Waits for any other process that builds this cache, and clears away what killed ones left."""
     place = path.with_name(f"{path.name}.lock")
     check_kind(place)
+    if place.is_symlink():
+        raise InputError(f"{shown(place)} is a link where a lock belongs: remove it")
     with place.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in path.parent.glob(f".{path.name}.*"):
@@ -218,7 +220,7 @@ def _write(path: Path, source: Source, images: Iterable[tuple[Tensor, Tensor]]) 
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     sums: list[int] = []
     try:
-        with temporary.open("wb") as f:
+        with new_file(temporary) as f:
             # A disk without room says so here, before hours of decoding.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(f.fileno(), 0, source.length)

@@ -25,6 +25,7 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"
 _ALSO_CLASSES = frozenset({"valid", "dev"})  # such as valid and invalid
 _SPLIT = re.compile(
     r"(?:(train|training|trn)|(val|valid|validation|dev)|(test|testing|tst))(?:[-_ ]?(?:set|data|split|images|imgs))?"
+    r"(?:[-_ ]?(?:19|20)\d\d)?"  # train2017
 )
 
 
@@ -142,8 +143,8 @@ def _check_order(folder: Path, below: Iterable[Path]) -> None:
     held = {_split_of(path.name) for path in below} - {""}
     if "train" in held and len(held) > 1:
         raise InputError(
-            f"{shown(folder)} has its own folders for {_listed(sorted(held))}: put the splits first, as in "
-            "FOLDER/train/<class> and FOLDER/test/<class>"
+            f"{shown(folder)} has its own folders for {_listed(sorted(held))}: write data.root={shown(folder)}, or put "
+            "the splits first, as in FOLDER/train/<class> and FOLDER/test/<class>"
         )
 
 

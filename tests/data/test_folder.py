@@ -288,6 +288,7 @@ SPLITS = {
     "Training, Testing": ("Training", None, "Testing"),
     "TRAIN, VALIDATION, TEST": ("TRAIN", "VALIDATION", "TEST"),
     "training_set, test_set": ("training_set", None, "test_set"),
+    "train2017, val2017": ("train2017", "val2017", None),
 }
 
 
@@ -336,7 +337,7 @@ def refused_trees(root, name):
             return f"1 class folder, dataset.*write data.root={root}/dataset"
         case "splits in the classes":
             split(root, "ant", ("train", "test")), split(root, "bee", ("train", "test"))
-            return "ant has its own folders for test and train: put the splits first"
+            return "ant has its own folders for test and train: write data.root="
         case "other classes":
             split(root, "train"), split(root, "val", ("ant", "fly"))
             return "it alone has fly, training alone has bee"

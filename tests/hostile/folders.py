@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +16,7 @@ from arena import Outcome
 
 from .attack import Attack, Place
 from .configs import SGD, _images, _set, _untouched, extra, listed, option, stored
-from .runs import a_run
+from .runs import SMALL, a_run
 
 EVIL = "open('../outside/canary', 'w')\nimport torch\ndef build(**k): return torch.nn.Identity()\n"
 BILLION, MILLION = 10**9, 10**6
@@ -52,6 +54,56 @@ def files(kind: Callable[[Path], object], name: str, *more: str, said: str = "",
         }[door]
 
     return Attack(door, build, said or "a file belongs")
+
+
+def _file(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.touch()
+
+
+def linked(name: str, door: str, said: str = "leads outside") -> Attack:
+    """A run folder in which a name that knep writes is a link to a file of the reader's."""
+
+    def build(place: Place) -> list[str]:
+        run = a_run(place)
+        newest = int(Path("/proc/loadavg").read_text().split()[-1])  # the process that was begun last
+        names = [name.format(newest + i) for i in range(300)] if "{}" in name else [name]
+        for own in names:
+            place_of = run / own
+            place_of.unlink(missing_ok=True)
+            place_of.symlink_to(place.secret)
+        (place.work / "sweep").mkdir()
+        (place.work / "sweep" / "0").symlink_to(run)
+        return {
+            "resume": [str(run), "trainer.max_epochs=2"],
+            "script": ["evaluate", str(run)],
+            "train": [*SMALL, f"hydra.run.dir={run}"],
+            "sweep": [*SMALL, "-m", "seed=0,1", f"hydra.sweep.dir={run}"],
+            "job": [*SMALL, "-m", "seed=0,1", f"hydra.sweep.dir={place.work / 'sweep'}"],
+        }[door]
+
+    entrance = {"sweep": "train", "job": "train"}.get(door, door)
+    if door == "script":
+        return Attack(entrance, build, tamed=_untouched)
+    return Attack(entrance, build, said)
+
+
+def checkout(config: str, attributes: str = "") -> Attack:
+    """A folder from somebody else with a run in it, which is a checkout whose own config names a program."""
+
+    def build(place: Place) -> list[str]:
+        run = a_run(place)
+        as_who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        for line in (("init", "-q"), ("add", "-A"), (*as_who, "commit", "-qm", "x")):
+            subprocess.run(["git", "-C", str(place.work), *line], check=True, capture_output=True)
+        with (place.work / ".git" / "config").open("a") as f:
+            f.write(config.format(f"touch {place.canary}; cat"))
+        (place.work / ".gitattributes").write_text(attributes)
+        (run / "git_hash.txt").write_text("another\n")
+        return [str(run), "trainer.max_epochs=2"]
+
+    return Attack("resume", build, tamed=_untouched)
 
 
 def chosen(kind: Callable[[Path], object], said: str) -> Attack:
@@ -283,6 +335,27 @@ _ALL = {
     "run folder: a socket": files(bind, "metrics.csv"),
     "run folder: the log of another run is a pipe": files(os.mkfifo, "train.log", door="train"),
     "run folder: the lock of another run is a socket": files(bind, ".lock", door="train"),
+    "run folder: the lock is a folder": files(Path.mkdir, ".lock"),
+    "run folder: the lock of another run is a folder": files(Path.mkdir, ".lock", door="train"),
+    "run folder: half a checkpoint is a folder": files(Path.mkdir, "checkpoints/.last.ckpt.part"),
+    "run folder: events are a file": files(_file, "tensorboard", said="a folder belongs"),
+    "run folder: checkpoints are a file": files(_file, "checkpoints", said="a folder belongs", door="train"),
+    **{
+        f"run folder: {name} of a {door} is a link": linked(name, door)
+        for door in ("resume", "train")
+        for name in (".lock", "train.log", "metrics.csv", "summary.json", "checkpoints/.best.ckpt.part")
+    },
+    "run folder: half a summary is a link": linked(".summary.json.{}", "script"),
+    "run folder: half a config is a link": linked(".config.yaml.{}", "resume"),
+    "sweep folder: the rows are a link": linked(".jobs", "sweep"),
+    "sweep folder: the list is a link": linked("multirun.yaml", "sweep"),
+    "sweep folder: a job's log is a link": linked("train.log", "job"),
+    "checkout: a monitor": checkout('[core]\n\tfsmonitor = "{}"\n'),
+    "checkout: a tool for differences": checkout('[diff]\n\texternal = "{}"\n'),
+    "checkout: a driver": checkout('[diff "x"]\n\tcommand = "{0}"\n\ttextconv = "{0}"\n', "* diff=x\n"),
+    "checkout: a filter": checkout(
+        '[filter "x"]\n\tclean = "{0}"\n\tprocess = "{0}"\n\trequired = true\n', "* filter=x\n"
+    ),
     "named: all of it": named("a[/b][red]:smile:\x1b[31m\x9b\u202e\x1b]0;owned\x07"),
     "named: markup": named("a[/b]c"),
     "named: markup of a colour": named("[red]a[/]"),
