@@ -41,7 +41,7 @@ _SUMMARY = record(
     closed=False,
 )
 _OF_THE_USER = ("system", "global", "command")  # scopes of git's config that no checkout brings
-_DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD")
+DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD")
 # Where a run lies and how it is watched does not change what it computes.
 NOT_HASHED = (
     "allow_targets",
@@ -132,7 +132,7 @@ def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_atomic(folder / "overrides.txt", "".join(f"{o}\n" for o in overrides))
         write_atomic(folder / "git_hash.txt", git("rev-parse", "HEAD") or "not a git checkout\n")
-        write_atomic(folder / "git_diff.patch", git(*_DIFF))
+        write_atomic(folder / "git_diff.patch", git(*DIFF))
     except OSError as error:
         if is_full(error):
             raise
