@@ -20,7 +20,7 @@ from knep.doctor import command
 from knep.errors import InputError
 from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
 from knep.options import refuse_options
-from knep.text import shown
+from knep.utils.text import shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -202,7 +202,7 @@ def _cp(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from knep.safe import allow
-    from knep.text import shown
+    from knep.utils.text import shown
 
     for name in args.allow:
         allow(name)

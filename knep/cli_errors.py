@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from knep.errors import InputError, RunFailed, is_full
 from knep.streams import lasting
-from knep.text import shortened
+from knep.utils.text import shortened
 
 _LONGEST = 1000  # characters: what was wrong may be a list of a million
 

@@ -30,8 +30,8 @@ from knep.nodes import slots_of, with_trainer
 from knep.resolvers import SAFE, check_expansion, check_resolvers
 from knep.safe import allow_typed, allowed
 from knep.searchpath import own_hydra
-from knep.text import shortened
 from knep.typed import PATHS, readable, tell, to_type, untold
+from knep.utils.text import shortened
 from knep.words import option_line
 
 # Keys that take words as well as numbers: their reader checks them.

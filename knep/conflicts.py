@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from knep.errors import InputError
-from knep.monitors import refuse_contradictory_modes, refuse_unlogged, refuse_without_validation
+from knep.utils.monitors import refuse_contradictory_modes, refuse_unlogged, refuse_without_validation
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from knep.errors import InputError, RunFailed
 from knep.files import read_summary, write_summary
 from knep.heartbeat import GRACE, SILENCE, Death, Heartbeat
-from knep.orphans import LAUNCHER, ends_with_parent, spared
 from knep.signals import Interrupted
-from knep.text import shown
+from knep.utils.orphans import LAUNCHER, ends_with_parent, spared
+from knep.utils.text import shown
 
 _LAST = SILENCE / 2  # seconds after its launcher's end in which a process has named it, and after which it ends
 

@@ -22,7 +22,7 @@ from knep.room import check_model
 from knep.safe import check_targets, instantiate
 from knep.schema import Check, listed, plain, table, text, whole
 from knep.sealed import read_again
-from knep.text import shortened
+from knep.utils.text import shortened
 
 _FACTS: dict[str, Check] = {
     "config": table(plain),

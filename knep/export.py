@@ -17,7 +17,7 @@ from knep.errors import InputError
 from knep.evaluate import load_members
 from knep.files import new_file
 from knep.portable import Portable, portable
-from knep.text import shown
+from knep.utils.text import shown
 
 FORMATS = ("safetensors", "onnx", "pt2")
 _NEEDS = {"safetensors": ("safetensors",), "onnx": ("onnx", "onnxruntime", "onnxscript"), "pt2": ()}

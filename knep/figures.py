@@ -12,7 +12,7 @@ from torch import Tensor
 
 from knep.board import WHOLE, Board, session
 from knep.evaluate import Evaluation, Mistake
-from knep.text import shortened
+from knep.utils.text import shortened
 
 
 def _figure(width: float, height: float) -> Any:

@@ -20,7 +20,7 @@ from knep.lock import NAME, folders
 from knep.run_names import events_folder
 from knep.schema import listed, number, record, text, whole
 from knep.strangers import check_kind
-from knep.text import shown
+from knep.utils.text import shown
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")
 # What a killed process leaves of a file that it was writing.

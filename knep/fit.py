@@ -15,7 +15,6 @@ from knep.board import Board
 from knep.checkpoint import WholeCheckpoints
 from knep.distributed import watch
 from knep.errors import InputError
-from knep.hardware import fast_products, precision
 from knep.keep import Best, Keeper
 from knep.keys import own_callbacks
 from knep.lean import use_lean_loop
@@ -28,6 +27,7 @@ from knep.safe import instantiate
 from knep.signals import StopOnSignal
 from knep.slurm import environment
 from knep.tables import CsvLogger
+from knep.utils.hardware import fast_products, precision
 
 
 class Clock(Callback):
@@ -154,7 +154,7 @@ def build_trainer(
 ) -> Trainer:
     """Lightning's Trainer with the recipe's callbacks, the checkpoints and the logs of one run folder.
 
-    wrong: the convolution that forbids bfloat16 on a CPU, as `knep.hardware.wrong_in_bf16` finds it.
+    wrong: the convolution that forbids bfloat16 on a CPU, as `knep.utils.hardware.wrong_in_bf16` finds it.
     """
     node = dict(cfg["trainer"])
     if node["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():

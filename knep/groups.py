@@ -13,8 +13,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from knep.depth import depths_of
 from knep.errors import InputError
-from knep.ranges import check
 from knep.surgery import bare
+from knep.utils.validation import check
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)

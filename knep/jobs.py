@@ -21,7 +21,6 @@ from knep.elastic import started_apart, under_torchrun
 from knep.errors import InputError, RunFailed
 from knep.files import standing
 from knep.lock import claimed, in_use
-from knep.orphans import ends_with_parent
 from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
 from knep.run_names import link_job, name_job
 from knep.safe import allow_typed, take_allowed
@@ -29,8 +28,9 @@ from knep.slurm import requeue
 from knep.space import space
 from knep.strangers import check_written
 from knep.sweep import Outcomes
-from knep.text import shown
 from knep.typed import quoted, unquoted
+from knep.utils.orphans import ends_with_parent
+from knep.utils.text import shown
 
 if TYPE_CHECKING:
     from knep.compose import Composed

@@ -19,9 +19,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from knep import checkpoint
 from knep.errors import InputError
 from knep.files import check_there
-from knep.hardware import rng_state, set_rng_state
 from knep.resume import find_whole
 from knep.signals import Interrupted, StopOnSignal
+from knep.utils.hardware import rng_state, set_rng_state
 
 BEST = "best.ckpt"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}

@@ -18,8 +18,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision import ops
 
 from knep.errors import InputError
-from knep.ranges import check
 from knep.surgery import Place
+from knep.utils.validation import check
 
 Norm = Callable[[int], nn.Module]
 Activation = Callable[[], nn.Module]

@@ -27,13 +27,13 @@ from knep.groups import decayed
 from knep.guard.late import sentry_of
 from knep.guard.policy import Guard
 from knep.guard.sentry import BadStep, Sentry
-from knep.hardware import at_precision, reseed
-from knep.monitors import logged
 from knep.recipes import clip
 from knep.regularizer import Regularizer
 from knep.schedule_free import Average, average_of
 from knep.schedules import Unchanged
-from knep.seeds import mix
+from knep.utils.hardware import at_precision, reseed
+from knep.utils.monitors import logged
+from knep.utils.rng import mix
 
 if TYPE_CHECKING:
     from knep.recipe import Recipe

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.errors import InputError
-from knep.text import shown
+from knep.utils.text import shown
 
 NAME = ".lock"
 _MISSES = 100

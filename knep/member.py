@@ -19,10 +19,8 @@ from knep.distributed import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint, read_facts, stored_module
 from knep.fit import Clock, History, build_callbacks, build_module, build_trainer, watched
-from knep.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
 from knep.lean import LeanEpoch
 from knep.lit import Classifier
-from knep.malloc import keep_freed_memory
 from knep.profile import StepProfile
 from knep.resume import find_whole, saved_of
 from knep.safe import instantiate
@@ -30,6 +28,8 @@ from knep.schema import whole
 from knep.signals import Interrupted
 from knep.stored import check_stored_run
 from knep.tables import earlier_rows
+from knep.utils.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
+from knep.utils.memory import keep_freed_memory
 
 # What a checkpoint to go on from holds beside the weights.
 _LOOPS = {"global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}

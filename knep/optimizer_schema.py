@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from knep.archive import overlaps
 from knep.schedules import Unchanged
 from knep.schema import Check, alike, either, items, listed, number, record, same, whole
-from knep.text import shortened
+from knep.utils.text import shortened
 
 # What steps, schedules and changed values on resume move: only its kind and range are fixed.
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from knep.errors import InputError
 from knep.probe import probe
 from knep.surgery import Change, bare
-from knep.text import console, shown
+from knep.utils.text import console, shown
 
 if TYPE_CHECKING:
     from knep.recipe import Recipe

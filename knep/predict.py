@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from knep.errors import InputError
-from knep.text import shown
+from knep.utils.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

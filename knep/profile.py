@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from knep.text import shown_lines
+from knep.utils.text import shown_lines
 
 PHASES: tuple[str, ...] = ("data", "forward", "backward", "clip", "optimizer", "logging")
 _SKIPPED = 5  # first steps, in which memory is allocated and kernels are chosen

@@ -18,13 +18,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from knep.errors import InputError, NoEffectError
 from knep.groups import param_groups
 from knep.listing import SLOTS as SLOTS  # the order in which they act
-from knep.monitors import mode_of
 from knep.nodes import resolved, slot_node
 from knep.probe import probe
 from knep.recipes.scaling import none as raw_pixels
 from knep.regularizer import Regularizer
 from knep.safe import instantiate
 from knep.surgery import Change, bare
+from knep.utils.monitors import mode_of
 
 if TYPE_CHECKING:
     from knep.lit import Classifier

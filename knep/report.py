@@ -17,7 +17,7 @@ from knep.listing import recipe_choices
 from knep.member import Member
 from knep.provenance import code_hash, loaded_beside
 from knep.sealed import begin_reading
-from knep.text import console, shown
+from knep.utils.text import console, shown
 
 # What TensorBoard shows of a whole run.
 _FINAL = (

@@ -14,8 +14,8 @@ from knep.provenance import code_hash
 from knep.safe import check_stored, only_read
 from knep.strangers import check_folder, check_kind, read_lines
 from knep.sweep import JOBS
-from knep.text import shown
 from knep.typed import check_length, path_typed, quoted, unquoted
+from knep.utils.text import shown
 
 _ENDED = ("finished", "stopped_early")
 

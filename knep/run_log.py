@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.errors import InputError, RunFailed
-from knep.text import shown
+from knep.utils.text import shown
 
 NAME = "train.log"
 _ERASED = re.compile(r".*(?:\x1b\[2K|\r)(?=.)", re.DOTALL)  # a progress bar's earlier states

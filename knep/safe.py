@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 from knep.budget import bytes_counted, lift
 from knep.budget import take as take_budget
 from knep.errors import InputError
-from knep.importing import see_current_folder
+from knep.utils.imports import see_current_folder
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _SWITCHES = ("_partial_", "_recursive_")

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from knep.ranges import check
+from knep.utils.validation import check
 
 Factor = Callable[[int], float]
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from knep.text import shortened
+from knep.utils.text import shortened
 
 Check = Callable[[Any], str | None]
 

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from knep.errors import InputError
 from knep.strangers import read_text
-from knep.text import shortened, shown
+from knep.utils.text import shortened, shown
 
 _MOST, _MOST_FILES = 10_000, 2_000
 _KINDS = frozenset({"null", "bool", "int", "float", "str", "seq", "map", "merge"})

@@ -44,7 +44,7 @@ from knep.schema import (
     text,
     whole,
 )
-from knep.text import shortened
+from knep.utils.text import shortened
 
 _OPTIMIZATION = "epoch_loop.automatic_optimization.optim_progress"
 _MANUAL = "epoch_loop.manual_optimization.optim_step_progress"

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from knep.errors import InputError
-from knep.text import shown
+from knep.utils.text import shown
 
 _MOST_BYTES = 1 << 20
 _MOST_ENTRIES = 100_000

@@ -21,7 +21,7 @@ from typing import Any
 from knep.errors import InputError, RunFailed
 from knep.files import write_atomic
 from knep.lock import held, in_use
-from knep.text import console, shown
+from knep.utils.text import console, shown
 
 JOBS = ".jobs"  # in the sweep's folder, until its table is written: the row of each job that was begun
 _ENDED = ("finished", "stopped_early")

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from knep.errors import InputError
 from knep.files import write_atomic
 from knep.schema import MOST
-from knep.text import shortened, shown
+from knep.utils.text import shortened, shown
 
 _FIRST = ("step", "epoch")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from knep.cli_errors import one_line
 from knep.errors import InputError, is_full
-from knep.orphans import ends_with_launcher
+from knep.utils.orphans import ends_with_launcher
 
 if TYPE_CHECKING:
     from knep.compose import Composed
@@ -216,7 +216,7 @@ def _fit(
     from knep.member import check_resume, fit_member, stored_facts
     from knep.recipe import Recipe, named
     from knep.safe import instantiate
-    from knep.text import shown
+    from knep.utils.text import shown
 
     began = time.perf_counter()
     leader = getattr(rank_zero_only, "rank", 0) == 0

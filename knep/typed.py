@@ -11,7 +11,7 @@ from pathlib import Path
 
 from knep.errors import InputError
 from knep.listing import GROUPS, options
-from knep.text import shortened
+from knep.utils.text import shortened
 from knep.words import meant, otherwise
 
 PATHS = ("ckpt", "replay", "data.root", "data.cache", "hydra.run.dir", "hydra.sweep.dir")

@@ -20,8 +20,8 @@ from typing import IO, Any
 
 from knep.errors import InputError
 from knep.offline import take_network
-from knep.orphans import killed_with
-from knep.text import shortened, shown
+from knep.utils.orphans import killed_with
+from knep.utils.text import shortened, shown
 
 FLAG, NETWORK = "--i-trust-this-file", "--keep-network"
 _SECONDS = 600

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from knep.accumulation import MeanOverWindow
 from knep.errors import InputError
 from knep.lit import Classifier
-from knep.monitors import logged, refuse_unlogged
+from knep.utils.monitors import logged, refuse_unlogged
 from knep.words import line_for
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from knep.errors import InputError
-from knep.hardware import precision, quick_checks, reseed, wrong_in_bf16
+from knep.utils.hardware import precision, quick_checks, reseed, wrong_in_bf16
 
 
 def test_a_wanted_precision_is_kept():
@@ -17,7 +17,7 @@ def test_a_wanted_precision_is_kept():
 
 def test_auto_follows_the_hardware(monkeypatch):
     for has, wanted in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr("knep.hardware.cpu_bf16", lambda has=has: has)
+        monkeypatch.setattr("knep.utils.hardware.cpu_bf16", lambda has=has: has)
         assert precision("auto", "cpu") == wanted
 
 
@@ -37,7 +37,7 @@ def test_the_search_for_a_driver_comes_back(monkeypatch):
 
 
 def test_strided_convolutions_of_single_pixels_are_not_computed_in_bf16(monkeypatch):
-    monkeypatch.setattr("knep.hardware.cpu_bf16", lambda: True)
+    monkeypatch.setattr("knep.utils.hardware.cpu_bf16", lambda: True)
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
     )

@@ -10,8 +10,8 @@ import pytest
 from knep import safe
 from knep.cli import main
 from knep.errors import InputError
-from knep.importing import see_current_folder
 from knep.models.imported import find
+from knep.utils.imports import see_current_folder
 
 ROOT = Path(__file__).parent.parent
 

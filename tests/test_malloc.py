@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from knep import malloc, member
+from knep import member
 from knep.train import main
+from knep.utils import memory
 
 _glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no mallopt")
 
 # Four blocks of 40 MiB, more than glibc keeps by itself, all alive at once and written to, as activations are.
 _FAULTS = """
 import resource, sys, torch
-from knep.malloc import keep_freed_memory
+from knep.utils.memory import keep_freed_memory
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 def step():
     return [torch.ones(10 * 2**20) for _ in range(4)] and None
@@ -58,14 +59,14 @@ def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch, librar
     def called(*_: object) -> None:
         raise AssertionError("mallopt was asked for")
 
-    monkeypatch.setattr(malloc.platform, "libc_ver", lambda: (library, "1"))
-    monkeypatch.setattr(malloc.ctypes, "CDLL", called)
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: (library, "1"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", called)
     monkeypatch.setenv("LD_PRELOAD", preloaded)
-    malloc.keep_freed_memory.cache_clear()
+    memory.keep_freed_memory.cache_clear()
     try:
-        assert not malloc.keep_freed_memory()
+        assert not memory.keep_freed_memory()
     finally:
-        malloc.keep_freed_memory.cache_clear()
+        memory.keep_freed_memory.cache_clear()
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -31,13 +31,13 @@ CHILDREN = {
     "data workers": WORKERS,
     "by the kernel": f"""
 import subprocess, sys, os, time
-child = "from knep.orphans import killed_with; import os; killed_with(os.getppid()); {ENDLESS}"
+child = "from knep.utils.orphans import killed_with; import os; killed_with(os.getppid()); {ENDLESS}"
 subprocess.Popen([sys.executable, "-c", child])
 time.sleep(600)
 """,
     "by looking": f"""
 import subprocess, sys, os, time
-child = "from knep.orphans import ends_with_parent; import os; ends_with_parent(os.getppid()); {ENDLESS}"
+child = "from knep.utils.orphans import ends_with_parent; import os; ends_with_parent(os.getppid()); {ENDLESS}"
 subprocess.Popen([sys.executable, "-c", child])
 time.sleep(600)
 """,
@@ -62,6 +62,6 @@ def test_the_children_of_a_killed_process_end(name):
 
 
 def test_a_child_that_finds_its_parent_gone_does_not_begin():
-    code = "import os; from knep.orphans import killed_with; killed_with(os.getppid() + 1); print('began')"
+    code = "import os; from knep.utils.orphans import killed_with; killed_with(os.getppid() + 1); print('began')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (1, b"")

@@ -27,7 +27,7 @@ from knep.data.images import read_image
 from knep.errors import InputError
 from knep.files import new_file, sync_folder
 from knep.strangers import check_kind
-from knep.text import shown
+from knep.utils.text import shown
 
 _HEAD = struct.Struct("<8sQIII32s")
 _MAGIC = b"knepimg2"  # another number wherever a file comes to be decoded otherwise

@@ -21,7 +21,7 @@ from knep.data.split import stratified, subset
 from knep.data.tree import Listing, counted, list_images, normal, splits, taken_for_classes
 from knep.errors import InputError
 from knep.room import check_room
-from knep.text import shown
+from knep.utils.text import shown
 
 _TEST_SHARE = 0.2
 _EVAL_BATCH = 128

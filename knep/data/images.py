@@ -21,7 +21,7 @@ from torch import Tensor
 from knep.data.formats import check_directory, ends_whole, formats_of, spelled, suffix_of, tile_of
 from knep.data.webp import HEADER, canvas_of
 from knep.errors import InputError
-from knep.text import shown
+from knep.utils.text import shown
 
 MAX_PIXELS = 64_000_000
 _MAX_TEXT = 32 << 20  # bytes that a PNG's profile or text may unpack to: Pillow's 1 MB refuses what browsers show

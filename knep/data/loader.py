@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 
 def order_of(images: int, seed: int, epoch: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from knep.errors import InputError
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 
 def stratified(y_N: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from knep.data.module import Arrays, InMemory
 from knep.errors import InputError
 from knep.room import check_room
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 _CLASSES = 10_000
 

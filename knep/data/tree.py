@@ -15,7 +15,7 @@ from torch import Tensor
 
 from knep.data.formats import BY_SUFFIX, SUFFIXES
 from knep.errors import InputError
-from knep.text import shown
+from knep.utils.text import shown
 
 KINDS = SUFFIXES | frozenset(BY_SUFFIX)
 # What file managers and archives leave behind; names that begin with a dot are left out as well.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 _RIDGES = (1e-2, 1e-1, 1.0, 10.0)  # times the number of images
 _HELD = 5  # every fifth image chooses the ridge

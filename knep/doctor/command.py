@@ -39,8 +39,8 @@ def doctor(args: argparse.Namespace) -> None:
     """Prints the report; exits with 0 for a healthy patient, 1 for a sick one, 2 for input that cannot be examined."""
     from knep.doctor.diagnose import diagnose
     from knep.fit import threads
-    from knep.malloc import keep_freed_memory
     from knep.train import hush
+    from knep.utils.memory import keep_freed_memory
 
     hush()
     budget = _seconds(args.budget)
@@ -112,7 +112,7 @@ def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any
     from knep.compose import compose_config
     from knep.doctor.cure import cure
     from knep.doctor.cured import recipe_yaml
-    from knep.text import shown_lines
+    from knep.utils.text import shown_lines
 
     again = partial(_patient, data=args.data)
     cured = cure(lines, make=again, report=report, told=tell, seconds=budget)

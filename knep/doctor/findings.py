@@ -139,7 +139,7 @@ class Report:
         from rich.console import Console
         from rich.text import Text
 
-        from knep.text import shown
+        from knep.utils.text import shown
 
         console = Console(file=io.StringIO(), width=110, highlight=False, markup=False, emoji=False)
         console.print(Text(self.verdict, style="bold"))

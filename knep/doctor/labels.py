@@ -10,7 +10,7 @@ from torch import Tensor
 
 from knep.doctor.findings import Finding
 from knep.doctor.split import IGNORED, Split
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 _CHANCE = 1e-6  # that a sound data set looks as sick as what is called certain
 _ORDERS = 64  # random orders to compare the loader's with

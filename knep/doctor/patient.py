@@ -116,9 +116,9 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
     """
     from knep.data.module import refuse_loaders
     from knep.fit import about, build_module
-    from knep.hardware import precision, wrong_in_bf16
     from knep.recipe import named
     from knep.safe import instantiate
+    from knep.utils.hardware import precision, wrong_in_bf16
 
     if data is None:
         with named("data"):

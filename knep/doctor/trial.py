@@ -18,7 +18,7 @@ from knep.doctor.scores import Score, norms_of, score, settled
 from knep.doctor.signals import forward
 from knep.gradients import gradients
 from knep.groups import decayed
-from knep.seeds import generator, mix
+from knep.utils.rng import generator, mix
 
 _USUAL = 0.1  # momentum of batch norm, PyTorch's
 _LAG = 0.05  # of accuracy, between statistics of the batch and running ones

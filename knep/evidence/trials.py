@@ -29,7 +29,7 @@ from knep.errors import InputError
 from knep.evidence.arms import Arm
 from knep.evidence.where import commit
 from knep.files import config_hash, write_atomic
-from knep.orphans import ends_with
+from knep.utils.orphans import ends_with
 
 # Stands for the seed while an arm is composed: the largest that a run takes, so that no other value is equal to it.
 _SEED = 2**32 - 1

@@ -121,7 +121,7 @@ def show(table: Table) -> Any:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    from knep.text import shown
+    from knep.utils.text import shown
 
     made, bad = RichTable(box=None, pad_edge=False), table.first_bad()
     for name in ("", "layer", "", *(f"output {s}" for s in _SHOWN), *(f"gradient {s}" for s in _SHOWN)):

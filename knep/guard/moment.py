@@ -13,7 +13,7 @@ from torch import Tensor
 from knep.gradients import gradients, scale_
 from knep.guard.finite import digest, first_bad
 from knep.guard.layers import Table, watched
-from knep.hardware import set_rng_state
+from knep.utils.hardware import set_rng_state
 
 
 @dataclass

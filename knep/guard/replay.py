@@ -19,7 +19,7 @@ from knep.guard.layers import show
 from knep.guard.moment import Pass, repeat
 from knep.guard.policy import KINDS, OF_OPTIMIZER
 from knep.guard.state import named_state
-from knep.text import console, shown
+from knep.utils.text import console, shown
 
 
 @dataclass

@@ -26,7 +26,7 @@ from knep.guard.policy import KINDS, OF_OPTIMIZER, Guard
 from knep.guard.rollback import Snapshot
 from knep.guard.spike import Spikes
 from knep.guard.state import LOOK_EVERY, carries, forget_bad_state, state_is_finite
-from knep.hardware import reseed, rng_state, set_rng_state
+from knep.utils.hardware import reseed, rng_state, set_rng_state
 
 
 class BadStep(Exception):

@@ -23,7 +23,7 @@ from knep.resume import saved_of
 from knep.sealed import begin_reading, reads
 from knep.signals import Interrupted
 from knep.tables import CsvLogger
-from knep.text import shown
+from knep.utils.text import shown
 
 
 def ensemble(

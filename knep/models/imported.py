@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.importing import see_current_folder
 from knep.probe import probe
+from knep.utils.imports import see_current_folder
 
 
 def find(path: str | None, key: str = "model.path") -> Callable[..., Any]:

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.layers import Activation, Norm, conv_unit
-from knep.ranges import check
 from knep.surgery import Place
+from knep.utils.validation import check
 
 # Output channels of the stem and of the blocks; between stages the image is halved.
 _STEM = 32

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from knep.errors import InputError
 from knep.layers import Activation, Norm, ZeroGain, norm_at
-from knep.ranges import check
 from knep.surgery import Place
+from knep.utils.validation import check
 
 # Depth -> blocks in each stage. Small images: three stages of 16, 32, 64 channels. ImageNet: four, from 64.
 _SMALL = {depth: (depth // 6,) * 3 for depth in (20, 32, 44, 56, 110)}

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from knep.errors import InputError
 from knep.exposure import Unit, exposed, unreached
 from knep.layers import ACTIVATIONS, GATES, Copy
-from knep.ranges import check
 from knep.surgery import Change, bare, describe, modules_of, refuse_hooks, replace, required, text, unfuse
+from knep.utils.validation import check
 from knep.watch import bends, hidden_gates, overwritten, watch
 
 __all__ = ["gelu", "leaky_relu", "mish", "none", "relu", "selu", "sigmoid", "silu", "tanh"]

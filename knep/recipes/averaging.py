@@ -21,9 +21,9 @@ from torch.optim.swa_utils import update_bn
 
 from knep.checkpoint import read, write
 from knep.errors import InputError
-from knep.hardware import at_precision
-from knep.monitors import logged
 from knep.surgery import cut
+from knep.utils.hardware import at_precision
+from knep.utils.monitors import logged
 
 __all__ = ["Ema", "Ensemble", "Soup", "Swa", "none"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from knep.gradients import global_norm, gradients, scale_
-from knep.ranges import check
+from knep.utils.validation import check
 
 __all__ = ["adaptive", "none", "norm", "normalize", "value"]
 

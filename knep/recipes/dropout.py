@@ -19,11 +19,11 @@ from knep.errors import InputError
 from knep.insert import put_before, put_inside
 from knep.layers import DropBlock, StochasticDepth
 from knep.maps import ChannelsLast, Map, maps_of
-from knep.ranges import check
 from knep.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
 from knep.sampling import Pass
 from knep.surgery import Change, Place, bare, describe, modules_of, replace_each, required
 from knep.trace import refuse_scripted
+from knep.utils.validation import check
 
 __all__ = ["alpha", "dropblock", "none", "spatial", "standard", "stochastic_depth"]
 

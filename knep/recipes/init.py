@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from knep.errors import InputError, NoEffectError
 from knep.fill import Fans, Weight, assign, covered, fans, fill, groups_of, rms
 from knep.follow import gains_of
-from knep.ranges import check
 from knep.sampling import like, mode
 from knep.surgery import Change, bare
+from knep.utils.validation import check
 from knep.whiten import whitening_filters
 
 __all__ = [

@@ -48,10 +48,10 @@ from knep.layers import (
     fewest_values,
     whole,
 )
-from knep.ranges import check
 from knep.renorm import Kind, Site, normalise, refuse_empty_zero_gains
 from knep.surgery import Change, bare, modules_of, required
 from knep.tokens import TokenBatchNorm, TokenGhostBatchNorm, TokenGroupNorm, TokenInstanceNorm
+from knep.utils.validation import check
 
 __all__ = ["batch", "ghost_batch", "group", "instance", "layer", "none", "rms", "spectral", "weight"]
 

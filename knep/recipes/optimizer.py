@@ -10,10 +10,10 @@ from typing import Any
 import pytorch_optimizer
 from torch.optim import Optimizer
 
-from knep.cpu import cpu_bf16
 from knep.errors import InputError
 from knep.optim import SAM, Idle, Muon, NormalizedSGD, Shampoo
-from knep.ranges import check
+from knep.utils.cpu import cpu_bf16
+from knep.utils.validation import check
 
 __all__ = ["muon", "none", "normalized_sgd", "sam", "shampoo"]
 

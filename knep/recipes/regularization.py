@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from knep.ranges import check
 from knep.regularizer import Regularizer
+from knep.utils.validation import check
 
 __all__ = ["L1", "L2", "Elastic", "LabelSmoothing", "MaxNorm", "WeightDecay"]
 

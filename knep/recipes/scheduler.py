@@ -14,8 +14,8 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from knep.ranges import check
 from knep.schedules import CycledMomentum, Unchanged, ramp, staircase, warmed, warmup_steps
+from knep.utils.validation import check
 
 __all__ = [
     "constant",

@@ -20,10 +20,10 @@ from torchvision import transforms
 from benching.cases import Case, compose, read
 from benching.watch import StopWatch, Timing, screen
 from knep.fit import about, build_module
-from knep.hardware import precision
-from knep.malloc import keep_freed_memory
 from knep.member import fit_member
 from knep.train import hush
+from knep.utils.hardware import precision
+from knep.utils.memory import keep_freed_memory
 
 Contender = Callable[[Case, Any], Timing]
 _Batch = tuple[Tensor, Tensor]

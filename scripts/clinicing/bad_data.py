@@ -10,7 +10,7 @@ from torch import Tensor
 
 from knep.doctor.batches import Batch
 from knep.doctor.patient import Patient
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 
 def joined(batches: list[Batch] | tuple[Batch, ...]) -> Batch:

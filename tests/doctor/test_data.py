@@ -10,7 +10,7 @@ from knep.doctor.course import broken_images
 from knep.doctor.data import Data
 from knep.doctor.patient import from_config, of
 from knep.errors import InputError
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 
 def named(p):

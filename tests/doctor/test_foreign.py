@@ -30,7 +30,7 @@ from knep.doctor.trial import Trial
 from knep.doctor.unregistered import unregistered
 from knep.doctor.verdict import verdict
 from knep.errors import InputError
-from knep.seeds import generator
+from knep.utils.rng import generator
 from tests.doctor.ward import batched, digits, net, patient
 
 

@@ -10,7 +10,7 @@ from doctor.ward import digits, made, patient, without_relation
 from knep.doctor.classifiers import nearest, ridge, voted
 from knep.doctor.reference import reference
 from knep.doctor.relation import noise
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 
 def test_neighbours_are_those_of_scikit_learn():

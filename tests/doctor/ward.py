@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from knep.doctor.batches import Batch
 from knep.doctor.patient import Patient, of
-from knep.seeds import generator
+from knep.utils.rng import generator
 
 DIGITS = load_digits()
 

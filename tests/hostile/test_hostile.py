@@ -6,7 +6,7 @@ import pytest
 import torch
 from arena import run
 
-from knep.malloc import keep_freed_memory
+from knep.utils.memory import keep_freed_memory
 
 from .attack import fight
 from .catalogue import ATTACKS

@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from knep.errors import InputError
-from knep.text import shown
+from knep.utils.text import shown
 
 _MOST_BYTES = 1 << 20  # of a module whose imports are looked at
 

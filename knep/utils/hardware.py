@@ -12,9 +12,9 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from knep.cpu import cpu_bf16
 from knep.errors import InputError
 from knep.layers import calls
+from knep.utils.cpu import cpu_bf16
 
 _WRONG = "{} reads single pixels with a stride, whose gradient in bf16 is wrong on CPUs"
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"

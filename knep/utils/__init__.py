@@ -1,0 +1,1 @@
+"""Validation, random numbers, hardware, memory and text."""
