@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from knep.functional import Site, children_of, exchange, is_function, own_class, sites_of
-from knep.layers import ACTIVATIONS
+from knep.nn.norm import ACTIVATIONS
 from knep.surgery import Change
 from knep.watch import FUNCTIONS, Call, Called, FunctionCall
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
-from knep.layers import ACTIVATIONS, classifier_of
+from knep.nn.norm import ACTIVATIONS, classifier_of
 from knep.surgery import Change, describe, modules_of, replace, required, text
 from knep.watch import FUNCTIONS, hidden_gates, watch
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from knep.insert import function_of
-from knep.layers import ACTIVATIONS, GATES, RMSNorm
+from knep.nn.norm import ACTIVATIONS, GATES, RMSNorm
 from knep.sampling import BENDS_OR_GATES, Bend, Pass, same_in_training
 from knep.trace import bend_of, graph_of
 

@@ -19,9 +19,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.models.convnext import LayerNorm2d
 
 from knep.errors import InputError
-from knep.layers import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm
+from knep.nn.norm import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm
+from knep.nn.tokens import LastAxis, TokenGroupNorm
 from knep.surgery import modules_of, refuse_hooks
-from knep.tokens import LastAxis, TokenGroupNorm
 
 LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm)
 

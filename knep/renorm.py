@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
 from knep.insertion import insert
-from knep.layers import ZeroGain, calls
+from knep.nn.norm import ZeroGain, calls
 from knep.norms import Found, norms_of
 from knep.surgery import Change, Place, bare, describe, modules_of, replace, required, text, unfuse
 

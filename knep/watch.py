@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from knep.layers import ACTIVATIONS, GATES, Call, calls
+from knep.nn.norm import ACTIVATIONS, GATES, Call, calls
 
 _NAMES = {
     "relu": nn.ReLU,
@@ -89,7 +89,7 @@ class _Watch(TorchFunctionMode):
 
 
 def watch(model: nn.Module, sample: Tensor) -> tuple[list[Call], list[FunctionCall]]:
-    """The calls of modules (see `knep.layers.calls`), and those of activation functions outside activation modules."""
+    """The calls of modules (see `knep.nn.norm.calls`), and those of activation functions outside activation modules."""
     with _Watch(model) as mode:
         return calls(model, sample), mode.seen
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from knep.layers import ACTIVATIONS, GATES, BatchNorm, ZeroGain
 from knep.members.draws import Draws
+from knep.nn.norm import ACTIVATIONS, GATES, BatchNorm, ZeroGain
 from knep.surgery import Place, cut
 
 Stack = dict[str, nn.Parameter]

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.layers import Activation, Norm, conv_unit, whole
+from knep.nn.norm import Activation, Norm, conv_unit, whole
 from knep.surgery import Place
 
 

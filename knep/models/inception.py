@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.layers import Activation, Norm, conv_unit
+from knep.nn.norm import Activation, Norm, conv_unit
 from knep.surgery import Place
 from knep.utils.validation import check
 

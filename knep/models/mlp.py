@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.layers import Activation, Norm, norm_at
+from knep.nn.norm import Activation, Norm, norm_at
 from knep.surgery import Place
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from knep.errors import InputError
-from knep.layers import Activation, Norm, ZeroGain, norm_at
+from knep.nn.norm import Activation, Norm, ZeroGain, norm_at
 from knep.surgery import Place
 from knep.utils.validation import check
 

@@ -17,8 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
 from knep.insert import put_before, put_inside
-from knep.layers import DropBlock, StochasticDepth
 from knep.maps import ChannelsLast, Map, maps_of
+from knep.nn.norm import DropBlock, StochasticDepth
 from knep.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
 from knep.sampling import Pass
 from knep.surgery import Change, Place, bare, describe, modules_of, replace_each, required

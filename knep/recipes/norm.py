@@ -36,7 +36,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.models.convnext import LayerNorm2d
 
 from knep.errors import InputError
-from knep.layers import (
+from knep.nn.norm import (
     BatchNorm,
     GhostBatchNorm,
     GroupNorm,
@@ -48,9 +48,9 @@ from knep.layers import (
     fewest_values,
     whole,
 )
+from knep.nn.tokens import TokenBatchNorm, TokenGhostBatchNorm, TokenGroupNorm, TokenInstanceNorm
 from knep.renorm import Kind, Site, normalise, refuse_empty_zero_gains
 from knep.surgery import Change, bare, modules_of, required
-from knep.tokens import TokenBatchNorm, TokenGhostBatchNorm, TokenGroupNorm, TokenInstanceNorm
 from knep.utils.validation import check
 
 __all__ = ["batch", "ghost_batch", "group", "instance", "layer", "none", "rms", "spectral", "weight"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
-from knep.layers import calls
+from knep.nn.norm import calls
 from knep.utils.cpu import cpu_bf16
 
 _WRONG = "{} reads single pixels with a stride, whose gradient in bf16 is wrong on CPUs"

@@ -8,13 +8,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from knep.layers import BatchNorm
 from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.inception import inception
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
 from knep.models.zoo import torchvision
+from knep.nn.norm import BatchNorm
 from knep.recipes.norm import batch
 from knep.surgery import Place, modules_of
 

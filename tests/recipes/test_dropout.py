@@ -11,12 +11,12 @@ from torch import nn
 from torchvision import ops
 
 from knep.errors import InputError, NoEffectError
-from knep.layers import DropBlock, StochasticDepth
 from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.inception import inception
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
+from knep.nn.norm import DropBlock, StochasticDepth
 from knep.recipes import activation, dropout, norm
 from knep.surgery import Place, modules_of
 

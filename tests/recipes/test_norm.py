@@ -12,14 +12,14 @@ from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
 from knep.errors import InputError, NoEffectError
-from knep.layers import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm
 from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
+from knep.nn.norm import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm
+from knep.nn.tokens import TokenBatchNorm
 from knep.recipes import norm
 from knep.surgery import Place, describe, modules_of
-from knep.tokens import TokenBatchNorm
 
 _DRAW = torch.Generator().manual_seed(0)
 MAPS = torch.randn(6, 8, 5, 5, dtype=torch.float64, generator=_DRAW) * 3 + 2

@@ -1,14 +1,14 @@
 """Norms whose channels are the last axis, for signals of tokens (N, ..., C): what transformers put layer norm in.
 
 N images, "..." the positions of a token (a sequence (T,), or rows and columns (H, W)), C channels. On (N, C) they are
-the norms of `knep.layers`.
+the norms of `knep.nn.norm`.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from knep.layers import BatchNorm, GhostBatchNorm, GroupNorm, InstanceNorm, fewest_values
+from knep.nn.norm import BatchNorm, GhostBatchNorm, GroupNorm, InstanceNorm, fewest_values
 
 
 class LastAxis:
