@@ -225,7 +225,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _import_unsafe(args: argparse.Namespace) -> None:
-    from knep.unsafe import import_unsafe
+    from knep.io.import_pickle import import_unsafe
 
     import_unsafe(args.source, args.target, args.i_trust_this_file, args.keep_network)
 

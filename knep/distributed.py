@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from knep.errors import InputError, RunFailed
-from knep.files import read_summary, write_summary
 from knep.heartbeat import GRACE, SILENCE, Death, Heartbeat
+from knep.io.run_folder import read_summary, write_summary
 from knep.signals import Interrupted
 from knep.utils.orphans import LAUNCHER, ends_with_parent, spared
 from knep.utils.text import shown

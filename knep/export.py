@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.evaluate import load_members
-from knep.files import new_file
+from knep.io.run_folder import new_file
 from knep.portable import Portable, portable
 from knep.utils.text import shown
 

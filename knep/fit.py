@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from knep.board import Board
-from knep.checkpoint import WholeCheckpoints
 from knep.distributed import watch
 from knep.errors import InputError
+from knep.io.checkpoint import WholeCheckpoints
 from knep.keep import Best, Keeper
 from knep.keys import own_callbacks
 from knep.lean import use_lean_loop

@@ -16,9 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from knep import checkpoint
 from knep.errors import InputError
-from knep.files import check_there
+from knep.io import checkpoint
+from knep.io.run_folder import check_there
 from knep.resume import find_whole
 from knep.signals import Interrupted, StopOnSignal
 from knep.utils.hardware import rng_state, set_rng_state

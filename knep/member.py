@@ -12,19 +12,19 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from knep import checkpoint
 from knep.capacity import capacity
 from knep.changes import Apply, Change, changes, said
 from knep.distributed import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint, read_facts, stored_module
 from knep.fit import Clock, History, build_callbacks, build_module, build_trainer, watched
+from knep.io import checkpoint
+from knep.io.schema import whole
 from knep.lean import LeanEpoch
 from knep.lit import Classifier
 from knep.profile import StepProfile
 from knep.resume import find_whole, saved_of
 from knep.safe import instantiate
-from knep.schema import whole
 from knep.signals import Interrupted
 from knep.stored import check_stored_run
 from knep.tables import earlier_rows
@@ -71,7 +71,7 @@ def fit_member(
     Raises InputError where the optimizer, the data and the checkpoint do not fit together.
     """
     cfg = facts["config"]
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # here, and never again: see `knep.checkpoint.write`
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # here, and never again: see `knep.io.checkpoint.write`
     torch.manual_seed(seed)
     module = build_module(facts, data, seed=seed)
     wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))

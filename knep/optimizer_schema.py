@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from knep.archive import overlaps
+from knep.io.pickle_scan import overlaps
+from knep.io.schema import Check, alike, either, items, listed, number, record, same, whole
 from knep.schedules import Unchanged
-from knep.schema import Check, alike, either, items, listed, number, record, same, whole
 from knep.utils.text import shortened
 
 # What steps, schedules and changed values on resume move: only its kind and range are fixed.

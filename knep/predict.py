@@ -46,7 +46,7 @@ def command(args: argparse.Namespace) -> None:
         for path, classes in ranked:
             print(f"{shown(path)}  " + "  ".join(f"{shown(name)} {p:.1%}" for name, p in classes))
         return
-    from knep.files import write_atomic  # brings Hydra's parts, which no other command waits for
+    from knep.io.run_folder import write_atomic  # brings Hydra's parts, which no other command waits for
 
     write_atomic(args.csv, _table(ranked))
     print(f"{len(ranked):,} images: {shown(args.csv)}")

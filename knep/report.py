@@ -12,11 +12,11 @@ from typing import Any
 from knep.board import Board
 from knep.evaluate import batches_of, evaluate
 from knep.figures import show
-from knep.files import config_hash, write_summary
+from knep.io.run_folder import config_hash, write_summary
+from knep.io.sealed import begin_reading
 from knep.listing import recipe_choices
 from knep.member import Member
 from knep.provenance import code_hash, loaded_beside
-from knep.sealed import begin_reading
 from knep.utils.text import console, shown
 
 # What TensorBoard shows of a whole run.

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from knep.errors import InputError
-from knep.files import config_hash, read_summary
+from knep.io.run_folder import config_hash, read_summary
+from knep.io.untrusted_folder import check_folder, check_kind, read_lines
 from knep.provenance import code_hash
 from knep.safe import check_stored, only_read
-from knep.strangers import check_folder, check_kind, read_lines
 from knep.sweep import JOBS
 from knep.typed import check_length, path_typed, quoted, unquoted
 from knep.utils.text import shown
@@ -52,7 +52,7 @@ def find_whole(ckpt: str | Path, warn: bool = True) -> Path:
 
     Raises InputError where none is whole.
     """
-    from knep.checkpoint import damage  # brings torch, which `--cfg` and `--help` do without
+    from knep.io.checkpoint import damage  # brings torch, which `--cfg` and `--help` do without
 
     if not Path(ckpt).is_dir():
         return find_checkpoint(ckpt)

@@ -22,7 +22,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from knep.errors import InputError
-from knep.strangers import read_text
+from knep.io.untrusted_folder import read_text
 from knep.utils.text import shortened, shown
 
 _MOST, _MOST_FILES = 10_000, 2_000

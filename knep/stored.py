@@ -18,16 +18,13 @@ from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.loops.progress import _BatchProgress, _OptimizationProgress, _Progress, _SchedulerProgress
 from torch import Tensor
 
-from knep.checkpoint import read
 from knep.doctor.findings import diseases
 from knep.errors import InputError
 from knep.evaluate import not_finite, weights_wrong
 from knep.fit import History, watched
 from knep.guard.policy import KINDS
-from knep.keep import BEST, Best, states_in
-from knep.optimizer_schema import Expected, rates_wrong, tensor
-from knep.recipes.averaging import Ema, Soup, soup_step
-from knep.schema import (
+from knep.io.checkpoint import read
+from knep.io.schema import (
     Check,
     alike,
     anything,
@@ -44,6 +41,9 @@ from knep.schema import (
     text,
     whole,
 )
+from knep.keep import BEST, Best, states_in
+from knep.optimizer_schema import Expected, rates_wrong, tensor
+from knep.recipes.averaging import Ema, Soup, soup_step
 from knep.utils.text import shortened
 
 _OPTIMIZATION = "epoch_loop.automatic_optimization.optim_progress"

@@ -47,13 +47,13 @@ def _start(arguments: list[str]) -> None:
 
     from knep.compose import compose_config
     from knep.elastic import agreed
-    from knep.files import discard, standing
+    from knep.io.run_folder import discard, standing
+    from knep.io.untrusted_folder import check_written
     from knep.jobs import Single, Sweep, run_lines
     from knep.options import refuse_options
     from knep.resume import expand_ckpt, run_folders
     from knep.run_log import logging_restored
     from knep.safe import allow_typed
-    from knep.strangers import check_written
     from knep.typed import path_typed, readable, tell
 
     refuse_options(get_args_parser(), arguments)
@@ -181,12 +181,12 @@ def run(
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep import report
-    from knep.events import writers_quiet
-    from knep.files import clear_halves, failures_told
-    from knep.lock import held
+    from knep.io.events import writers_quiet
+    from knep.io.lock import held
+    from knep.io.run_folder import clear_halves, failures_told
+    from knep.io.untrusted_folder import check_written
     from knep.run_log import logged
     from knep.signals import Interrupted, heard
-    from knep.strangers import check_written
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return _fit(config, folder, choices, overrides, figures)
@@ -211,8 +211,8 @@ def _fit(
 
     from knep import report
     from knep.data.find import only_reads
-    from knep.files import write_identity, write_summary
     from knep.fit import about, threads
+    from knep.io.run_folder import write_identity, write_summary
     from knep.member import check_resume, fit_member, stored_facts
     from knep.recipe import Recipe, named
     from knep.safe import instantiate

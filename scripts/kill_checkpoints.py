@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from knep import checkpoint
+from knep.io import checkpoint
 
 SIZES = (1, 2, 4, 3)  # a checkpoint has several tensors: shares of its size
 

@@ -35,9 +35,9 @@ from traces import difference, left
 
 import knep.member
 import knep.report  # so that no child has to
-from knep import checkpoint
 from knep.compose import compose_config
 from knep.errors import InputError
+from knep.io import checkpoint
 from knep.train import main as train
 
 BASE = (

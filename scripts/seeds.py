@@ -23,7 +23,7 @@ from typing import Any
 
 from knep.compose import compose_config
 from knep.evidence.where import processor
-from knep.files import config_hash
+from knep.io.run_folder import config_hash
 
 
 def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:

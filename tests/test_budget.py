@@ -8,7 +8,7 @@ import torch
 from knep import budget, safe
 from knep.compose import compose_config
 from knep.errors import InputError
-from knep.files import config_hash
+from knep.io.run_folder import config_hash
 from knep.rehearse import rehearse
 from knep.room import check_model
 from knep.train import main

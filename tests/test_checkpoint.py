@@ -10,9 +10,9 @@ import kill_checkpoints
 import pytest
 import torch
 
-from knep import checkpoint
 from knep.errors import InputError, RunFailed
 from knep.evaluate import read_checkpoint
+from knep.io import checkpoint
 from knep.keep import interval
 from knep.resume import find_whole
 

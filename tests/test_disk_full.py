@@ -9,7 +9,7 @@ import pytest
 import resume_matrix as matrix
 from lightning.pytorch import Callback
 
-from knep.files import read_summary
+from knep.io.run_folder import read_summary
 from knep.member import build_trainer
 from knep.train import main
 

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from knep import files, report
+from knep import report
 from knep.errors import InputError, RunFailed
-from knep.files import failures_told, read_summary, write_summary
+from knep.io import run_folder
+from knep.io.run_folder import failures_told, read_summary, write_summary
 from knep.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=60", "data.batch_size=30", "progress=false", "threads=1"]
@@ -76,7 +77,7 @@ def test_no_room_for_the_summary_does_not_hide_the_error(tmp_path, monkeypatch):
     def full(path, _):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(files, "write_atomic", full)
+    monkeypatch.setattr(run_folder, "write_atomic", full)
     with pytest.raises(RunFailed, match="stopped"), failures_told(tmp_path, {}):
         raise RunFailed("stopped")
 

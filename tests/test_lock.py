@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from knep import lock, report
+from knep import report
 from knep.errors import InputError
-from knep.files import discard, write_summary
+from knep.io import lock
+from knep.io.run_folder import discard, write_summary
 from knep.train import main
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=60", "data.batch_size=30", "progress=false", "threads=1"]
-HOLD = "import sys, pathlib, knep.lock as l\nwith l.held(pathlib.Path(sys.argv[1])):\n print(1, flush=True); input()"
+HOLD = "import sys, pathlib, knep.io.lock as l\nwith l.held(pathlib.Path(sys.argv[1])):\n print(1, flush=True); input()"
 
 
 @contextlib.contextmanager

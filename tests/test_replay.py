@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from knep import checkpoint
 from knep.errors import InputError
 from knep.guard.layers import watched
 from knep.guard.replay import replay
+from knep.io import checkpoint
 from knep.train import main
 
 # A learning rate at which the very first step of the optimizer overflows.

@@ -24,7 +24,7 @@ from knep.changes import changes
 from knep.data.digits import Digits
 from knep.errors import InputError
 from knep.evaluate import batches_of
-from knep.files import config_hash
+from knep.io.run_folder import config_hash
 from knep.predict import predict
 from knep.progress import ProgressBar
 from knep.run_log import logged

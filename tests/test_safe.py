@@ -92,7 +92,10 @@ ATTACKS = {
         "models only",
     ),
     "helper of a slot": (lambda c: {"_target_": "knep.recipes.averaging._Single"}, "tricks only"),
-    "another part of knep": (lambda c: {"_target_": "knep.files.discard", "folder": str(c)}, "knep.files.discard"),
+    "another part of knep": (
+        lambda c: {"_target_": "knep.io.run_folder.discard", "folder": str(c)},
+        "knep.io.run_folder.discard",
+    ),
     "Lightning's callbacks": (lambda c: {"_target_": "lightning.pytorch.callbacks.LambdaCallback"}, "Trainer only"),
     "dunder": (lambda c: {"_target_": "torch.nn.Linear.__init__.__globals__"}, "__globals__"),
     "subclasses": (lambda c: {"_target_": "torch.nn.Module.__subclasses__"}, "__subclasses__"),

@@ -12,8 +12,8 @@ import resume_matrix as matrix
 from lightning.pytorch import Callback
 
 from knep import report, signals
-from knep.files import read_summary
 from knep.fit import build_trainer
+from knep.io.run_folder import read_summary
 from knep.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=60", "data.batch_size=15", "progress=false", "threads=1"]

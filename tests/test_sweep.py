@@ -9,7 +9,7 @@ import resume_matrix as matrix
 
 from knep import member, report
 from knep.errors import InputError
-from knep.files import read_summary, write_summary
+from knep.io.run_folder import read_summary, write_summary
 from knep.resume import resumes
 from knep.train import main
 

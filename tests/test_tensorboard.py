@@ -9,7 +9,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
-from knep.run_names import events_folder, link_job, name_job
+from knep.io.run_names import events_folder, link_job, name_job
 from knep.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=60", "data.batch_size=15", "progress=false", "threads=1"]

@@ -17,7 +17,7 @@ from test_bad_input import QUICK, refused
 from knep import typed
 from knep.compose import compose_config
 from knep.errors import InputError
-from knep.files import read_summary
+from knep.io.run_folder import read_summary
 from knep.listing import CONF, GROUPS, options
 from knep.train import main
 

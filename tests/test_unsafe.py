@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from knep import checkpoint, unsafe
 from knep.cli import main
 from knep.errors import InputError
-from knep.unsafe import FLAG, NETWORK
+from knep.io import checkpoint, import_pickle
+from knep.io.import_pickle import FLAG, NETWORK
 
 
 class Evil:
@@ -132,14 +132,14 @@ def test_what_is_imported_has_no_network(tmp_path, monkeypatch):
 def test_where_the_network_stays_nothing_runs(tmp_path, capsys, monkeypatch):
     pickled(tmp_path)
     source, made = str(tmp_path / "foreign.pt"), str(tmp_path / "made")
-    code = f"""import os, knep.unsafe as u
+    code = f"""import os, knep.io.import_pickle as u
 u.take_network = lambda: False
 u._child({source!r}, {made!r}, 9, False, os.getppid())"""
     child = subprocess.run([sys.executable, "-c", code], check=False, env={"HOME": made} | os.environ)
-    assert child.returncode == unsafe._KEEPS_NETWORK
+    assert child.returncode == import_pickle._KEEPS_NETWORK
     assert not (tmp_path / "canary").exists()
     refuses = tmp_path / "python"
-    refuses.write_text(f"#!/bin/sh\nexit {unsafe._KEEPS_NETWORK}\n")
+    refuses.write_text(f"#!/bin/sh\nexit {import_pickle._KEEPS_NETWORK}\n")
     refuses.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(refuses))
     assert NETWORK in refusal(["import-unsafe", source, tmp_path / "plain.ckpt", FLAG], capsys)
@@ -184,8 +184,8 @@ ANSWERS = {
 
 
 def taken(made):
-    unsafe._check_made(made, 1 << 20, 0, made.with_name("foreign.pt"), "why")
-    unsafe._keep(made, made.with_name("foreign.pt"), made.with_name("plain.ckpt"))
+    import_pickle._check_made(made, 1 << 20, 0, made.with_name("foreign.pt"), "why")
+    import_pickle._keep(made, made.with_name("foreign.pt"), made.with_name("plain.ckpt"))
 
 
 @pytest.mark.parametrize("name", ANSWERS)

@@ -25,8 +25,8 @@ from torch import Tensor
 from knep.data.batches import Batch, labels
 from knep.data.images import read_image
 from knep.errors import InputError
-from knep.files import new_file, sync_folder
-from knep.strangers import check_kind
+from knep.io.run_folder import new_file, sync_folder
+from knep.io.untrusted_folder import check_kind
 from knep.utils.text import shown
 
 _HEAD = struct.Struct("<8sQIII32s")

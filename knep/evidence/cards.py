@@ -15,7 +15,7 @@ from typing import Any
 from knep.errors import InputError
 from knep.evidence import headline
 from knep.evidence.verify import RUNS, expected
-from knep.files import write_atomic
+from knep.io.run_folder import write_atomic
 from knep.listing import CONF, SLOTS, cells, options, reason
 
 _HEAD = (

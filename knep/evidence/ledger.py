@@ -21,7 +21,7 @@ from knep.evidence.lines import settings, take
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
 from knep.evidence.where import hardware
-from knep.files import write_atomic
+from knep.io.run_folder import write_atomic
 from knep.listing import options
 
 RESULTS = Path(__file__).parent / "results"

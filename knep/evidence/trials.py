@@ -28,14 +28,14 @@ from knep.compose import Composed, compose_config
 from knep.errors import InputError
 from knep.evidence.arms import Arm
 from knep.evidence.where import commit
-from knep.files import config_hash, write_atomic
+from knep.io.run_folder import config_hash, write_atomic
 from knep.utils.orphans import ends_with
 
 # Stands for the seed while an arm is composed: the largest that a run takes, so that no other value is equal to it.
 _SEED = 2**32 - 1
 _ASKED = (0, -2, -15)  # exit codes of a process that Ctrl-C or SIGTERM stopped, by itself or by the signal
 # What a run imports when it gets there: half a second in each trial, or once.
-_PRELOAD = ["knep.train", "knep.fit", "knep.member", "knep.report", "knep.recipe", "knep.events", "sklearn.datasets"]
+_PRELOAD = ["knep.train", "knep.fit", "knep.member", "knep.report", "knep.recipe", "knep.io.events", "sklearn.datasets"]
 _PRELOAD += ["torch.utils.tensorboard", "knep.recipes.norm", "knep.recipes.dropout", "knep.recipes.init"]
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from knep.files import git
+from knep.io.run_folder import git
 
 
 def processor() -> str:

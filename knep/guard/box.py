@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knep import checkpoint
 from knep.data.loader import order_of, training_slice
 from knep.errors import InputError
 from knep.guard.finite import digest, first_bad, size
 from knep.guard.moment import Moment, grads, repeat
 from knep.guard.policy import KINDS, OF_OPTIMIZER
 from knep.guard.state import named_state
-from knep.schema import anything, either, items, nothing, number, one_of, record, same, table, text, whole
+from knep.io import checkpoint
+from knep.io.schema import anything, either, items, nothing, number, one_of, record, same, table, text, whole
 
 # Beside its weights a box may hold this share of the checkpoint's tensors before the optimizer's state is left out.
 _ROOM = 0.8

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from knep import checkpoint, report
+from knep import report
 from knep.errors import RunFailed
 from knep.evaluate import batches_of, evaluate
-from knep.files import write_summary
 from knep.fit import about
+from knep.io import checkpoint
+from knep.io.run_folder import write_summary
+from knep.io.sealed import begin_reading, reads
 from knep.member import Member as Single
 from knep.member import fit_member
 from knep.members import record
@@ -20,7 +22,6 @@ from knep.members.loop import fit
 from knep.members.member import Member
 from knep.members.support import folds, members_of, supports
 from knep.resume import saved_of
-from knep.sealed import begin_reading, reads
 from knep.signals import Interrupted
 from knep.tables import CsvLogger
 from knep.utils.text import shown

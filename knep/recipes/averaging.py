@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Timer, WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from knep.checkpoint import read, write
 from knep.errors import InputError
+from knep.io.checkpoint import read, write
 from knep.surgery import cut
 from knep.utils.hardware import at_precision
 from knep.utils.monitors import logged

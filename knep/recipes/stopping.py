@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from knep.checkpoint import read
+from knep.io.checkpoint import read
 from knep.recipes.averaging import Ema, Soup, Swa
 
 __all__ = ["Early", "none"]

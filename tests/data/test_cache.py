@@ -16,7 +16,7 @@ from PIL import Image
 from knep.data import batches, cache
 from knep.data.folder import ImageFolder
 from knep.errors import InputError
-from knep.files import config_hash
+from knep.io.run_folder import config_hash
 
 FORK = multiprocessing.get_context("fork")
 

@@ -2,8 +2,8 @@
 
 import json
 
-from knep.files import write_summary
-from knep.sealed import read_again, reads
+from knep.io.run_folder import write_summary
+from knep.io.sealed import read_again, reads
 
 
 def test_readings_are_counted_in_the_summary(tmp_path):

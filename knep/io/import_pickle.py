@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from knep.errors import InputError
-from knep.offline import take_network
+from knep.io.offline import take_network
 from knep.utils.orphans import killed_with
 from knep.utils.text import shortened, shown
 
@@ -59,7 +59,15 @@ def import_unsafe(source: Path, target: Path, trusted: bool, network: bool = Fal
 
 def _run_child(source: Path, made: Path, network: bool) -> None:
     most = 4 * source.stat().st_size + _SLACK
-    command = [sys.executable, "-m", "knep.unsafe", str(source.resolve()), str(made), str(most), str(int(network))]
+    command = [
+        sys.executable,
+        "-m",
+        "knep.io.import_pickle",
+        str(source.resolve()),
+        str(made),
+        str(most),
+        str(int(network)),
+    ]
     secrets = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LANG", "OMP_NUM_THREADS")}
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(
@@ -108,7 +116,7 @@ def _check_made(made: Path, most: int, code: int, source: Path, why: str) -> Non
 
 def _keep(made: Path, source: Path, target: Path) -> dict[str, int]:
     """Reads what the child made as if a stranger had, and writes it anew."""
-    from knep import checkpoint
+    from knep.io import checkpoint
 
     try:
         state = checkpoint.read(made)

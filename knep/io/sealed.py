@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from knep.files import read_summary, write_summary
+from knep.io.run_folder import read_summary, write_summary
 
 
 def reads(folder: Path) -> int:

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 from omegaconf import OmegaConf
 
 from knep.errors import InputError, RunFailed, is_full
-from knep.lock import NAME, folders
-from knep.run_names import events_folder
-from knep.schema import listed, number, record, text, whole
-from knep.strangers import check_kind
+from knep.io.lock import NAME, folders
+from knep.io.run_names import events_folder
+from knep.io.schema import listed, number, record, text, whole
+from knep.io.untrusted_folder import check_kind
 from knep.utils.text import shown
 
 _IDENTITY = ("config.yaml", "overrides.txt", "git_hash.txt", "git_diff.patch")

@@ -18,9 +18,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from knep.archive import foreign, overlaps
 from knep.errors import InputError, RunFailed, is_full
-from knep.files import new_file, no_room, sync_folder
+from knep.io.pickle_scan import foreign, overlaps
+from knep.io.run_folder import new_file, no_room, sync_folder
 
 _END = b"PK\x05\x06"  # opens the last record of a zip archive; the record ends with the length of the comment
 _END_SIZE = 22
