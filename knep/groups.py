@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
-from knep.depth import depths_of
 from knep.errors import InputError
-from knep.surgery import bare
+from knep.surgery.edit import bare
+from knep.surgery.layer_depth import depths_of
 from knep.utils.validation import check
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -87,7 +87,7 @@ def param_groups(
     Two groups, "decay" and "no_decay"; with layer_decay < 1 two for each depth, named "layer3.decay", whose rate is
     lr * layer_decay ** (layers behind it), so that the last layer has lr itself (Clark et al. 2020, sec. 3.2). Depth is
     the number of layers with weights on the longest path to a parameter when the model reads the sample
-    (`knep.depth`); without a sample it is the order in which modules are registered. Empty groups are left out.
+    (`knep.surgery.layer_depth`); without a sample it is the order in which modules are registered. Empty groups are left out.
 
     Each group holds params, param_names, name, lr, weight_decay, decayed (False where weight_decay is 0 by rule) and
     unreached, the names of parameters that have no path to an output (always empty without a sample).

@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.probe import probe
-from knep.surgery import Change, bare
+from knep.surgery.check_forward import probe
+from knep.surgery.edit import Change, bare
 from knep.utils.text import console, shown
 
 if TYPE_CHECKING:

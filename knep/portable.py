@@ -17,7 +17,7 @@ from knep.lit import Classifier
 from knep.models.zoo import builder_options
 from knep.recipe import named
 from knep.safe import instantiate
-from knep.surgery import bare, replace
+from knep.surgery.edit import bare, replace
 
 TOLERANCE = 1e-4
 _IMAGES = 64

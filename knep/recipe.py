@@ -19,11 +19,11 @@ from knep.errors import InputError, NoEffectError
 from knep.groups import param_groups
 from knep.listing import SLOTS as SLOTS  # the order in which they act
 from knep.nodes import resolved, slot_node
-from knep.probe import probe
 from knep.recipes.scaling import none as raw_pixels
 from knep.regularizer import Regularizer
 from knep.safe import instantiate
-from knep.surgery import Change, bare
+from knep.surgery.check_forward import probe
+from knep.surgery.edit import Change, bare
 from knep.utils.monitors import mode_of
 
 if TYPE_CHECKING:

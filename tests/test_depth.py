@@ -6,7 +6,7 @@ import torchvision.models as tv
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from knep.depth import depths_of
+from knep.surgery.layer_depth import depths_of
 
 
 def named_depths(model, x):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from knep.insert import inserted, put_before, put_behind, put_inside
-from knep.trace import graph_of
+from knep.surgery.graph import graph_of
+from knep.surgery.insert_module import inserted, put_before, put_behind, put_inside
 
 
 class Double(nn.Module):

@@ -11,7 +11,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from knep.errors import InputError, NoEffectError
 from knep.recipes import dropout
-from knep.surgery import modules_of
+from knep.surgery.edit import modules_of
 
 
 class Functions(nn.Module):

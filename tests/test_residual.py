@@ -12,7 +12,7 @@ from torchvision import ops
 from knep.errors import InputError, NoEffectError
 from knep.nn.norm import StochasticDepth
 from knep.recipes import dropout
-from knep.surgery import modules_of
+from knep.surgery.edit import modules_of
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from knep.errors import InputError
-from knep.surgery import cut
+from knep.surgery.edit import cut
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from knep.doctor.copies import copied
 from knep.doctor.patient import Patient
 from knep.doctor.remedies import Remedy, droppers
 from knep.doctor.signals import chosen, forward, isolated, like
-from knep.sampling import name_of
+from knep.surgery.record import name_of
 
 _FUNCTIONS = {
     "dropout": "p", "dropout1d": "p", "dropout2d": "p", "dropout3d": "p", "alpha_dropout": "p",

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from knep.doctor.patient import Patient
 from knep.doctor.signals import like
-from knep.probe import probe
+from knep.surgery.check_forward import probe
 
 _IMAGES = 16
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)

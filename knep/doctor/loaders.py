@@ -11,7 +11,7 @@ from knep.doctor.batches import Batch, Labelled, gathered, held_back, reshuffles
 from knep.doctor.draws import undisturbed
 from knep.errors import InputError
 from knep.models.imported import accepted, build, find
-from knep.probe import probe
+from knep.surgery.check_forward import probe
 
 _MOST = 600  # batches
 

@@ -187,7 +187,7 @@ def of(
         raise InputError("the training loader gives no batch: check its data set and drop_last")
     kept, held = (seen, held) if val is not None else held_back(seen)
     if num_classes is None:
-        from knep.probe import probe
+        from knep.surgery.check_forward import probe
 
         scores = probe(own, kept[0][0])
         if not isinstance(scores, Tensor) or scores.ndim != 2:
@@ -231,7 +231,7 @@ def _read(model: nn.Module, train: Iterable[Any], val: Iterable[Any] | None) -> 
 
 def _beside(model: nn.Module, labels: NoClasses) -> str:
     """The shape of the scores beside labels that name no class, and whether the two would be spread to a table."""
-    from knep.probe import probe
+    from knep.surgery.check_forward import probe
 
     try:
         scores = probe(model, labels.x)

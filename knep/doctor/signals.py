@@ -16,7 +16,7 @@ from knep.doctor.patient import Patient
 from knep.doctor.rows import Scores, Signals, Weight
 from knep.doctor.tape import Tape, taped
 from knep.errors import InputError
-from knep.probe import probe
+from knep.surgery.check_forward import probe
 
 _FEWEST, _MOST = 16, 128  # images
 _MACS = 4e9  # multiply-adds of a forward pass: about a second of one core with its backward pass

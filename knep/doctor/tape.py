@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from knep.doctor.rows import Layer
-from knep.sampling import name_of
+from knep.surgery.record import name_of
 
 _MULTIPLY = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _PRODUCTS = ("matmul", "__matmul__", "mm", "addmm")  # with a parameter, as users write x @ self.weight + self.bias

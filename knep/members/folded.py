@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from knep.members.draws import Draws
 from knep.nn.norm import ACTIVATIONS, GATES, BatchNorm, ZeroGain
-from knep.surgery import Place, cut
+from knep.surgery.edit import Place, cut
 
 Stack = dict[str, nn.Parameter]
 

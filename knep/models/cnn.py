@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.nn.norm import Activation, Norm, conv_unit, whole
-from knep.surgery import Place
+from knep.surgery.edit import Place
 
 
 class CNN(nn.Module):

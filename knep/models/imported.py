@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.probe import probe
+from knep.surgery.check_forward import probe
 from knep.utils.imports import see_current_folder
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.nn.norm import Activation, Norm, conv_unit
-from knep.surgery import Place
+from knep.surgery.edit import Place
 from knep.utils.validation import check
 
 # Output channels of the stem and of the blocks; between stages the image is halved.

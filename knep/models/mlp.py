@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.nn.norm import Activation, Norm, norm_at
-from knep.surgery import Place
+from knep.surgery.edit import Place
 
 
 def _layer(features_in: int, features: int, norm: Norm | None, activation: Activation) -> nn.Sequential:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from knep.errors import InputError
 from knep.nn.norm import Activation, Norm, ZeroGain, norm_at
-from knep.surgery import Place
+from knep.surgery.edit import Place
 from knep.utils.validation import check
 
 # Depth -> blocks in each stage. Small images: three stages of 16, 32, 64 channels. ImageNet: four, from 64.

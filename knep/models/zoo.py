@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torchvision.models import get_model, get_model_builder, list_models
 
 from knep.errors import InputError
-from knep.surgery import replace
+from knep.surgery.edit import replace
 
 # The auxiliary heads return a tuple in training, which the loss could not read.
 _SINGLE_HEAD = {"aux_logits": False, "init_weights": True}

@@ -18,7 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision import ops
 
 from knep.errors import InputError
-from knep.surgery import Place
+from knep.surgery.edit import Place
 from knep.utils.validation import check
 
 Norm = Callable[[int], nn.Module]

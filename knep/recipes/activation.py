@@ -2,7 +2,7 @@
 
 Reached are the modules of `knep.nn.norm.ACTIVATIONS`, and the same as functions: F.relu(x), torch.relu(x), x.relu(),
 also where a layer holds the function (self.act = F.relu), as nn.TransformerEncoderLayer does. A call becomes a child
-module, activation_0 and so on, of the module whose code makes it (see `knep.functional`); torch's fused path of
+module, activation_0 and so on, of the module whose code makes it (see `knep.surgery.rewrite_calls`); torch's fused path of
 transformer layers, which has the old activation built in, is switched off.
 
 Sigmoid, tanh and hardsigmoid count where another module reads their output directly, which `sample` shows; else they
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.exposure import Unit, exposed, unreached
 from knep.nn.norm import ACTIVATIONS, GATES, Copy
-from knep.surgery import Change, bare, describe, modules_of, refuse_hooks, replace, required, text, unfuse
+from knep.surgery.edit import Change, bare, describe, modules_of, refuse_hooks, replace, required, text, unfuse
+from knep.surgery.find_activations import Unit, exposed, unreached
+from knep.surgery.watch import bends, hidden_gates, overwritten, watch
 from knep.utils.validation import check
-from knep.watch import bends, hidden_gates, overwritten, watch
 
 __all__ = ["gelu", "leaky_relu", "mish", "none", "relu", "selu", "sigmoid", "silu", "tanh"]
 

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import update_bn
 
 from knep.errors import InputError
 from knep.io.checkpoint import read, write
-from knep.surgery import cut
+from knep.surgery.edit import cut
 from knep.utils.hardware import at_precision
 from knep.utils.monitors import logged
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
-from knep.insert import put_before, put_inside
-from knep.maps import ChannelsLast, Map, maps_of
 from knep.nn.norm import DropBlock, StochasticDepth
-from knep.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
-from knep.sampling import Pass
-from knep.surgery import Change, Place, bare, describe, modules_of, replace_each, required
-from knep.trace import refuse_scripted
+from knep.surgery.edit import Change, Place, bare, describe, modules_of, replace_each, required
+from knep.surgery.feature_maps import ChannelsLast, Map, maps_of
+from knep.surgery.graph import refuse_scripted
+from knep.surgery.insert_module import put_before, put_inside
+from knep.surgery.record import Pass
+from knep.surgery.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
 from knep.utils.validation import check
 
 __all__ = ["alpha", "dropblock", "none", "spatial", "standard", "stochastic_depth"]
@@ -84,7 +84,7 @@ def dropblock(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.1,
 def stochastic_depth(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.2) -> list[Change]:
     """Skips residual branch l of L with probability p l / L, image by image (Huang et al. 2016, sec. 3).
 
-    Without places: the branches that `knep.residual` proves, in the order in which they are called; those that end
+    Without places: the branches that `knep.surgery.residual` proves, in the order in which they are called; those that end
     with a stochastic depth of the model's own keep it, with the new rate. What cannot be read or told is listed, and
     InputError names it if nothing else is found. A branch that does not end with one layer is changed in the block's
     forward, in training only, after a comparison on the sample.

@@ -1,7 +1,7 @@
 """`init`: how weights start. `f(model, *, sample=None, **hp) -> list[Change]`, in place, once before the first step.
 
 n_in is the number of inputs that one output sums over: channels (of its group) x taps of a convolution; n_out the
-number of outputs that one input reaches. `knep.fill` says which layers are covered. Drawn from torch's global
+number of outputs that one input reaches. `knep.surgery.weights` says which layers are covered. Drawn from torch's global
 generator; every function raises NoEffectError for a model without such layers.
 """
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError, NoEffectError
-from knep.fill import Fans, Weight, assign, covered, fans, fill, groups_of, rms
-from knep.follow import gains_of
-from knep.sampling import like, mode
-from knep.surgery import Change, bare
+from knep.surgery.edit import Change, bare
+from knep.surgery.gain import gains_of
+from knep.surgery.record import like, mode
+from knep.surgery.weights import Fans, Weight, assign, covered, fans, fill, groups_of, rms
 from knep.utils.validation import check
 from knep.whiten import whitening_filters
 
@@ -102,7 +102,7 @@ def he_normal(model: nn.Module, *, sample: Tensor | None = None, slope: float | 
     """Weights with std sqrt(2 / ((1 + slope^2) n_in)): keeps the mean square under ReLU (He et al. 2015, eq. 15).
 
     slope: of a leaky ReLU below 0, in [0, 1]; or auto: std gain / sqrt(n_in) with the gain that what follows the layer
-    on the sample asks for (`knep.follow`). Raises InputError for any other, and for auto without a sample.
+    on the sample asks for (`knep.surgery.gain`). Raises InputError for any other, and for auto without a sample.
     """
     gain = _gain(model, sample, slope)
     return fill(

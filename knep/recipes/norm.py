@@ -13,7 +13,7 @@ becomes layer and rms there, and else the norm of (N, C, H, W).
 insert=true: a model without norm layers and places gets a norm behind each linear layer and convolution whose output
 an activation reads, but not behind the classifier. `sample` shows which those are, or else torch.fx.
 
-Subclasses and look-alikes of norm layers, with what else they do: see `knep.norms`. A module that is called a norm but
+Subclasses and look-alikes of norm layers, with what else they do: see `knep.surgery.find_norms`. A module that is called a norm but
 is none by its values stays, and is listed as not reached.
 
 Each function lists its changes, and raises NoEffectError where there is neither a place nor a norm layer, and
@@ -49,8 +49,8 @@ from knep.nn.norm import (
     whole,
 )
 from knep.nn.tokens import TokenBatchNorm, TokenGhostBatchNorm, TokenGroupNorm, TokenInstanceNorm
-from knep.renorm import Kind, Site, normalise, refuse_empty_zero_gains
-from knep.surgery import Change, bare, modules_of, required
+from knep.surgery.edit import Change, bare, modules_of, required
+from knep.surgery.replace_norms import Kind, Site, normalise, refuse_empty_zero_gains
 from knep.utils.validation import check
 
 __all__ = ["batch", "ghost_batch", "group", "instance", "layer", "none", "rms", "spectral", "weight"]

@@ -4,7 +4,7 @@ from torch import nn
 
 from knep.errors import InputError
 from knep.models.mlp import mlp
-from knep.surgery import Place, modules_of
+from knep.surgery.edit import Place, modules_of
 
 
 def test_is_linear_act_linear():

@@ -6,7 +6,7 @@ from torch import nn
 from knep.errors import InputError
 from knep.models.resnet import PadShortcut, resnet
 from knep.recipes import norm
-from knep.surgery import Place, modules_of
+from knep.surgery.edit import Place, modules_of
 
 
 def parameters(model):

@@ -16,7 +16,7 @@ from knep.models.resnet import resnet
 from knep.models.zoo import torchvision
 from knep.nn.norm import BatchNorm
 from knep.recipes.norm import batch
-from knep.surgery import Place, modules_of
+from knep.surgery.edit import Place, modules_of
 
 SMALL = {
     "mlp": lambda *a, **k: mlp(*a, widths=[8, 8], **k),

@@ -18,7 +18,7 @@ from knep.models.mlp import mlp
 from knep.models.resnet import resnet
 from knep.nn.norm import DropBlock, StochasticDepth
 from knep.recipes import activation, dropout, norm
-from knep.surgery import Place, modules_of
+from knep.surgery.edit import Place, modules_of
 
 P = 0.3
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import knep
 from knep.errors import InputError, NoEffectError
-from knep.surgery import Change
+from knep.surgery.edit import Change
 
 CONF = Path(knep.__file__).parent / "conf" / "init"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))

@@ -40,7 +40,7 @@ def put_inside(module: nn.Module, new: nn.Module, name: str, graph: fx.Graph, sp
     """Let `new` change what the module's own graph computes at these spots. Returns its name as a child.
 
     The graph is run in training only; in eval mode the module's own forward is, so that what a forward does in one
-    mode alone is kept. graph: of `knep.trace.graph_of`, in training mode; it is edited.
+    mode alone is kept. graph: of `knep.surgery.graph.graph_of`, in training mode; it is edited.
     """
     child = _free(module, name)
     for node, reader in spots:

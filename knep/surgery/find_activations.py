@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from knep.functional import Site, children_of, exchange, is_function, own_class, sites_of
 from knep.nn.norm import ACTIVATIONS
-from knep.surgery import Change
-from knep.watch import FUNCTIONS, Call, Called, FunctionCall
+from knep.surgery.edit import Change
+from knep.surgery.rewrite_calls import Site, children_of, exchange, is_function, own_class, sites_of
+from knep.surgery.watch import FUNCTIONS, Call, Called, FunctionCall
 
 
 @dataclass(eq=False)

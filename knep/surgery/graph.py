@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from knep.errors import InputError
-from knep.sampling import BENDS, BENDS_OR_GATES, mode, name_of
+from knep.surgery.record import BENDS, BENDS_OR_GATES, mode, name_of
 
 _PLAIN = (type(None), bool, int, float, str)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from knep.sampling import BENDS, BENDS_OR_GATES, like, mode, name_of
+from knep.surgery.record import BENDS, BENDS_OR_GATES, like, mode, name_of
 
 _PASSED = (
     {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "native_batch_norm", "native_layer_norm"}

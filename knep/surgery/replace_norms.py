@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
-from knep.insertion import insert
 from knep.nn.norm import ZeroGain, calls
-from knep.norms import Found, norms_of
-from knep.surgery import Change, Place, bare, describe, modules_of, replace, required, text, unfuse
+from knep.surgery.edit import Change, Place, bare, describe, modules_of, replace, required, text, unfuse
+from knep.surgery.find_norms import Found, norms_of
+from knep.surgery.insert_norms import insert
 
 _PLACES = {"before_activation": "norm", "after_activation": "norm_after"}
 
@@ -23,7 +23,7 @@ _PLACES = {"before_activation": "norm", "after_activation": "norm_after"}
 class Site:
     """Where a norm is to stand: the layer there now, the axes it is to normalise, and the shapes that reach it.
 
-    axis: "first", "last" or "pixel", as in `knep.norms`; shape: its channels, or a layer norm's axes.
+    axis: "first", "last" or "pixel", as in `knep.surgery.find_norms`; shape: its channels, or a layer norm's axes.
     """
 
     path: str

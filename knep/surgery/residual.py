@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torchvision import ops
 
-from knep.insert import function_of, inserted, put_behind, put_inside
-from knep.sampling import Pass, same_in_training
-from knep.surgery import Change, Place, describe, modules_of, replace
-from knep.trace import graph_of, is_sum, own_parts, terms
+from knep.surgery.edit import Change, Place, describe, modules_of, replace
+from knep.surgery.graph import graph_of, is_sum, own_parts, terms
+from knep.surgery.insert_module import function_of, inserted, put_behind, put_inside
+from knep.surgery.record import Pass, same_in_training
 
 _LEFT = "left as it is: "
 # torch's own blocks, whose forwards torch.fx cannot read, and the modules that end their branches.

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from knep.insert import function_of
 from knep.nn.norm import ACTIVATIONS, GATES, RMSNorm
-from knep.sampling import BENDS_OR_GATES, Bend, Pass, same_in_training
-from knep.trace import bend_of, graph_of
+from knep.surgery.graph import bend_of, graph_of
+from knep.surgery.insert_module import function_of
+from knep.surgery.record import BENDS_OR_GATES, Bend, Pass, same_in_training
 
 # Modules whose second axis is channels.
 _CHANNELS_FIRST = (

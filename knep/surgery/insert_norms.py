@@ -10,8 +10,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
 from knep.nn.norm import ACTIVATIONS, classifier_of
-from knep.surgery import Change, describe, modules_of, replace, required, text
-from knep.watch import FUNCTIONS, hidden_gates, watch
+from knep.surgery.edit import Change, describe, modules_of, replace, required, text
+from knep.surgery.watch import FUNCTIONS, hidden_gates, watch
 
 _WEIGHTED = (nn.Linear, _ConvNd)
 

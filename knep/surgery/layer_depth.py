@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from knep.sampling import mode, ready
+from knep.surgery.record import mode, ready
 
 _Node = Any  # of autograd
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from knep.watch import FUNCTIONS
+from knep.surgery.watch import FUNCTIONS
 
 Children = Mapping[tuple[str, int], tuple[str, bool]]
 

@@ -1,0 +1,1 @@
+"""Finding and exchanging layers in anybody's `nn.Module`."""
