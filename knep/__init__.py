@@ -24,14 +24,14 @@ def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()
     Raises InputError for what is misspelt, out of range or contradictory, naming it and the nearest name.
     """
     # Imported here, so that `import knep` costs nothing: torch alone takes seconds.
-    from knep.compose import compose_recipe
+    from knep.config.compose import compose_recipe
     from knep.recipe import Recipe
 
     return Recipe.from_config(compose_recipe(name, overrides, search))
 
 
 def allow(prefix: str) -> None:
-    """Lets configs instantiate targets under `prefix`, for example "mypkg."; as `knep.safe.allow`."""
-    from knep.safe import allow as allow_prefix
+    """Lets configs instantiate targets under `prefix`, for example "mypkg."; as `knep.config.instantiate.allow`."""
+    from knep.config.instantiate import allow as allow_prefix
 
     allow_prefix(prefix)

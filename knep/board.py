@@ -11,9 +11,9 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from knep.config.catalog import CONF
 from knep.io.run_folder import NOT_HASHED
 from knep.io.run_names import events_folder
-from knep.listing import CONF
 
 _CURVES = ("train/", "val/")
 WHOLE = "whole_run"  # sorts last, as it should: TensorBoard unfolds the first two groups alone

@@ -16,10 +16,10 @@ from typing import NoReturn
 
 from knep import predict
 from knep.cli_errors import one_line
+from knep.config.catalog import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
+from knep.config.command_line.options import refuse_options
 from knep.doctor import command
 from knep.errors import InputError
-from knep.listing import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
-from knep.options import refuse_options
 from knep.utils.text import shown
 
 
@@ -201,7 +201,7 @@ def _cp(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from knep.safe import allow
+    from knep.config.instantiate import allow
     from knep.utils.text import shown
 
     for name in args.allow:
@@ -215,8 +215,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from knep.config.instantiate import allow
     from knep.export import export
-    from knep.safe import allow
 
     for name in args.allow:
         allow(name)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from knep.config.instantiate import check_targets, instantiate
 from knep.errors import InputError
 from knep.fit import build_module
 from knep.io.checkpoint import read
@@ -21,7 +22,6 @@ from knep.io.schema import Check, listed, plain, table, text, whole
 from knep.io.sealed import read_again
 from knep.recipe import SLOTS
 from knep.room import check_model
-from knep.safe import check_targets, instantiate
 from knep.utils.text import shortened
 
 _FACTS: dict[str, Check] = {

@@ -12,18 +12,18 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from knep.board import Board
+from knep.config.command_line.readers import own_callbacks
+from knep.config.instantiate import instantiate
 from knep.distributed import watch
 from knep.errors import InputError
 from knep.io.checkpoint import WholeCheckpoints
 from knep.keep import Best, Keeper
-from knep.keys import own_callbacks
 from knep.lean import use_lean_loop
 from knep.lit import Classifier
 from knep.loops import use_exact_loops
 from knep.progress import Lines, ProgressBar
 from knep.recipe import Recipe, named
 from knep.room import check_model
-from knep.safe import instantiate
 from knep.signals import StopOnSignal
 from knep.slurm import environment
 from knep.tables import CsvLogger

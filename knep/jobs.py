@@ -16,7 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import read_write
 
 from knep import train
-from knep.compose import plain
+from knep.config.command_line.aliases import quoted, unquoted
+from knep.config.compose import plain
+from knep.config.instantiate import allow_typed, take_allowed
 from knep.elastic import started_apart, under_torchrun
 from knep.errors import InputError, RunFailed
 from knep.io.lock import claimed, in_use
@@ -24,16 +26,14 @@ from knep.io.run_folder import standing
 from knep.io.run_names import link_job, name_job
 from knep.io.untrusted_folder import check_written
 from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
-from knep.safe import allow_typed, take_allowed
 from knep.slurm import requeue
 from knep.space import space
 from knep.sweep import Outcomes
-from knep.typed import quoted, unquoted
 from knep.utils.orphans import ends_with_parent
 from knep.utils.text import shown
 
 if TYPE_CHECKING:
-    from knep.compose import Composed
+    from knep.config.compose import Composed
 
 
 def run_lines(made: Composed, overrides: Sequence[str]) -> list[str]:

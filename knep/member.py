@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from knep.capacity import capacity
-from knep.changes import Apply, Change, changes, said
+from knep.config.diff import Apply, Change, changes, said
+from knep.config.instantiate import instantiate
 from knep.distributed import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint, read_facts, stored_module
@@ -24,7 +25,6 @@ from knep.lean import LeanEpoch
 from knep.lit import Classifier
 from knep.profile import StepProfile
 from knep.resume import find_whole, saved_of
-from knep.safe import instantiate
 from knep.signals import Interrupted
 from knep.stored import check_stored_run
 from knep.tables import earlier_rows

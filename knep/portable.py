@@ -12,11 +12,11 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torchvision.models import get_model
 
 from knep import __version__
+from knep.config.instantiate import instantiate
 from knep.errors import InputError
 from knep.lit import Classifier
 from knep.models.zoo import builder_options
 from knep.recipe import named
-from knep.safe import instantiate
 from knep.surgery.edit import bare, replace
 
 TOLERANCE = 1e-4

@@ -35,7 +35,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Prints a line for each image, or writes a table of all. What can be refused at once is, without torch."""
-    from knep.safe import allow
+    from knep.config.instantiate import allow
 
     for name in args.allow:
         allow(name)

@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from knep.config.catalog import SLOTS as SLOTS  # the order in which they act
+from knep.config.external_app import resolved, slot_node
+from knep.config.instantiate import instantiate
 from knep.errors import InputError, NoEffectError
 from knep.groups import param_groups
-from knep.listing import SLOTS as SLOTS  # the order in which they act
-from knep.nodes import resolved, slot_node
 from knep.recipes.scaling import none as raw_pixels
 from knep.regularizer import Regularizer
-from knep.safe import instantiate
 from knep.surgery.check_forward import probe
 from knep.surgery.edit import Change, bare
 from knep.utils.monitors import mode_of

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from knep.budget import check_config
+from knep.config.budget import check_config
+from knep.config.instantiate import instantiate
 from knep.data.module import refuse_loaders
 from knep.errors import InputError
 from knep.fit import build_callbacks
 from knep.models.imported import find, imported
 from knep.recipe import Recipe, check_partial, named
-from knep.safe import instantiate
 
 _BESIDE = ("guard", "doctor")  # what watches a training, beside the slots
 

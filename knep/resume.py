@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from knep.config.command_line.aliases import check_length, path_typed, quoted, unquoted
+from knep.config.instantiate import check_stored, only_read
 from knep.errors import InputError
 from knep.io.run_folder import config_hash, read_summary
 from knep.io.untrusted_folder import check_folder, check_kind, read_lines
 from knep.provenance import code_hash
-from knep.safe import check_stored, only_read
 from knep.sweep import JOBS
-from knep.typed import check_length, path_typed, quoted, unquoted
 from knep.utils.text import shown
 
 _ENDED = ("finished", "stopped_early")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from knep.budget import layers_counted, machine_memory
+from knep.config.budget import layers_counted, machine_memory
+from knep.config.instantiate import instantiate
 from knep.errors import InputError
-from knep.safe import instantiate
 
 _LARGEST = 10**7  # width or number of layers
 

@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from knep.compose import compose_config, parse, said
+from knep.config.compose import compose_config, parse, said
+from knep.config.search_path import own_hydra
 from knep.errors import InputError
-from knep.searchpath import own_hydra
 
 _GRID = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 # Where Hydra's sweepers keep what is swept, beside the command line.

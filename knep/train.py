@@ -20,7 +20,7 @@ from knep.errors import InputError, is_full
 from knep.utils.orphans import ends_with_launcher
 
 if TYPE_CHECKING:
-    from knep.compose import Composed
+    from knep.config.compose import Composed
 
 # What keeps Hydra from making a run's folder and the log in it.
 _IN_THE_WAY = (NotADirectoryError, PermissionError, FileExistsError, FileNotFoundError)
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     with one_line():
         if {"--help", "-h"} & set(arguments):
-            from knep.listing import help_text
+            from knep.config.catalog import help_text
 
             print(help_text())
             return
@@ -45,16 +45,16 @@ def _start(arguments: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
 
-    from knep.compose import compose_config
+    from knep.config.command_line.aliases import path_typed, readable, tell
+    from knep.config.command_line.options import refuse_options
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import allow_typed
     from knep.elastic import agreed
     from knep.io.run_folder import discard, standing
     from knep.io.untrusted_folder import check_written
     from knep.jobs import Single, Sweep, run_lines
-    from knep.options import refuse_options
     from knep.resume import expand_ckpt, run_folders
     from knep.run_log import logging_restored
-    from knep.safe import allow_typed
-    from knep.typed import path_typed, readable, tell
 
     refuse_options(get_args_parser(), arguments)
     arguments = readable(arguments, multirun=get_args_parser().parse_intermixed_args(arguments).multirun)
@@ -138,11 +138,11 @@ def _parsed(arguments: list[str]) -> tuple[Any, list[str]]:
 
 def check(overrides: list[str], search: list[str], sweep: bool = False) -> Composed:
     """Composes one run and tries its tricks, before it starts. Raises InputError for whatever cannot work."""
-    from knep.compose import compose_config
-    from knep.hints import with_doubt
+    from knep.config.command_line.hints import with_doubt
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import take_allowed
     from knep.rehearse import rehearse
     from knep.resume import check_ckpt, resumes
-    from knep.safe import take_allowed
 
     def tried(lines: list[str]) -> Composed:
         made = compose_config(lines, search)
@@ -210,12 +210,12 @@ def _fit(
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep import report
+    from knep.config.instantiate import instantiate
     from knep.data.find import only_reads
     from knep.fit import about, threads
     from knep.io.run_folder import write_identity, write_summary
     from knep.member import check_resume, fit_member, stored_facts
     from knep.recipe import Recipe, named
-    from knep.safe import instantiate
     from knep.utils.text import shown
 
     began = time.perf_counter()

@@ -14,10 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from knep.accumulation import MeanOverWindow
+from knep.config.command_line.vocabulary import line_for
 from knep.errors import InputError
 from knep.lit import Classifier
 from knep.utils.monitors import logged, refuse_unlogged
-from knep.words import line_for
 
 if TYPE_CHECKING:
     from knep.recipe import Recipe

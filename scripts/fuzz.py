@@ -25,9 +25,9 @@ from arena import Outcome, run
 from fuzzing import QUICK, damage, lines
 from PIL import Image
 
-from knep.compose import compose_config
+from knep.config.catalog import GROUPS, options
+from knep.config.compose import compose_config
 from knep.errors import InputError
-from knep.listing import GROUPS, options
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from knep.compose import compose_config
-from knep.listing import GROUPS, options
+from knep.config.catalog import GROUPS, options
+from knep.config.compose import compose_config
 
 # Small enough to run two steps; the last key of a pair wins, so a thrown line has the last word.
 QUICK = (

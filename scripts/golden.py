@@ -28,9 +28,9 @@ def losses(model: str, overrides: Sequence[str] = ()) -> list[float]:
     float64, because batch norm on small batches multiplies a difference of rounding: in float32 the losses of a deep
     network depend on the processor's kernels after a few steps (by 0.3), in float64 two layouts agree to 1e-11.
     """
-    from knep.compose import compose_config
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import instantiate
     from knep.fit import about, build_module
-    from knep.safe import instantiate
 
     torch.set_num_threads(1)
     synthetic = ["data=synthetic", "data.batch_size=32", "data.split_seed=0"]

@@ -30,14 +30,14 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from knep import lit
-from knep.compose import compose_config
+from knep.config.compose import compose_config
+from knep.config.instantiate import allow, instantiate
 from knep.errors import RunFailed
 from knep.fit import about
 from knep.guard import late
 from knep.guard.replay import replay
 from knep.member import fit_member
 from knep.models.cnn import cnn
-from knep.safe import allow, instantiate
 from knep.train import hush
 
 FAULTS = ("inputs", "loss", "layer", "gradient", "optimizer", "second")

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import yaml
 
-from knep.compose import compose_config
+from knep.config.catalog import CONF, options
+from knep.config.compose import compose_config
+from knep.config.instantiate import instantiate
 from knep.errors import InputError
-from knep.listing import CONF, options
 from knep.members import members_of, supports
 from knep.members.loop import fit
-from knep.safe import instantiate
 
 BAR = 1e-5
 TINY = [

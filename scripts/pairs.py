@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from knep.listing import SLOTS
+from knep.config.catalog import SLOTS
 
 _SLOTS = ("model", *SLOTS)
 # Two epochs of one batch: a step is taken, the schedule moves, averages form, and two epochs are compared.
@@ -50,7 +50,7 @@ def lines(slot: str, option: str) -> tuple[str, ...]:
 
 def all_pairs() -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
     """Every ((slot, option), (slot, option)) across two different slots."""
-    from knep.listing import options
+    from knep.config.catalog import options
 
     for a, b in itertools.combinations(_SLOTS, 2):
         for x, y in itertools.product(options(a), options(b)):
@@ -62,7 +62,7 @@ def try_pair(pair: tuple[tuple[str, str], tuple[str, str]]) -> dict[str, str]:
     import contextlib
     import io
 
-    from knep.compose import compose_config
+    from knep.config.compose import compose_config
     from knep.errors import InputError
     from knep.train import run
 

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from knep.config.catalog import CONF, GROUPS, options
 from knep.evidence import headline
-from knep.listing import CONF, GROUPS, options
 
 ROOT = Path(__file__).parent.parent
 

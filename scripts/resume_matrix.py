@@ -31,12 +31,12 @@ from formats import FORMATS
 from lightning.pytorch import Callback
 from traces import difference, traces
 
-from knep.compose import compose_config
+from knep.config.catalog import SLOTS, options
+from knep.config.compose import compose_config
+from knep.config.instantiate import allow_typed, instantiate
 from knep.errors import InputError
 from knep.fit import about
-from knep.listing import SLOTS, options
 from knep.member import fit_member
-from knep.safe import allow_typed, instantiate
 from knep.train import hush
 
 POSITIONS = ("epoch", "inside", "window")

@@ -35,7 +35,7 @@ from traces import difference, left
 
 import knep.member
 import knep.report  # so that no child has to
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.io import checkpoint
 from knep.train import main as train

@@ -24,7 +24,7 @@ import torch
 from lightning.pytorch import Callback
 from traces import difference, traces
 
-from knep.listing import options
+from knep.config.catalog import options
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = "KNEP_RECORD"  # a folder: this script then trains what its arguments say, and writes there what it trained on

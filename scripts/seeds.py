@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.evidence.where import processor
 from knep.io.run_folder import config_hash
 

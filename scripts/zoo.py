@@ -57,7 +57,7 @@ def option(slot: str, name: str, **values: Any) -> Callable[..., Any]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from knep.listing import CONF
+    from knep.config.catalog import CONF
 
     node = OmegaConf.merge(OmegaConf.load(CONF / slot / f"{name}.yaml"), values)
     return instantiate(node, _convert_="all")
@@ -132,7 +132,7 @@ def fused(name: str) -> bool:
     """Whether an optimizer's YAML asks for a fused kernel."""
     from omegaconf import OmegaConf
 
-    from knep.listing import CONF
+    from knep.config.catalog import CONF
 
     return "fused" in OmegaConf.load(CONF / "optimizer" / f"{name}.yaml")
 

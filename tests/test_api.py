@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import knep
-from knep.compose import compose_config, compose_recipe
+from knep.config.catalog import options
+from knep.config.compose import compose_config, compose_recipe
 from knep.errors import InputError, NoEffectError
-from knep.listing import options
 from knep.recipe import SLOTS, Recipe
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -443,7 +443,7 @@ def test_from_config_refuses_contradictions_by_target():
 
 
 def test_allow_lets_configs_build_what_is_yours():
-    from knep.safe import check_targets
+    from knep.config.instantiate import check_targets
 
     node = {"_target_": "fractions.Fraction"}
     with pytest.raises(InputError, match="fractions"):

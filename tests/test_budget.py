@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from knep import budget, safe
-from knep.compose import compose_config
+from knep.config import budget, instantiate
+from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.io.run_folder import config_hash
 from knep.rehearse import rehearse
@@ -21,7 +21,7 @@ CNN = {"_target_": "knep.models.cnn.cnn", "_partial_": True}
 def machine(monkeypatch):
     """Two cores and 8 GB, on which nobody has lifted anything."""
     monkeypatch.setattr(budget, "_limits", dict(budget.DEFAULTS))
-    monkeypatch.setattr(safe, "_allowed", [])
+    monkeypatch.setattr(instantiate, "_allowed", [])
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(budget, "machine_memory", lambda: 8 << 30)
     for name in ("MASTER_ADDR", "NODE_RANK", "SLURM_NTASKS", "GROUP_RANK"):
@@ -71,21 +71,21 @@ def test_several_machines_are_waited_for_where_somebody_says_which(monkeypatch):
 
 def test_a_limit_is_lifted_by_who_types_it():
     lines = ["recipe=none", "budget.processes=99", "trainer.devices=99", "budget.megabytes=1000"]
-    safe.allow_typed(lines)
+    instantiate.allow_typed(lines)
     config = compose_config(lines).config
     plain = compose_config(["recipe=none", "trainer.devices=99"]).config
     assert config_hash(config) == config_hash(plain)
-    safe.take_allowed(config)
+    instantiate.take_allowed(config)
     assert "budget" not in config
     budget.check_config(config)
-    safe.instantiate({"_target_": "torch.nn.Embedding", "num_embeddings": 70_000_000, "embedding_dim": 1})
+    instantiate.instantiate({"_target_": "torch.nn.Embedding", "num_embeddings": 70_000_000, "embedding_dim": 1})
 
 
 @pytest.mark.parametrize("said", [{"layers": 10**12}, {"processes": 99}, {"nothing": 1}, 7])
 def test_a_file_lifts_nothing(said):
     with pytest.raises(InputError, match="comes from a file"):
-        safe.take_allowed({"budget": said})
-    assert safe.only_read(["seed=1", "budget.layers=9", "+budget.layers=9", "++budget.x=1"], []) == ["seed=1"]
+        instantiate.take_allowed({"budget": said})
+    assert instantiate.only_read(["seed=1", "budget.layers=9", "+budget.layers=9", "++budget.x=1"], []) == ["seed=1"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_file_lifts_nothing(said):
 )
 def test_a_limit_that_is_none(line):
     with pytest.raises(InputError, match="budget"):
-        safe.allow_typed([line])
+        instantiate.allow_typed([line])
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ def test_a_limit_that_is_none(line):
 def test_a_part_is_not_built_that_is_larger_than_a_trick(node):
     before = torch.random.get_rng_state()
     with pytest.raises(InputError, match=r"MB: write|too many steps"):
-        safe.instantiate({"_target_": "torch.nn.Sequential", "x": node} if "x" in node else node)
+        instantiate.instantiate({"_target_": "torch.nn.Sequential", "x": node} if "x" in node else node)
     if "Linear" in node["_target_"]:
         assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_what_is_built_is_the_same_as_without_counting():
     torch.manual_seed(3)
-    counted = safe.instantiate({"_target_": "torch.nn.Linear", "in_features": 9, "out_features": 9})
+    counted = instantiate.instantiate({"_target_": "torch.nn.Linear", "in_features": 9, "out_features": 9})
     torch.manual_seed(3)
     assert torch.equal(counted.weight, torch.nn.Linear(9, 9).weight)
 

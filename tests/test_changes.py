@@ -7,8 +7,8 @@ import pytest
 import resume_matrix as matrix
 import torch
 
-from knep.changes import changes
-from knep.compose import compose_config
+from knep.config.compose import compose_config
+from knep.config.diff import changes
 from knep.errors import InputError
 from knep.train import main
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from knep.cli import main
-from knep.listing import GROUPS, options, reason
+from knep.config.catalog import GROUPS, options, reason
 
 
 def test_ls_lists_every_group_and_every_option(capsys):

@@ -4,10 +4,10 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 
-from knep.compose import compose_config, plain
-from knep.conflicts import CONFLICTS, find_conflict
+from knep.config.catalog import CONF, GROUPS, options
+from knep.config.compose import compose_config, plain
+from knep.config.conflicts import CONFLICTS, find_conflict
 from knep.errors import InputError
-from knep.listing import CONF, GROUPS, options
 from knep.recipe import SLOTS, Recipe
 
 

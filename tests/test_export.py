@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from knep import export as exporting
-from knep import safe
 from knep.cli import main as knep
-from knep.compose import compose_config
+from knep.config import instantiate
+from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.evaluate import load_members
 from knep.export import export
@@ -96,7 +96,7 @@ def rebuilt(about):
     model = nn.Module()
     for step in about["architecture"]["steps"]:
         name = next(step[key] for key in ("call", "put", "edit") if key in step)
-        make = safe._locate(name)
+        make = instantiate._locate(name)
         if "call" in step:
             model = make(**step["arguments"])
         elif "put" in step:
@@ -322,7 +322,7 @@ def test_a_missing_package_is_named(small, tmp_path, monkeypatch):
 
 def test_every_block_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(safe, "_allowed", [])
+    monkeypatch.setattr(instantiate, "_allowed", [])
     blocks = re.findall(r"```(\w+)\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert [kind for kind, _ in blocks] == ["sh", "python", "python", "python", "python"]
     names: dict = {}

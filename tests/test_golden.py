@@ -18,6 +18,6 @@ def test_what_makes_it_fast_changes_no_loss(model, lever):
 
 
 def test_every_model_has_golden_losses():
-    from knep.listing import options
+    from knep.config.catalog import options
 
     assert set(golden.MODELS) == set(options("model")) - {"import"}

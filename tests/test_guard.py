@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import knep
-from knep.compose import compose_config
+from knep.config.compose import compose_config
+from knep.config.instantiate import allow, instantiate
 from knep.errors import InputError, RunFailed
 from knep.fit import about
 from knep.guard import late
@@ -22,7 +23,6 @@ from knep.guard.finite import Copies, digest, finite, first_bad
 from knep.guard.policy import Guard
 from knep.guard.spike import Spikes
 from knep.member import fit_member
-from knep.safe import allow, instantiate
 
 # A slice of scripts/guard_matrix.py: (fault, value, action, precision, variant, batch).
 CASES = [

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from knep import safe
 from knep.cli import main
+from knep.config import instantiate
 from knep.errors import InputError
 from knep.models.imported import find
 from knep.utils.imports import see_current_folder
@@ -21,7 +21,7 @@ def here(tmp_path, monkeypatch):
     """A current folder of its own, behind nothing on the path yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    monkeypatch.setattr(safe, "_allowed", [])
+    monkeypatch.setattr(instantiate, "_allowed", [])
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -59,9 +59,9 @@ def test_a_name_that_means_two_modules_is_refused(name, kind, here):
     path.write_text("open('canary', 'w')\ndef build(): pass\n")
     with pytest.raises(InputError, match=f"module {name} lies in .*rename yours"):
         find(f"{name}:build")
-    safe.allow(f"{name}.")
+    instantiate.allow(f"{name}.")
     with pytest.raises(InputError, match=f"module {name} lies in"):
-        safe.check_targets({"_target_": f"{name}.build"})
+        instantiate.check_targets({"_target_": f"{name}.build"})
     assert not (here / "canary").exists()
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from members_exact import BAR, MODELS, SLOTS, TINY, composed, config, data_of, distance, states, together_and_in_turn
 
-from knep.compose import compose_config
+from knep.config.catalog import options
+from knep.config.compose import compose_config
 from knep.errors import InputError, NoEffectError
 from knep.fit import about
-from knep.listing import options
 from knep.member import fit_member
 from knep.members import members_of, supports, train
 from knep.members.folded import Linear

@@ -50,8 +50,8 @@ def test_a_run_that_the_guard_stopped_has_not_read_the_test_split(stopped):
 
 
 def test_a_box_holds_the_images_that_its_indices_name(stopped):
-    from knep.compose import compose_config
-    from knep.safe import instantiate
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import instantiate
 
     folder, _ = stopped
     box = checkpoint.read(folder / "blackbox.pt")

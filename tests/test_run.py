@@ -20,7 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from knep import cli
-from knep.changes import changes
+from knep.config.diff import changes
 from knep.data.digits import Digits
 from knep.errors import InputError
 from knep.evaluate import batches_of

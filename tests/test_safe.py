@@ -9,11 +9,11 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from knep import safe
-from knep.compose import compose_config, plain
+from knep.config import instantiate
+from knep.config.catalog import GROUPS, options
+from knep.config.compose import compose_config, plain
 from knep.errors import InputError
 from knep.evaluate import load_module
-from knep.listing import GROUPS, options
 from knep.train import main
 
 # A project of somebody else's. Importing it and calling it both leave a file behind.
@@ -44,7 +44,7 @@ def canary(tmp_path, monkeypatch):
     for name, sings in (("evil", True), ("evilnet", True), ("mypkg", False), ("mypkgevil", True)):
         (tmp_path / f"{name}.py").write_text(PACKAGE.format(canary=str(path), sings=sings))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(safe, "_allowed", [])
+    monkeypatch.setattr(instantiate, "_allowed", [])
     yield path
     for name in ("evil", "evilnet", "mypkg", "mypkgevil"):
         sys.modules.pop(name, None)
@@ -145,7 +145,7 @@ def test_an_attack_is_refused_before_anything_runs(row, canary):
     node = make(canary)
     for given in (node, {"a": node}, {"_target_": "torch.nn.Identity", "x": [node]}):
         with pytest.raises(InputError) as refused:
-            safe.instantiate(given)
+            instantiate.instantiate(given)
         assert named in str(refused.value)
         assert "\n" not in str(refused.value)
     assert not canary.exists()
@@ -154,8 +154,8 @@ def test_an_attack_is_refused_before_anything_runs(row, canary):
 
 @pytest.mark.parametrize("name", ["evil.Tools", "mypkg.touch"])
 def test_the_canary_sings_where_it_is_let(name, canary):
-    safe.allow(name)
-    safe.instantiate({"_target_": name})
+    instantiate.allow(name)
+    instantiate.instantiate({"_target_": name})
     assert canary.exists()
 
 
@@ -163,14 +163,14 @@ def test_omegaconfs_own_containers_are_looked_into(canary):
     nested = OmegaConf.create({"_target_": CNN, "widths": [{"_target_": "evil.touch"}]})
     for given in (nested, dict(nested), {"_target_": CNN, "_partial_": True, "widths": nested.widths}):
         with pytest.raises(InputError, match=r"evil\.touch"):
-            safe.instantiate(given)
+            instantiate.instantiate(given)
     assert not canary.exists()
 
 
 @pytest.mark.parametrize("name", ["mypkg.", "mypkg.touch"])
 def test_what_a_user_allows_is_built(name, canary):
-    safe.allow(name)
-    safe.instantiate({"_target_": "mypkg.touch", "_args_": [1]})
+    instantiate.allow(name)
+    instantiate.instantiate({"_target_": "mypkg.touch", "_args_": [1]})
     assert canary.exists()
 
 
@@ -186,49 +186,51 @@ def test_what_a_user_allows_is_built(name, canary):
     ],
 )
 def test_an_allowed_package_allows_what_it_defines(target, said, canary):
-    safe.allow("mypkg.")
+    instantiate.allow("mypkg.")
     with pytest.raises(InputError, match=said):
-        safe.instantiate({"_target_": target})
+        instantiate.instantiate({"_target_": target})
     assert not canary.exists()
 
 
 def test_an_allowed_package_may_name_what_knep_allows_anyway(canary):
-    safe.allow("mypkg.")
-    made = safe.instantiate({"_target_": "mypkg.ReLU"})
+    instantiate.allow("mypkg.")
+    made = instantiate.instantiate({"_target_": "mypkg.ReLU"})
     assert isinstance(made, torch.nn.ReLU)
 
 
 def test_the_path_of_a_model_is_allowed_by_its_package(canary):
     node = {"_target_": CNN, "path": "mypkg:build"}
-    safe.allow("mypkg.")
-    safe.check_targets(node)
+    instantiate.allow("mypkg.")
+    instantiate.check_targets(node)
     for target in (CNN, "mypkg.cnn"):
         with pytest.raises(InputError, match=r"path=evilnet\.build"):
-            safe.check_targets({"_target_": target, "path": "evilnet:build"})
-    safe.allow_typed([f"model._target_={CNN}"])
+            instantiate.check_targets({"_target_": target, "path": "evilnet:build"})
+    instantiate.allow_typed([f"model._target_={CNN}"])
     with pytest.raises(InputError, match=r"path=evilnet\.build"):
-        safe.check_targets(node | {"path": "evilnet:build"})
+        instantiate.check_targets(node | {"path": "evilnet:build"})
 
 
 @pytest.mark.parametrize("name", ["", ".", "my-pkg.", "mypkg..", "mypkg.nets:build", "*", 3])
 def test_a_name_that_is_none_cannot_be_allowed(name, canary):
     with pytest.raises(InputError, match="cannot be allowed"):
-        safe.allow(name)
+        instantiate.allow(name)
 
 
 def test_what_is_typed_is_allowed(canary):
-    safe.allow_typed(["allow_targets=[mypkg.,other.nets.]", "model.path=mine.nets:build", "optimizer._target_=a.b.C"])
-    assert safe._allowed == ["mypkg.", "other.nets.", "mine.nets.build", "a.b.C"]
+    instantiate.allow_typed(
+        ["allow_targets=[mypkg.,other.nets.]", "model.path=mine.nets:build", "optimizer._target_=a.b.C"]
+    )
+    assert instantiate._allowed == ["mypkg.", "other.nets.", "mine.nets.build", "a.b.C"]
 
 
 def test_a_file_allows_nothing(canary):
-    safe.allow("mypkg.")
-    safe.take_allowed({})
+    instantiate.allow("mypkg.")
+    instantiate.take_allowed({})
     typed = {"allow_targets": ["mypkg."], "seed": 0}
-    safe.take_allowed(typed)
+    instantiate.take_allowed(typed)
     assert typed == {"seed": 0}
     with pytest.raises(InputError, match=r"allow_targets=evil\. comes from a file"):
-        safe.take_allowed({"allow_targets": ["mypkg.", "evil."]})
+        instantiate.take_allowed({"allow_targets": ["mypkg.", "evil."]})
 
 
 # callbacks=none has no node at all, and the other options of the group stand under `doctor`.
@@ -240,23 +242,23 @@ PACKAGES = {"callbacks": "doctor"}
 def test_every_yaml_is_allowed_and_built(group, option, canary):
     with initialize_config_module("knep.conf", version_base="1.3"):
         node = plain(compose(f"{group}/{option}", ["+seed=0"]))[PACKAGES.get(group, group)]
-    safe.check_targets(node)
+    instantiate.check_targets(node)
     assert "_target_" in node
     if group != "trainer":
-        assert safe.instantiate(node) is not None
+        assert instantiate.instantiate(node) is not None
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_every_recipe_is_allowed(recipe, canary):
     config = compose_config([f"recipe={recipe}"]).config
-    safe.take_allowed(config)
-    safe.check_targets(config)
+    instantiate.take_allowed(config)
+    instantiate.check_targets(config)
 
 
 def test_the_trainer_is_built(canary):
     node = compose_config(["trainer=cpu"]).config["trainer"] | {"precision": "32-true"}
     node.pop("members")  # of train.yaml, not of the Trainer
-    assert safe.instantiate(node, logger=False, enable_checkpointing=False).max_epochs == node["max_epochs"]
+    assert instantiate.instantiate(node, logger=False, enable_checkpointing=False).max_epochs == node["max_epochs"]
 
 
 def checkpoint(path, change):
@@ -339,7 +341,7 @@ def test_a_run_with_a_users_own_optimizer(canary, tmp_path, capsys, monkeypatch)
     run = [*quick, "threads=1", "recipe=none", "optimizer=sgd", f"hydra.run.dir={tmp_path}/run"]
     main([*run, "optimizer._target_=mypkg.Mine"])
     assert "allow_targets" not in (tmp_path / "run" / "config.yaml").read_text()
-    monkeypatch.setattr(safe, "_allowed", [])
+    monkeypatch.setattr(instantiate, "_allowed", [])
     again = [f"ckpt={tmp_path}/run", "trainer.max_epochs=2"]
     assert "allow_targets=[mypkg.]" in refusal(again, capsys)
     with pytest.raises(InputError, match=r"optimizer\._target_=mypkg\.Mine is not allowed"):

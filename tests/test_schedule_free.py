@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import Callback
 from torch.optim.swa_utils import update_bn
 
-from knep.compose import compose_config
+from knep.config.compose import compose_config
+from knep.config.instantiate import instantiate
 from knep.evaluate import evaluate, load_module
 from knep.fit import about
 from knep.member import fit_member
-from knep.safe import instantiate
 
 LINES = [
     "recipe=none", "scaling=unit", "data=synthetic", "data.image_size=8", "data.images=130", "data.batch_size=10",

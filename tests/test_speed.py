@@ -51,10 +51,10 @@ def test_the_lean_loop_does_what_lightnings_loop_does(name, tmp_path):
 def test_hooks_of_callbacks_run_in_lightnings_order_and_may_log(tmp_path):
     from lightning.pytorch import Callback
 
-    from knep.compose import compose_config
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import instantiate
     from knep.fit import about
     from knep.member import fit_member
-    from knep.safe import instantiate
 
     names = ["on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"]
     names += ["on_before_optimizer_step", "on_train_batch_end"]

@@ -9,7 +9,8 @@ import shutil
 import pytest
 import torch
 
-from knep.compose import compose_config
+from knep.config.catalog import options
+from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.evaluate import read_checkpoint, stored_module
 from knep.fit import build_module
@@ -17,7 +18,6 @@ from knep.io import checkpoint
 from knep.io.run_folder import read_summary, write_summary
 from knep.io.schema import alike, number, record, same, table, whole
 from knep.io.sealed import read_again
-from knep.listing import options
 from knep.optimizer_schema import Expected
 from knep.stored import check_stored_run
 from knep.tables import earlier_rows

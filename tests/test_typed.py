@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bad_input import QUICK, refused
 
-from knep import typed
-from knep.compose import compose_config
+from knep.config.catalog import CONF, GROUPS, options
+from knep.config.command_line import aliases
+from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.io.run_folder import read_summary
-from knep.listing import CONF, GROUPS, options
 from knep.train import main
 
-WORDS = yaml.safe_load((CONF.parent / "words.yaml").read_text())
+WORDS = yaml.safe_load((CONF.parent / "config" / "command_line" / "vocabulary.yaml").read_text())
 # What a value may be where a line leaves it to the user.
 VALUES = ("0.1", "3", "[0.9,0.99]", "true", "1000", "some/where", "val/loss", "5", "cpu", "0.5", "modern")
 
@@ -67,9 +67,9 @@ def test_another_word_for_an_option_is_taken_and_said(group, capsys):
         assert option in options(group)
         for word in str(words).split():
             assert word not in options(group)
-            typed._heard.clear()
-            assert typed.readable([f"{group}={word}"]) == [f"{group}={option}"]
-            typed.tell()
+            aliases._heard.clear()
+            assert aliases.readable([f"{group}={word}"]) == [f"{group}={option}"]
+            aliases.tell()
             assert f"{group}={word} is taken as {group}={option}" in capsys.readouterr().err
 
 
@@ -187,9 +187,9 @@ def test_a_path_stands_for_itself_whatever_is_in_it(text, multirun):
     plain = not text.strip() or "\\" in text or "${" in text or text.startswith(("~", "'", '"'))
     if plain or text in ("null", "true", "false") or re.fullmatch(r"[a-z]+\(.*\)", text) or (multirun and "," in text):
         return
-    (line,) = typed.readable([f"data.root={text}"], multirun)
+    (line,) = aliases.readable([f"data.root={text}"], multirun)
     assert OverridesParser.create().parse_override(line).value() == text
-    (line,) = typed.readable([f"data.root={typed.quoted(text)}"], multirun)
+    (line,) = aliases.readable([f"data.root={aliases.quoted(text)}"], multirun)
     assert OverridesParser.create().parse_override(line).value() == text
 
 
@@ -298,7 +298,7 @@ def test_a_notebook_s_backend_for_figures_is_no_matter(tmp_path):
 
 def test_the_line_that_is_shown_is_what_a_shell_takes():
     for text in ("a b", "it's", "a$b", 'a"b', "a,b", "a`b", "a!b"):
-        (word,) = shlex.split(typed.to_type("data.root", text))
+        (word,) = shlex.split(aliases.to_type("data.root", text))
         assert OverridesParser.create().parse_override(word).value() == text
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-from knep.listing import CONF, GROUPS, options, reason, recipe_choices
+from knep.config.catalog import CONF, GROUPS, options, reason, recipe_choices
 from knep.recipe import SLOTS
 
 TESTS = Path(__file__).parent

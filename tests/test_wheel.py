@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from knep.listing import CONF, GROUPS, options
+from knep.config.catalog import CONF, GROUPS, options
 
 ROOT = Path(__file__).parent.parent
 # Lightning builds its strategy only where there is a GPU; the other trainers are built for the CPU.
@@ -86,9 +86,9 @@ before = set(sys.path)
 from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import OmegaConf
 import knep
-from knep.compose import plain
+from knep.config.compose import plain
 from knep.recipe import SLOTS, Recipe
-from knep.safe import instantiate
+from knep.config.instantiate import instantiate
 
 groups, hardware = json.loads(sys.argv[1]), set(json.loads(sys.argv[2]))
 recipes = groups.pop("recipe")

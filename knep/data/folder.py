@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knep.budget import check_processes
+from knep.config.budget import check_processes
 from knep.data.batches import Batches, FolderLoader, Images
 from knep.data.images import BITS, MAX_PIXELS, check_headers, refusal
 from knep.data.module import ImageData

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from knep.errors import InputError
 
 if TYPE_CHECKING:
-    from knep.compose import Composed
+    from knep.config.compose import Composed
     from knep.doctor.cured import Cured
     from knep.doctor.findings import Report
     from knep.doctor.patient import Patient
@@ -85,11 +85,11 @@ def _foreign(args: argparse.Namespace) -> list[str]:
 
 
 def _patient(lines: Sequence[str], data: str | None) -> Patient:
-    from knep.budget import check_config
-    from knep.compose import compose_config
+    from knep.config.budget import check_config
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import allow_typed, take_allowed
     from knep.doctor.loaders import Loaders
     from knep.doctor.patient import from_config
-    from knep.safe import allow_typed, take_allowed
 
     allow_typed(lines)
     config = compose_config(lines).config
@@ -109,7 +109,7 @@ def _seconds(text: str) -> float:
 
 
 def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any, budget: float) -> None:
-    from knep.compose import compose_config
+    from knep.config.compose import compose_config
     from knep.doctor.cure import cure
     from knep.doctor.cured import recipe_yaml
     from knep.utils.text import shown_lines

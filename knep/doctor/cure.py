@@ -15,7 +15,7 @@ from statistics import fmean
 
 import torch
 
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor import ways as known
 from knep.doctor.budget import steps_of, thinned
 from knep.doctor.cured import FAR, Cured

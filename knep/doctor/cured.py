@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knep.compose import Composed
+from knep.config.catalog import CONF, SLOTS
+from knep.config.compose import Composed
 from knep.doctor.findings import Report
 from knep.doctor.ways import Way, key_of
-from knep.listing import CONF, SLOTS
 
 _SHOWN = 8  # ways that did not help
 FAR = 0.05  # of accuracy behind simple classifiers

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from knep.config.catalog import GROUPS
 from knep.doctor.findings import Report
 from knep.doctor.patient import Patient
 from knep.doctor.remedies import inits
-from knep.listing import GROUPS
 
 Way = tuple[str, ...]
 OVERFITS = frozenset({"overfitting", "too_much_capacity"})

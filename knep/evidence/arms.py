@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from knep.config.catalog import recipe_choices
 from knep.errors import InputError
-from knep.listing import recipe_choices
 
 # What stands in a slot whose trick is taken away: the least that still trains.
 PLAIN = {"scaling": "unit", "init": "default", "optimizer": "sgd"}

@@ -12,11 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from knep.config.catalog import CONF, SLOTS, cells, options, reason
 from knep.errors import InputError
 from knep.evidence import headline
 from knep.evidence.verify import RUNS, expected
 from knep.io.run_folder import write_atomic
-from knep.listing import CONF, SLOTS, cells, options, reason
 
 _HEAD = (
     "| data/model | n | test accuracy | difference, points | steps to target | time | memory | verdict "

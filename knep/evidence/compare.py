@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from knep.config.catalog import GROUPS
 from knep.errors import InputError
 from knep.evidence import effects, plots, report
 from knep.evidence.arms import Arm, choices
@@ -14,7 +15,6 @@ from knep.evidence.lines import Settings, settings, take
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
 from knep.evidence.tuning import Point, edges, search, space
-from knep.listing import GROUPS
 
 _FACTORS = [1 + i / 20 for i in range(61)]  # of the profile, 1 to 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from knep.listing import SLOTS, cells
+from knep.config.catalog import SLOTS, cells
 
 START, END = "<!-- effects -->", "<!-- /effects -->"
 _HEAD = "| slot | measured | best | worst |\n|---|---|---|---|"

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from knep import __version__
+from knep.config.catalog import options
 from knep.errors import InputError
 from knep.evidence import effects
 from knep.evidence.arms import Arm
@@ -22,7 +23,6 @@ from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
 from knep.evidence.where import hardware
 from knep.io.run_folder import write_atomic
-from knep.listing import options
 
 RESULTS = Path(__file__).parent / "results"
 _SPEC = Path(__file__).with_name("ledger.yaml")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from knep.config.instantiate import instantiate
 from knep.fit import about, build_module
-from knep.safe import instantiate
 
 
 @dataclass

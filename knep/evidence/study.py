@@ -146,7 +146,7 @@ def classes_of(records: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) 
     told = next((int(r["classes"]) for r in records if "classes" in r), None)
     if told is not None:
         return told
-    from knep.safe import instantiate
+    from knep.config.instantiate import instantiate
 
     data = instantiate(config["data"])
     data.prepare()

@@ -24,7 +24,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from knep.compose import Composed, compose_config
+from knep.config.compose import Composed, compose_config
 from knep.errors import InputError
 from knep.evidence.arms import Arm
 from knep.evidence.where import commit

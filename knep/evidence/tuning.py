@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from knep.compose import Composed, compose_config
+from knep.config.compose import Composed, compose_config
 from knep.errors import InputError
 from knep.evidence.arms import Arm
 from knep.evidence.trials import Trial, composed

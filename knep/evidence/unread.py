@@ -8,11 +8,11 @@ from typing import Any
 
 import lightning as L
 
+from knep.config.instantiate import instantiate
 from knep.evaluate import evaluate
 from knep.fit import about, threads
 from knep.member import fit_member
 from knep.recipe import Recipe, named
-from knep.safe import instantiate
 from knep.signals import Interrupted, heard
 from knep.train import hush
 

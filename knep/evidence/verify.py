@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from knep.config.catalog import GROUPS, cells
 from knep.errors import InputError
 from knep.evidence import effects
 from knep.evidence.arms import Arm
@@ -16,7 +17,6 @@ from knep.evidence.lines import settings, take
 from knep.evidence.stats import prediction_interval
 from knep.evidence.study import QUIET
 from knep.evidence.trials import Store, plan, run_trials
-from knep.listing import GROUPS, cells
 
 RUNS = 2  # of the short version of a card: fresh seeds of the option, and of its control
 _LEVEL = 0.999  # a check that runs every day may not cry wolf every twentieth time

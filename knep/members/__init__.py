@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from knep.config.instantiate import instantiate
 from knep.errors import InputError
 from knep.evaluate import batches_of, evaluate
 from knep.fit import threads
@@ -17,7 +18,6 @@ from knep.members.loop import fit
 from knep.members.member import Member
 from knep.members.support import check_alike, members_of, supports
 from knep.recipe import named
-from knep.safe import instantiate
 
 __all__ = ["members_of", "supports", "train"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from knep.config.command_line.readers import FURTHER
 from knep.errors import InputError
-from knep.keys import FURTHER
 
 # What members may differ in: nothing here changes the images, the model's shapes or the length of training.
 FREE = ("seed", "init", "dropout", "optimizer", "clip", "scheduler", "regularization", "layer_decay")

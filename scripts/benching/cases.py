@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knep.compose import Composed, compose_config
-from knep.safe import instantiate
+from knep.config.compose import Composed, compose_config
+from knep.config.instantiate import instantiate
 
 _FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 

@@ -121,9 +121,9 @@ def twin(case: Case) -> Patient:
 
 
 def _composed(lines: Sequence[str]) -> Patient:
-    from knep.compose import compose_config
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import allow
     from knep.doctor.patient import from_config
-    from knep.safe import allow
 
     allow("clinicing.nets.")
     torch.set_num_threads(1)

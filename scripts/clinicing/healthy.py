@@ -76,7 +76,7 @@ Row = tuple[str, Sequence[str], Mutation | None]
 
 
 def _recipes() -> Iterator[Row]:
-    from knep.listing import options
+    from knep.config.catalog import options
 
     for recipe in options("recipe"):
         for net, lines in _RECIPE_NETS.items():
@@ -90,7 +90,7 @@ def _recipes() -> Iterator[Row]:
 
 
 def _options() -> Iterator[Row]:
-    from knep.listing import options
+    from knep.config.catalog import options
 
     for slot in SLOTS:
         for number, option in enumerate(options(slot)):

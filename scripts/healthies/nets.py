@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor.patient import Patient, from_config
 
 _ACTIVATIONS = ("relu", "leaky_relu", "gelu", "selu", "silu", "mish", "tanh", "sigmoid")

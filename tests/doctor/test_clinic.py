@@ -16,8 +16,8 @@ from clinicing.rounds import _kept, examine
 from clinicing.table import page, rows, shown, totals
 from clinicing.workers import each
 
+from knep.config.catalog import options
 from knep.doctor.findings import diseases
-from knep.listing import options
 
 # One of each kind of mistake and of net, cheap to examine; the bars below are on exactly these.
 SICK = (

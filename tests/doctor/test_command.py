@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from knep import cli
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor import ways
 
 _SMALL = ["data=synthetic", "data.images=600", "data.image_size=8", "model=mlp", "model.widths=[32]", "threads=1"]

@@ -12,7 +12,8 @@ import yaml
 from torch import nn
 
 from doctor.ward import made, patient
-from knep.compose import compose_config, compose_recipe
+from knep.config.catalog import CONF, SLOTS, options
+from knep.config.compose import compose_config, compose_recipe
 from knep.doctor import cure as cures
 from knep.doctor import remedies, treatment, ways
 from knep.doctor.cure import cure
@@ -22,7 +23,6 @@ from knep.doctor.patient import of
 from knep.doctor.scores import Score
 from knep.doctor.ways import merged, tidied
 from knep.errors import InputError
-from knep.listing import CONF, SLOTS, options
 from knep.recipes import norm
 
 _SICK = (

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from doctor.ward import batched, digits, made, net, patient, without_relation
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor.course import broken_images
 from knep.doctor.data import Data
 from knep.doctor.patient import from_config, of

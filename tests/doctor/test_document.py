@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from knep import cli
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor.findings import diseases
 
 _DOCS = Path(__file__).parents[2] / "docs"

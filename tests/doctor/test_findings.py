@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor.findings import Finding, Report, diseases, ordered
 
 

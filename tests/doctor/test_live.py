@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 import knep.doctor
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor.callback import Doctor
 from knep.doctor.findings import Finding
 from knep.doctor.live import Watch, following

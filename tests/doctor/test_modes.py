@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor.callback import Doctor
 from knep.doctor.findings import Finding
 from knep.doctor.live import following

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from knep.compose import compose_config
+from knep.config.compose import compose_config
 from knep.doctor import batches, budget, examination, remedies, treatment, trial
 from knep.doctor import diagnose as diagnose_module
 from knep.doctor import patient as patients

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from knep import cli, listing
+from knep import cli
+from knep.config import catalog
+from knep.config.catalog import options
 from knep.evidence import cards, headline, ledger, verify
-from knep.listing import options
 
 ROOT = Path(__file__).parent.parent.parent
 COMMITTED = ROOT / "docs" / "cards"
@@ -33,7 +34,7 @@ def steady(trial):
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """A ledger of `clip` on digits/mlp in a folder of its own, its trials made up."""
-    monkeypatch.setattr(listing, "_RESULTS", tmp_path / "results")
+    monkeypatch.setattr(catalog, "_RESULTS", tmp_path / "results")
     monkeypatch.setattr(ledger, "run", lambda trials, store, processes: said(trials, steady))
     words = ["slots=clip", "workloads=digits/mlp", "seeds=6", f"results={tmp_path}/results", f"out={tmp_path}/out"]
     assert ledger.ledger(words) == 0
@@ -65,7 +66,7 @@ def test_every_option_says_when_not_to_use_it_and_nothing_else_does():
     assert {s: sorted(about[s]) for s in about} == {s: options(s) for s in cards.SLOTS}
     assert all(len(entry["not"]) > 5 for slot in about.values() for entry in slot.values())
     upstream = [
-        o for o in options("optimizer") if "_target_: knep." not in (listing.CONF / f"optimizer/{o}.yaml").read_text()
+        o for o in options("optimizer") if "_target_: knep." not in (catalog.CONF / f"optimizer/{o}.yaml").read_text()
     ]
     assert [o for o in upstream if "equation" not in about["optimizer"][o]] == []
 

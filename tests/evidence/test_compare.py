@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from knep import cli
-from knep.compose import Composed, compose_config
+from knep.config.catalog import CONF, options
+from knep.config.compose import Composed, compose_config
 from knep.evidence import compare
 from knep.evidence.arms import choices
 from knep.evidence.trials import Store, Trial, run_trials
 from knep.evidence.tuning import Point, Range, edges, search, space
-from knep.listing import CONF, options
 
 BASE = ("recipe=none", "data=digits", "model=mlp")
 

@@ -112,7 +112,7 @@ def test_its_report_is_one_page_that_asks_for_nothing_and_runs_nothing(finished)
 
 
 def test_arms_that_differ_in_the_seed_alone_have_that_seed_everywhere():
-    from knep.compose import compose_config
+    from knep.config.compose import compose_config
     from knep.evidence.arms import Arm
 
     (one,) = trials.plan([Arm("a", ("optimizer=sgd",))], [7])

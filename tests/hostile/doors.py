@@ -29,8 +29,8 @@ def warm() -> None:
     """Imports what the doors use, so that a child's memory and time are its own."""
     import PIL.Image
 
-    from knep.compose import compose_config
-    from knep.listing import options
+    from knep.config.catalog import options
+    from knep.config.compose import compose_config
     from knep.rehearse import rehearse
 
     for name in _USED:
@@ -69,8 +69,8 @@ def script(arguments: Sequence[str]) -> None:
 def read(arguments: Sequence[str]) -> None:
     """A data set by its target with its arguments, all of it read."""
     from knep.cli_errors import one_line
-    from knep.compose import compose_config
-    from knep.safe import instantiate
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import instantiate
 
     kind, *values = arguments
     node: dict[str, Any] = compose_config(["recipe=none", f"data={kind}", *values]).config["data"]

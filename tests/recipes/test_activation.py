@@ -14,8 +14,8 @@ from torch.nn.functional import leaky_relu
 from torch.overrides import TorchFunctionMode
 from torchvision.models.googlenet import BasicConv2d
 
+from knep.config.catalog import CONF, options
 from knep.errors import InputError, NoEffectError
-from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.inception import inception
 from knep.models.mlp import mlp

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from torch import nn
 from torchvision import ops
 
+from knep.config.catalog import CONF, options
 from knep.errors import InputError, NoEffectError
-from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.inception import inception
 from knep.models.mlp import mlp

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
+from knep.config.catalog import CONF, options
 from knep.errors import InputError, NoEffectError
-from knep.listing import CONF, options
 from knep.models.cnn import cnn
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet

@@ -22,17 +22,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from knep.conflicts import refuse_conflicts
+from knep.config.catalog import GROUPS, options
+from knep.config.command_line.aliases import PATHS, readable, tell, to_type, untold
+from knep.config.command_line.readers import no_key, refuse_unloaded, refuse_unread
+from knep.config.command_line.vocabulary import option_line
+from knep.config.conflicts import refuse_conflicts
+from knep.config.external_app import slots_of, with_trainer
+from knep.config.instantiate import allow_typed, allowed
+from knep.config.resolvers import SAFE, check_expansion, check_resolvers
+from knep.config.search_path import own_hydra
 from knep.errors import InputError
-from knep.keys import no_key, refuse_unloaded, refuse_unread
-from knep.listing import GROUPS, options
-from knep.nodes import slots_of, with_trainer
-from knep.resolvers import SAFE, check_expansion, check_resolvers
-from knep.safe import allow_typed, allowed
-from knep.searchpath import own_hydra
-from knep.typed import PATHS, readable, tell, to_type, untold
 from knep.utils.text import shortened
-from knep.words import option_line
 
 # Keys that take words as well as numbers: their reader checks them.
 _FREE = frozenset(

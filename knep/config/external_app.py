@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from knep.conflicts import refuse_conflicts
+from knep.config.catalog import CONF, options
+from knep.config.command_line.readers import refuse_unread_slots
+from knep.config.conflicts import refuse_conflicts
 from knep.errors import InputError
-from knep.keys import refuse_unread_slots
-from knep.listing import CONF, options
 
 # What a slot is that another project's config leaves out; an update rule it has to choose.
 ABSENT = {

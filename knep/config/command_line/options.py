@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
+from knep.config.catalog import GROUPS, options
+from knep.config.command_line.readers import top_level
+from knep.config.command_line.vocabulary import line_for, meant, option_line
 from knep.errors import InputError
-from knep.keys import top_level
-from knep.listing import GROUPS, options
-from knep.words import line_for, meant, option_line
 
 _COMPOSED = "knep composes its own config: put your choices into a file recipe/mine.yaml of a folder, and write "
 

@@ -16,8 +16,8 @@ from inspect import isclass, isfunction, isroutine
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from knep.budget import bytes_counted, lift
-from knep.budget import take as take_budget
+from knep.config.budget import bytes_counted, lift
+from knep.config.budget import take as take_budget
 from knep.errors import InputError
 from knep.utils.imports import see_current_folder
 
@@ -88,7 +88,7 @@ def allow_typed(overrides: Sequence[str]) -> None:
 
     overrides: the lines of the command line alone; none that a run folder or a config file holds.
     """
-    from knep.compose import parse
+    from knep.config.compose import parse
 
     for override in parse(overrides):
         key, value = override.key_or_group, None if override.is_delete() else override.value()
@@ -130,7 +130,7 @@ def check_stored(lines: Sequence[str], place: str) -> None:
 
     Raises InputError for an option of the command, a key of Hydra's own, or a resolver such as ${oc.env:HOME}.
     """
-    from knep.compose import parse
+    from knep.config.compose import parse
 
     for line in lines:
         option = line.strip().startswith("-")
@@ -154,7 +154,7 @@ def only_read(lines: Sequence[str], typed: Sequence[str]) -> list[str]:
 
     lines: checked by `check_stored`; typed: what the user writes beside them, who may name a folder to write to.
     """
-    from knep.compose import parse
+    from knep.config.compose import parse
 
     lines = [line for line in lines if not line.strip().lstrip("+").startswith("budget.")]  # typed each time anew
     if any(line.lstrip("+").startswith("data.cache=") for line in typed):

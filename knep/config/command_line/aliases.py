@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from knep.config.catalog import GROUPS, options
+from knep.config.command_line.vocabulary import meant, otherwise
 from knep.errors import InputError
-from knep.listing import GROUPS, options
 from knep.utils.text import shortened
-from knep.words import meant, otherwise
 
 PATHS = ("ckpt", "replay", "data.root", "data.cache", "hydra.run.dir", "hydra.sweep.dir")
 _UNTEXT = re.compile(r"[\ud800-\udfff]")  # what Python makes of bytes that are none

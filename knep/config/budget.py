@@ -145,7 +145,7 @@ def bytes_counted() -> Iterator[None]:
     if _building:
         yield
         return
-    from knep.factories import Counted
+    from knep.config.factories import Counted
 
     most = int(float(_limits["megabytes"] or 0) * 1e6)
     _building = True

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from knep.config.catalog import CONF, GROUPS, SLOTS
+from knep.config.command_line.signatures import OWN, takes
+from knep.config.command_line.vocabulary import line_for
+from knep.config.instantiate import allowed
 from knep.errors import InputError
-from knep.listing import CONF, GROUPS, SLOTS
-from knep.safe import allowed
-from knep.signatures import OWN, takes
-from knep.words import line_for
 
 _HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 # Keys beside those of a slot's trick: they say how the training loop uses it.

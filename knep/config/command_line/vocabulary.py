@@ -1,4 +1,4 @@
-"""The words of other training tools (words.yaml), and the line of knep that means the same."""
+"""The words of other training tools (vocabulary.yaml), and the line of knep that means the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from knep.listing import SLOTS, options
+from knep.config.catalog import SLOTS, options
 
 # What else a word for an option may have meant, said with the option that it is taken as.
 _OTHERWISE = {
@@ -29,10 +29,10 @@ _NETS = re.compile(
 
 @lru_cache
 def _tables() -> dict[str, Any]:
-    """The tables of words.yaml, by word: it is written by meaning."""
+    """The tables of vocabulary.yaml, by word: it is written by meaning."""
     import yaml
 
-    read = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
+    read = yaml.safe_load((Path(__file__).parent / "vocabulary.yaml").read_text(encoding="utf-8"))
     return {
         "words": _by_word(read["words"]),
         "flags": read["flags"],
