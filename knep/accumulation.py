@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
-from knep.gradients import gradients, scale_
+from knep.optim.gradients import gradients, scale_
 
 # Below this a scale is the rounding of a full window's, whose gradients stay as they are to the bit.
 _ROUNDING = 1e-9

@@ -22,15 +22,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from knep.accumulation import Window, window_of
 from knep.dynamics import Dynamics
 from knep.errors import InputError
-from knep.gradients import gradients, scale_
-from knep.groups import decayed
 from knep.guard.late import sentry_of
 from knep.guard.policy import Guard
 from knep.guard.sentry import BadStep, Sentry
+from knep.optim.gradients import gradients, scale_
+from knep.optim.param_groups import decayed
+from knep.optim.schedules import Unchanged
 from knep.recipes import clip
 from knep.regularizer import Regularizer
 from knep.schedule_free import Average, average_of
-from knep.schedules import Unchanged
 from knep.utils.hardware import at_precision, reseed
 from knep.utils.monitors import logged
 from knep.utils.rng import mix

@@ -19,7 +19,7 @@ from knep.config.catalog import SLOTS as SLOTS  # the order in which they act
 from knep.config.external_app import resolved, slot_node
 from knep.config.instantiate import instantiate
 from knep.errors import InputError, NoEffectError
-from knep.groups import param_groups
+from knep.optim.param_groups import param_groups
 from knep.recipes.scaling import none as raw_pixels
 from knep.regularizer import Regularizer
 from knep.surgery.check_forward import probe

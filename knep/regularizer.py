@@ -14,7 +14,7 @@ class Regularizer:
     label_smoothing: float = 0.0
 
     def penalty(self, params: Sequence[Tensor]) -> Tensor | float:
-        """What is added to the loss, from the decayed parameters (`knep.groups.decayed`); a 0-dim tensor or 0."""
+        """What is added to the loss, from the decayed parameters (`knep.optim.param_groups.decayed`); a 0-dim tensor or 0."""
         return 0.0
 
     def after_step(self, params: Sequence[Tensor], lr: float) -> None:

@@ -42,7 +42,7 @@ from knep.io.schema import (
     whole,
 )
 from knep.keep import BEST, Best, states_in
-from knep.optimizer_schema import Expected, rates_wrong, tensor
+from knep.optim.state_schema import Expected, rates_wrong, tensor
 from knep.recipes.averaging import Ema, Soup, soup_step
 from knep.utils.text import shortened
 

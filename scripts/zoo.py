@@ -160,7 +160,7 @@ def try_kept(model: nn.Module, x: Tensor, what: str) -> None:
 
 def try_trick(model: nn.Module, x: Tensor, slot: str, name: str) -> set[str]:
     """Applies one option and takes a step; returns the parameters that the loss reached."""
-    from knep.groups import param_groups
+    from knep.optim.param_groups import param_groups
 
     if slot == "optimizer":
         groups = param_groups(model, lr=0.01, weight_decay=0.01, layer_decay=LAYER_DECAY, sample=x)

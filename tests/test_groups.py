@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from knep.errors import InputError
-from knep.groups import decayed, param_groups, summary
+from knep.optim.param_groups import decayed, param_groups, summary
 
 
 class Patches(nn.Module):

@@ -18,7 +18,7 @@ from knep.io import checkpoint
 from knep.io.run_folder import read_summary, write_summary
 from knep.io.schema import alike, number, record, same, table, whole
 from knep.io.sealed import read_again
-from knep.optimizer_schema import Expected
+from knep.optim.state_schema import Expected
 from knep.stored import check_stored_run
 from knep.tables import earlier_rows
 from knep.train import main

@@ -25,7 +25,7 @@ from knep.doctor.readings import (
     signal,
     statistics,
 )
-from knep.gradients import HALF
+from knep.optim.gradients import HALF
 
 _MOST_CALLS = 400  # of modules in a forward
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knep.gradients import HALF
+from knep.optim.gradients import HALF
 
 
 @dataclass

@@ -16,8 +16,8 @@ from knep.doctor.batches import Batch
 from knep.doctor.patient import Patient
 from knep.doctor.scores import Score, norms_of, score, settled
 from knep.doctor.signals import forward
-from knep.gradients import gradients
-from knep.groups import decayed
+from knep.optim.gradients import gradients
+from knep.optim.param_groups import decayed
 from knep.utils.rng import generator, mix
 
 _USUAL = 0.1  # momentum of batch norm, PyTorch's

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knep.gradients import HALF
+from knep.optim.gradients import HALF
 
 
 def finite(tensors: Sequence[Tensor]) -> bool:

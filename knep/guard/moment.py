@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knep.gradients import gradients, scale_
 from knep.guard.finite import digest, first_bad
 from knep.guard.layers import Table, watched
+from knep.optim.gradients import gradients, scale_
 from knep.utils.hardware import set_rng_state
 
 

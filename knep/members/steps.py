@@ -12,12 +12,12 @@ from pytorch_optimizer import Adan, Lion, ScheduleFreeAdamW
 from torch import Tensor
 from torch.optim import Optimizer
 
-from knep.gradients import gradients, scale_
-from knep.groups import decayed, param_groups
 from knep.members.draws import Draws
 from knep.members.folded import Stack
 from knep.members.member import Member
-from knep.optim import Idle
+from knep.optim.gradients import gradients, scale_
+from knep.optim.optimizers import Idle
+from knep.optim.param_groups import decayed, param_groups
 from knep.recipe import named
 from knep.regularizer import Regularizer
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from knep.gradients import global_norm, gradients, scale_
+from knep.optim.gradients import global_norm, gradients, scale_
 from knep.utils.validation import check
 
 __all__ = ["adaptive", "none", "norm", "normalize", "value"]

@@ -1,6 +1,6 @@
 """`optimizer`: the update rule. `f(param_groups, **hp) -> torch.optim.Optimizer`, stepped once per update.
 
-The groups are those of `knep.groups.param_groups`: each has its own lr and weight_decay, which win over the
+The groups are those of `knep.optim.param_groups.param_groups`: each has its own lr and weight_decay, which win over the
 hyper-parameters of the same name. Options that torch or pytorch_optimizer offer as they are have a YAML and no code.
 """
 
@@ -11,7 +11,7 @@ import pytorch_optimizer
 from torch.optim import Optimizer
 
 from knep.errors import InputError
-from knep.optim import SAM, Idle, Muon, NormalizedSGD, Shampoo
+from knep.optim.optimizers import SAM, Idle, Muon, NormalizedSGD, Shampoo
 from knep.utils.cpu import cpu_bf16
 from knep.utils.validation import check
 
@@ -133,7 +133,7 @@ def shampoo(
     max_dim: int = 512,
     graft: bool = True,
 ) -> Optimizer:
-    """Whitens the gradient along each axis of each weight tensor (Gupta, Koren and Singer 2018; `knep.optim.Shampoo`).
+    """Whitens the gradient along each axis of each weight tensor (Gupta, Koren and Singer 2018; `knep.optim.optimizers.Shampoo`).
 
     lr: in (0, inf), that of SGD with momentum when grafted; weight_decay: decoupled, in [0, inf); momentum: in [0, 1);
     beta2: decay of the second moments, in [0, 1], 1 sums them as in the paper; eps: share of the largest eigenvalue

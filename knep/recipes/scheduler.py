@@ -14,7 +14,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from knep.schedules import CycledMomentum, Unchanged, ramp, staircase, warmed, warmup_steps
+from knep.optim.schedules import CycledMomentum, Unchanged, ramp, staircase, warmed, warmup_steps
 from knep.utils.validation import check
 
 __all__ = [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from knep.doctor import scores, trial
 from knep.doctor.patient import Patient
-from knep.groups import decayed
+from knep.optim.param_groups import decayed
 
 Answers = list[tuple[str, str]]  # diseases joined by "|", and the peer's words
 STEPS, LOOK = 400, 20

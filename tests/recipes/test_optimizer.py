@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import knep
-from knep.groups import param_groups
 from knep.models.resnet import resnet
+from knep.optim.param_groups import param_groups
 from knep.recipes import norm
 
 CONF = Path(knep.__file__).parent / "conf" / "optimizer"

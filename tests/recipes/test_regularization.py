@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import knep
-from knep.groups import decayed
+from knep.optim.param_groups import decayed
 from knep.regularizer import Regularizer
 
 CONF = Path(knep.__file__).parent / "conf" / "regularization"

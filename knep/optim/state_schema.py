@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from knep.io.pickle_scan import overlaps
 from knep.io.schema import Check, alike, either, items, listed, number, record, same, whole
-from knep.schedules import Unchanged
+from knep.optim.schedules import Unchanged
 from knep.utils.text import shortened
 
 # What steps, schedules and changed values on resume move: only its kind and range are fixed.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from knep.errors import InputError
-from knep.gradients import global_norm, gradients
+from knep.optim.gradients import global_norm, gradients
 
 Closure = Callable[[], Any] | None
 
