@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from knep.doctor.findings import Finding
 from knep.doctor.naming import finding, named, share
 from knep.doctor.patient import Patient
-from knep.doctor.rows import Signals
+from knep.observe.rows import Signals
 
 _FEW_VALUES, _FEW_IMAGES = 4, 16
 

@@ -11,12 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knep.doctor.findings import Finding
-from knep.doctor.hooks import compiled, fused
 from knep.doctor.live import Watch
 from knep.doctor.mend import again, mend
 from knep.doctor.ranking import line, ranked
 from knep.doctor.stream import middle
 from knep.errors import InputError, RunFailed
+from knep.observe.step_observer import compiled, fused
 
 ACTIONS = ("warn", "stop", "cure")
 _TURNS = 3  # of a cure

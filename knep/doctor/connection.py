@@ -13,7 +13,7 @@ from knep.doctor.findings import Finding
 from knep.doctor.marks import hidden_bends
 from knep.doctor.naming import finding, named, share
 from knep.doctor.patient import Patient
-from knep.doctor.rows import Signals, Weight
+from knep.observe.rows import Signals, Weight
 
 _TRIFLE = 0.01  # share of the weights, below which a part that is cut off costs little
 _RANDOM = 1.15  # largest singular value by that of independent numbers; trained weights reach far beyond

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from knep.doctor.findings import Finding
 from knep.doctor.naming import finding
 from knep.doctor.patient import Patient
-from knep.doctor.rows import Signals
 from knep.doctor.signals import chosen, isolated, like, widened
+from knep.observe.rows import Signals
 
 _SHIFT = 3.0
 

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 from knep.doctor.admission import check, number, scalar
 from knep.doctor.courses import courses
 from knep.doctor.findings import Finding, Report, ordered
-from knep.doctor.hooks import Eye, compiled, fused, takes_probabilities
 from knep.doctor.ranking import line, ranked
 from knep.doctor.stream import LABELS, Stream
 from knep.doctor.symptoms import symptoms
 from knep.errors import InputError
+from knep.observe.step_observer import Eye, compiled, fused, takes_probabilities
 
 _PATIENCE = 64  # steps that a look waits for an optimizer that does not step
 _WHOLE = 4  # looks from one that reads the signal of every layer to the next

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from knep.doctor.rows import Layer, Signals
+from knep.observe.rows import Layer, Signals
 
 _HEALTHY = Path(__file__).with_name("healthy.json")
 _LOWEST = -45.0  # log10 of what float32 holds

@@ -15,7 +15,7 @@ from knep.doctor.marks import above as over
 from knep.doctor.marks import below as under
 from knep.doctor.marks import between, hidden_bends, marks, quantile
 from knep.doctor.naming import finding, named, share
-from knep.doctor.rows import Layer, Signals
+from knep.observe.rows import Layer, Signals
 
 _DEAD, _SATURATED = 0.95, 0.6  # share of a layer's units, of its numbers, that leaves it nothing to do
 _DEEP, _FADED = 20, 0.4  # layers with weights over which the images of a plain network come to look alike by degrees

@@ -13,7 +13,7 @@ from knep.doctor.copies import copied
 from knep.doctor.ends import applies_softmax
 from knep.doctor.findings import Finding
 from knep.doctor.patient import Patient
-from knep.doctor.rows import Signals
+from knep.observe.rows import Signals
 from knep.surgery.record import name_of
 
 _RELUS = ("relu", "relu6", "threshold")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from knep.doctor.batches import Batch
 from knep.doctor.copies import copied
 from knep.doctor.patient import Patient
-from knep.doctor.rows import Scores, Signals, Weight
-from knep.doctor.tape import Tape, taped
 from knep.errors import InputError
+from knep.observe.function_tape import Tape, taped
+from knep.observe.rows import Scores, Signals, Weight
 from knep.surgery.check_forward import probe
 
 _FEWEST, _MOST = 16, 128  # images

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from knep.doctor.connection import looks_drawn
 from knep.doctor.findings import Finding, diseases
-from knep.doctor.readings import Look
+from knep.observe.layer_stats import Look
 
 _EARLY, _LATE = 6, 40  # looks that are kept whole: the first and the last ones
 LABELS = 60  # first batches whose labels are counted; behind them, those of looks are

@@ -13,11 +13,11 @@ from knep.doctor.patient import Patient
 from knep.doctor.precision import precision
 from knep.doctor.propagation import propagation
 from knep.doctor.rectified import rectified
-from knep.doctor.rows import Signals
 from knep.doctor.signals import signals
 from knep.doctor.steps import stepped
 from knep.doctor.symmetry import symmetric
 from knep.doctor.unregistered import unregistered
+from knep.observe.rows import Signals
 
 _SCALED = (0.2, 5.0)  # deviation of inputs whose size does not matter for the layers behind
 

@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from knep.doctor.findings import Finding
 from knep.doctor.naming import finding, named, share
-from knep.doctor.rows import Signals
+from knep.observe.rows import Signals
 
 _SAME = 1 - 1e-5  # cosine of two rows that count as one
 _ALIKE = 0.99  # cosine of two movements: behind a norm, rounding alone turns gradients that are equal by 2 degrees

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from knep.doctor.findings import Finding
-from knep.doctor.readings import Look, Values
 from knep.doctor.stream import Stream, found, middle
+from knep.observe.layer_stats import Look, Values
 
 # Beyond what healthy runs show; see tests/doctor/test_live.py for those that are held against them.
 _RAW, _TINY, _SHIFTED = 10.0, 0.01, 8.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from knep.guard.finite import digest, first_bad
-from knep.guard.layers import Table, watched
+from knep.observe.layer_table import Table, watched
 from knep.optim.gradients import gradients, scale_
 from knep.utils.hardware import set_rng_state
 

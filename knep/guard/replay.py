@@ -15,10 +15,10 @@ import torch
 from knep.errors import InputError
 from knep.guard.box import Box, read_box
 from knep.guard.finite import first_bad
-from knep.guard.layers import show
 from knep.guard.moment import Pass, repeat
 from knep.guard.policy import KINDS, OF_OPTIMIZER
 from knep.guard.state import named_state
+from knep.observe.layer_table import show
 from knep.utils.text import console, shown
 
 

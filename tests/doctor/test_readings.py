@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from knep.doctor.readings import Layer, rectified, sample, signal, statistics
+from knep.observe.layer_stats import Layer, rectified, sample, signal, statistics
 
 
 @pytest.mark.parametrize(

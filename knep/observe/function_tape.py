@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from knep.doctor.rows import Layer
+from knep.observe.rows import Layer
 from knep.surgery.record import name_of
 
 _MULTIPLY = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

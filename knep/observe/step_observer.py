@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from knep.doctor.moves import dense, lengths, read, weights_of
-from knep.doctor.readings import (
+from knep.observe.layer_stats import (
     Layer,
     Look,
     Reading,
@@ -25,6 +24,7 @@ from knep.doctor.readings import (
     signal,
     statistics,
 )
+from knep.observe.update_stats import dense, lengths, read, weights_of
 from knep.optim.gradients import HALF
 
 _MOST_CALLS = 400  # of modules in a forward

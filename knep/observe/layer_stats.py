@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from knep.doctor.moves import Weight, read
+from knep.observe.update_stats import Weight, read
 
 _IMAGES, _FEWER = 64, 24  # of a batch that a reading takes in; that it compares with each other
 _NUMBERS, _LEAST = 2**18, 8  # that a mean or a deviation is of where images have many, and the images at the least
