@@ -167,7 +167,7 @@ def _plan(args: argparse.Namespace) -> None:
     import torch
 
     from knep import load
-    from knep.models.imported import build
+    from knep.models.user_model import build
 
     recipe = load(name, [line for line in args.overrides if not line.startswith("recipe=")])
     offered = {} if args.classes is None else {"num_classes": args.classes}

@@ -15,13 +15,13 @@ from knep import __version__
 from knep.config.instantiate import instantiate
 from knep.errors import InputError
 from knep.lit import Classifier
-from knep.models.zoo import builder_options
+from knep.models.torchvision import builder_options
 from knep.recipe import named
 from knep.surgery.edit import bare, replace
 
 TOLERANCE = 1e-4
 _IMAGES = 64
-_ZOO = "knep.models.zoo.torchvision"
+_ZOO = "knep.models.torchvision.torchvision"
 _HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_")
 
 

@@ -13,7 +13,7 @@ from knep.config.instantiate import instantiate
 from knep.data.module import refuse_loaders
 from knep.errors import InputError
 from knep.fit import build_callbacks
-from knep.models.imported import find, imported
+from knep.models.user_model import find, imported
 from knep.recipe import Recipe, check_partial, named
 
 _BESIDE = ("guard", "doctor")  # what watches a training, beside the slots

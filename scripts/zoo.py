@@ -69,7 +69,7 @@ def build(name: str, limit: float) -> tuple[nn.Module, Tensor, bool]:
     limit: million parameters, from which on a model has shapes only.
     """
     from knep.errors import InputError
-    from knep.models.zoo import torchvision
+    from knep.models.torchvision import torchvision
 
     torch.manual_seed(0)
     for size in SIZES:

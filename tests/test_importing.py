@@ -10,7 +10,7 @@ import pytest
 from knep.cli import main
 from knep.config import instantiate
 from knep.errors import InputError
-from knep.models.imported import find
+from knep.models.user_model import find
 from knep.utils.imports import see_current_folder
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from torch import Tensor
 from knep.doctor.batches import Batch, Labelled, gathered, held_back, reshuffles
 from knep.doctor.draws import undisturbed
 from knep.errors import InputError
-from knep.models.imported import accepted, build, find
+from knep.models.user_model import accepted, build, find
 from knep.surgery.check_forward import probe
 
 _MOST = 600  # batches

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knep.models.imported import accepted
+from knep.models.user_model import accepted
 
 
 def mlp(

@@ -237,7 +237,7 @@ ATTACKS = {
         _set("model.widths", [[{"_target_": "os.system", "command": "ls"}]]), "os.system"
     ),
     "stored: weights of torchvision": stored(
-        _set("model", {"_target_": "knep.models.zoo.torchvision", "weights": "x"})
+        _set("model", {"_target_": "knep.models.torchvision.torchvision", "weights": "x"})
     ),
     "stored: cache of images elsewhere": Attack("script", cached, tamed=_untouched),
     "stored: downloads elsewhere": Attack("script", fetched, "data.root"),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from knep.errors import InputError
-from knep.models.imported import accepted, build, find, imported
+from knep.models.user_model import accepted, build, find, imported
 from knep.train import main
 
 NETS = """

@@ -13,7 +13,7 @@ from knep.models.cnn import cnn
 from knep.models.inception import inception
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
-from knep.models.zoo import torchvision
+from knep.models.torchvision import torchvision
 from knep.nn.norm import BatchNorm
 from knep.recipes.norm import batch
 from knep.surgery.edit import Place, modules_of

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from knep.errors import InputError
-from knep.models.zoo import torchvision
+from knep.models.torchvision import torchvision
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
