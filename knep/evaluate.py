@@ -267,8 +267,8 @@ def stored_data(member: Any) -> Any:
 
     Raises InputError where it names none, or one of other images than the model was made for.
     """
-    from knep.data.find import only_reads
-    from knep.data.module import ImageData
+    from knep.data.base import ImageData
+    from knep.data.locate import only_reads
 
     node = member.about["config"].get("data")
     try:

@@ -72,7 +72,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     Names that begin with a dot are left out, and links to folders, and what is no image by its ending: with a line that
     says so. Raises InputError for a folder without images, or one that cannot be listed.
     """
-    from knep.data.tree import KINDS
+    from knep.data.listing import KINDS
 
     files, others = [], []
     for path in paths:
@@ -131,7 +131,7 @@ def _batches(paths: Sequence[Path], channels: int, size: int, bits: int) -> Iter
     """uint8 (N, C, S, S) of all; from the first broken image on, only the other broken ones are looked for."""
     import torch
 
-    from knep.data.images import read_image
+    from knep.data.decode import read_image
 
     broken: dict[Path, InputError] = {}
     for start in range(0, len(paths), _BATCH):

@@ -10,7 +10,7 @@ from torch import nn
 
 from knep.config.budget import check_config
 from knep.config.instantiate import instantiate
-from knep.data.module import refuse_loaders
+from knep.data.base import refuse_loaders
 from knep.errors import InputError
 from knep.fit import build_callbacks
 from knep.models.user_model import find, imported

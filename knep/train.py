@@ -211,7 +211,7 @@ def _fit(
 
     from knep import report
     from knep.config.instantiate import instantiate
-    from knep.data.find import only_reads
+    from knep.data.locate import only_reads
     from knep.fit import about, threads
     from knep.io.run_folder import write_identity, write_summary
     from knep.member import check_resume, fit_member, stored_facts

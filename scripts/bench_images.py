@@ -56,7 +56,7 @@ def generate(root: Path, count: int) -> None:
 
 def knep_batches(root: Path, cache: bool | str) -> Callable[[], Iterable[torch.Tensor]]:
     """The training split as `train.py` reads it, augmented and scaled in whole batches."""
-    from knep.data.folder import ImageFolder
+    from knep.data.image_folder import ImageFolder
     from knep.recipes.augment import ShiftFlip
     from knep.recipes.scaling import symmetric
 

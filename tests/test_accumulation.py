@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import knep
 from knep.accumulation import Window
-from knep.data.loader import order_of
+from knep.data.loaders import order_of
 from knep.errors import InputError
 from knep.fit import about, build_module
 from knep.member import fit_member

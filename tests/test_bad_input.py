@@ -231,4 +231,4 @@ def test_other_data_on_resume(finished, capsys, tmp_path):
         )
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "data._target_: knep.data.digits.Digits -> knep.data.folder.ImageFolder cannot change" in error
+    assert "data._target_: knep.data.digits.Digits -> knep.data.image_folder.ImageFolder cannot change" in error

@@ -13,7 +13,7 @@ WORKERS = """
 import sys, time
 import numpy, torch
 from torch.utils.data import Dataset
-from knep.data.batches import Batches, FolderLoader
+from knep.data.folder_loader import Batches, FolderLoader
 
 class Slow(Dataset):
     def __getitem__(self, batch):

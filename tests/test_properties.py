@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knep.data.split import stratified, subset
+from knep.data.splits import stratified, subset
 from knep.recipes import clip, scaling, scheduler
 
 fixed = settings(derandomize=True, database=None, deadline=None, max_examples=40)

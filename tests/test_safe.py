@@ -78,9 +78,9 @@ ATTACKS = {
         lambda c: {"_target_": "pytorch_optimizer.optimizer.fnmatch.os.system", "command": touch(c)},
         "through fnmatch",
     ),
-    "through knep": (lambda c: {"_target_": "knep.data.find.os.system", "command": touch(c)}, "knep.data.find.os"),
-    "another's class": (lambda c: {"_target_": "knep.data.folder.Path", "_args_": [str(c)]}, "pathlib.Path"),
-    "another's method": (lambda c: {"_target_": "knep.data.folder.Path.touch", "self": str(c)}, "pathlib"),
+    "through knep": (lambda c: {"_target_": "knep.data.locate.os.system", "command": touch(c)}, "knep.data.locate.os"),
+    "another's class": (lambda c: {"_target_": "knep.data.image_folder.Path", "_args_": [str(c)]}, "pathlib.Path"),
+    "another's method": (lambda c: {"_target_": "knep.data.image_folder.Path.touch", "self": str(c)}, "pathlib"),
     "another's function": (
         lambda c: {"_target_": "knep.models.torchvision.get_model", "name": "resnet18"},
         "get_model",
@@ -89,7 +89,7 @@ ATTACKS = {
     "a function of torch.nn": (lambda c: {"_target_": "torch.nn.functional.relu", "input": 1}, "modules only"),
     "no optimizer": (lambda c: {"_target_": "torch.optim.lr_scheduler.EPOCH_DEPRECATION_WARNING"}, "is a str"),
     "loads by name": (lambda c: {"_target_": "pytorch_optimizer.load_optimizer", "optimizer": "sgd"}, "load_optimizer"),
-    "reads files": (lambda c: {"_target_": "knep.data.folder.list_images", "folder": "/"}, "data modules only"),
+    "reads files": (lambda c: {"_target_": "knep.data.image_folder.list_images", "folder": "/"}, "data modules only"),
     "private": (
         lambda c: {"_target_": "knep.models.torchvision._complaint", "name": "vit_b_16", "image_size": 9},
         "models only",

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knep.data.batches import Batch, labels
-from knep.data.images import read_image
+from knep.data.decode import read_image
+from knep.data.folder_loader import Batch, labels
 from knep.errors import InputError
 from knep.io.run_folder import new_file, sync_folder
 from knep.io.untrusted_folder import check_kind

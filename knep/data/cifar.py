@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from knep.data.find import find_folder
-from knep.data.module import Arrays, InMemory
+from knep.data.base import Arrays, InMemory
+from knep.data.locate import find_folder
 from knep.errors import InputError
 
 _TEXT = (bytes, str)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from knep.data.module import Arrays, InMemory
-from knep.data.split import stratified
+from knep.data.base import Arrays, InMemory
+from knep.data.splits import stratified
 
 _TEST_SHARE, _TEST_SEED = 0.2, 20261124  # the set has no test split of its own: this one is the same for everybody
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knep.data.find import allowance, find_folder
-from knep.data.mat import read_bytes_arrays
-from knep.data.module import Arrays, InMemory
+from knep.data.base import Arrays, InMemory
+from knep.data.locate import allowance, find_folder
+from knep.data.matlab import read_bytes_arrays
 from knep.errors import InputError
 
 _FILES = ("train_32x32.mat", "test_32x32.mat")

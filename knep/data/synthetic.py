@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from knep.data.module import Arrays, InMemory
+from knep.data.base import Arrays, InMemory
 from knep.errors import InputError
 from knep.room import check_room
 from knep.utils.rng import generator

@@ -115,7 +115,7 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
     Raises InputError as training does.
     """
     from knep.config.instantiate import instantiate
-    from knep.data.module import refuse_loaders
+    from knep.data.base import refuse_loaders
     from knep.fit import about, build_module
     from knep.recipe import named
     from knep.utils.hardware import precision, wrong_in_bf16

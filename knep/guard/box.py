@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knep.data.loader import order_of, training_slice
+from knep.data.loaders import order_of, training_slice
 from knep.errors import InputError
 from knep.guard.finite import digest, first_bad, size
 from knep.guard.moment import Moment, grads, repeat

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from knep.data import batches, cache
-from knep.data.folder import ImageFolder
+from knep.data import cache, folder_loader
+from knep.data.image_folder import ImageFolder
 from knep.errors import InputError
 from knep.io.run_folder import config_hash
 
@@ -83,7 +83,7 @@ def test_a_second_run_decodes_nothing(root, monkeypatch, capsys):
     def never(*_):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(batches, "read_images", never)
+    monkeypatch.setattr(folder_loader, "read_images", never)
     monkeypatch.setattr(cache, "read_image", never)
     assert same(first, everything(folder(root)))
     folder(root, val_share=0.3, split_seed=1, limit=10, seed=7)
@@ -194,7 +194,7 @@ def test_a_cache_replaced_under_a_reader_does_not_change_what_it_reads(root):
 
 def slow(seconds):
     """Decoding that takes its time."""
-    quick = batches.read_images
+    quick = folder_loader.read_images
 
     def read(*args):
         time.sleep(seconds)
@@ -204,7 +204,7 @@ def slow(seconds):
 
 
 def build_slowly(root, seconds, started=None):
-    batches.read_images = slow(seconds)
+    folder_loader.read_images = slow(seconds)
     if started is not None:
         started.set()
     folder(root)
@@ -261,7 +261,7 @@ def test_a_full_disk_is_found_before_decoding(root, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr(batches, "read_images", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(folder_loader, "read_images", lambda *_: pytest.fail("decoded"))
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
         folder(root)
     assert [p.suffix for p in (root.parent / "cache").iterdir()] == [".lock"]

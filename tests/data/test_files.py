@@ -12,8 +12,8 @@ from torchvision import datasets
 from torchvision.io import write_jpeg, write_png
 
 from knep.data.cifar import Cifar10, Cifar100
-from knep.data.folder import ImageFolder
-from knep.data.idx import FashionMnist, Mnist
+from knep.data.image_folder import ImageFolder
+from knep.data.mnist import FashionMnist, Mnist
 from knep.data.svhn import Svhn
 from knep.errors import InputError
 
@@ -159,7 +159,7 @@ def test_a_download_that_fails_says_where_files_are_looked_for(tmp_path, monkeyp
 
 
 def test_a_download_that_fails_leaves_no_folder(tmp_path, monkeypatch):
-    from knep.data.find import find_folder
+    from knep.data.locate import find_folder
 
     monkeypatch.chdir(tmp_path)
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, resize
 
-from knep.data.batches import Batches, FolderLoader, Images
-from knep.data.folder import ImageFolder
-from knep.data.images import check_headers, read_image
-from knep.data.tree import list_images
+from knep.data.decode import check_headers, read_image
+from knep.data.folder_loader import Batches, FolderLoader, Images
+from knep.data.image_folder import ImageFolder
+from knep.data.listing import list_images
 from knep.errors import InputError
 from knep.fit import about
 from knep.train import main

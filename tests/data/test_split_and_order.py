@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from knep.data.digits import Digits
-from knep.data.loader import EvalLoader, TrainLoader
-from knep.data.split import stratified, subset
+from knep.data.loaders import EvalLoader, TrainLoader
+from knep.data.splits import stratified, subset
 from knep.data.synthetic import Synthetic
 from knep.errors import InputError
 

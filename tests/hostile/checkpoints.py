@@ -253,7 +253,7 @@ ATTACKS = {
     "checkpoint: partial of partial": _hand("functools", "partial", "os.system", ...),
     "checkpoint: operator.methodcaller": _hand("operator", "methodcaller", "system", ...),
     "checkpoint: codecs": _hand("codecs", "open", "../outside/canary", "w"),
-    "checkpoint: a class of knep": _hand("knep.data.folder", "ImageFolder"),
+    "checkpoint: a class of knep": _hand("knep.data.image_folder", "ImageFolder"),
     "checkpoint: rebuild from a callable type": Attack(
         "script", gadget(lambda p: Call(torch._tensor._rebuild_from_type_v2, os.system, str, (touch(p),), {})), FINAL
     ),

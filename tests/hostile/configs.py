@@ -94,7 +94,7 @@ def cached(place: Place) -> list[str]:
 
     def change(state: dict[str, Any]) -> None:
         state["knep"]["config"]["data"] = {
-            "_target_": "knep.data.folder.ImageFolder",
+            "_target_": "knep.data.image_folder.ImageFolder",
             "root": str(images),
             "cache": str(place.outside / "autostart"),
             "size": 8,
@@ -131,7 +131,7 @@ def fetched(place: Place) -> list[str]:
     """A checkpoint whose config would download a data set into a folder of its choice."""
 
     def change(state: dict[str, Any]) -> None:
-        state["knep"]["config"]["data"] = {"_target_": "knep.data.idx.Mnist", "root": str(place.outside / "new")}
+        state["knep"]["config"]["data"] = {"_target_": "knep.data.mnist.Mnist", "root": str(place.outside / "new")}
 
     return ["evaluate", *spoilt(place, change)]
 
@@ -227,7 +227,7 @@ ATTACKS = {
     "stored: partial chain": stored(
         _set("model", {"_target_": "functools.partial", "_args_": [{"_target_": "functools.partial"}]}), "functools"
     ),
-    "stored: through a module of ours": stored(_set("data._target_", "knep.data.find.Path"), "pathlib"),
+    "stored: through a module of ours": stored(_set("data._target_", "knep.data.locate.Path"), "pathlib"),
     "stored: importlib": stored(_set("norm._target_", "importlib.import_module"), "importlib"),
     "stored: numpy.load": stored(_set("data._target_", "numpy.load"), "numpy.load"),
     "stored: torch.ops": stored(_set("model._target_", "torch.ops.load_library"), "torch.ops"),

@@ -166,7 +166,7 @@ def by_reference(text: str) -> Attack:
 
 def workers(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     def all_of(config: dict[str, Any]) -> None:
-        config["data"] = {"_target_": "knep.data.folder.ImageFolder", "root": ".", "size": 8, "channels": 1}
+        config["data"] = {"_target_": "knep.data.image_folder.ImageFolder", "root": ".", "size": 8, "channels": 1}
         change(config)
 
     return all_of

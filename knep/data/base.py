@@ -11,8 +11,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from knep.data.loader import EvalLoader, TrainLoader
-from knep.data.split import stratified, subset
+from knep.data.loaders import EvalLoader, TrainLoader
+from knep.data.splits import stratified, subset
 from knep.errors import InputError
 
 _STATISTICS_BATCH = 1024
@@ -35,7 +35,7 @@ def refuse_loaders(data: Any) -> None:
         kind = "a LightningDataModule" if isinstance(data, L.LightningDataModule) else "no data module"
         raise InputError(
             f"data._target_: {type(data).__name__} is {kind}, and a run needs a subclass of "
-            "knep.data.module.ImageData: write one, or use "
+            "knep.data.base.ImageData: write one, or use "
             "your own loaders with knep.load(...).lightning(model, num_classes) and .trainer()"
         )
 

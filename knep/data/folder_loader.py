@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from knep.data.images import Bad, BadImage, read_images, refusal, unreadable
-from knep.data.loader import order_of, padded_share, training_slice
+from knep.data.decode import Bad, BadImage, read_images, refusal, unreadable
+from knep.data.loaders import order_of, padded_share, training_slice
 from knep.utils.orphans import ends_with_parent
 
 # Which images (n,), and which of them count (n,): arrays, because tensors travel to a worker by file descriptor.

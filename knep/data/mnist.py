@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from knep.data.find import allowance, find_folder, resolve
-from knep.data.module import Arrays, InMemory
+from knep.data.base import Arrays, InMemory
+from knep.data.locate import allowance, find_folder, resolve
 from knep.errors import InputError
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

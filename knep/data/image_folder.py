@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from knep.config.budget import check_processes
-from knep.data.batches import Batches, FolderLoader, Images
-from knep.data.images import BITS, MAX_PIXELS, check_headers, refusal
-from knep.data.module import ImageData
-from knep.data.split import stratified, subset
-from knep.data.tree import Listing, counted, list_images, normal, splits, taken_for_classes
+from knep.data.base import ImageData
+from knep.data.decode import BITS, MAX_PIXELS, check_headers, refusal
+from knep.data.folder_loader import Batches, FolderLoader, Images
+from knep.data.listing import Listing, counted, list_images, normal, splits, taken_for_classes
+from knep.data.splits import stratified, subset
 from knep.errors import InputError
 from knep.room import check_room
 from knep.utils.text import shown
