@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 import knep
-from knep.recipe import Recipe
+from knep.recipes.recipe import Recipe
 
 
 def epoch(model: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer, loader: DataLoader) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from knep import doctor as doctor  # which imports nothing itself
 
 if TYPE_CHECKING:
-    from knep.recipe import Recipe
+    from knep.recipes.recipe import Recipe
 
 __all__ = ["__version__", "allow", "load"]
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()
     """
     # Imported here, so that `import knep` costs nothing: torch alone takes seconds.
     from knep.config.compose import compose_recipe
-    from knep.recipe import Recipe
+    from knep.recipes.recipe import Recipe
 
     return Recipe.from_config(compose_recipe(name, overrides, search))
 

@@ -20,7 +20,7 @@ from knep.fit import build_module
 from knep.io.checkpoint import read
 from knep.io.schema import Check, listed, plain, table, text, whole
 from knep.io.sealed import read_again
-from knep.recipe import SLOTS
+from knep.recipes.recipe import SLOTS
 from knep.room import check_model
 from knep.utils.text import shortened
 

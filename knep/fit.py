@@ -22,7 +22,7 @@ from knep.lean import use_lean_loop
 from knep.lit import Classifier
 from knep.loops import use_exact_loops
 from knep.progress import Lines, ProgressBar
-from knep.recipe import Recipe, named
+from knep.recipes.recipe import Recipe, named
 from knep.room import check_model
 from knep.signals import StopOnSignal
 from knep.slurm import environment

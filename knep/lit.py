@@ -29,14 +29,14 @@ from knep.optim.gradients import gradients, scale_
 from knep.optim.param_groups import decayed
 from knep.optim.schedules import Unchanged
 from knep.recipes import clip
-from knep.regularizer import Regularizer
+from knep.recipes.regularizer import Regularizer
 from knep.schedule_free import Average, average_of
 from knep.utils.hardware import at_precision, reseed
 from knep.utils.monitors import logged
 from knep.utils.rng import mix
 
 if TYPE_CHECKING:
-    from knep.recipe import Recipe
+    from knep.recipes.recipe import Recipe
 
 
 def _rate(optimizer: Any) -> float:

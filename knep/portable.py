@@ -16,7 +16,7 @@ from knep.config.instantiate import instantiate
 from knep.errors import InputError
 from knep.lit import Classifier
 from knep.models.torchvision import builder_options
-from knep.recipe import named
+from knep.recipes.recipe import named
 from knep.surgery.edit import bare, replace
 
 TOLERANCE = 1e-4

@@ -14,7 +14,7 @@ from knep.data.base import refuse_loaders
 from knep.errors import InputError
 from knep.fit import build_callbacks
 from knep.models.user_model import find, imported
-from knep.recipe import Recipe, check_partial, named
+from knep.recipes.recipe import Recipe, check_partial, named
 
 _BESIDE = ("guard", "doctor")  # what watches a training, beside the slots
 

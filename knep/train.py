@@ -215,7 +215,7 @@ def _fit(
     from knep.fit import about, threads
     from knep.io.run_folder import write_identity, write_summary
     from knep.member import check_resume, fit_member, stored_facts
-    from knep.recipe import Recipe, named
+    from knep.recipes.recipe import Recipe, named
     from knep.utils.text import shown
 
     began = time.perf_counter()

@@ -20,7 +20,7 @@ from knep.lit import Classifier
 from knep.utils.monitors import logged, refuse_unlogged
 
 if TYPE_CHECKING:
-    from knep.recipe import Recipe
+    from knep.recipes.recipe import Recipe
 
 
 _TIPS = ("💡", "Loading `train_dataloader` to estimate")

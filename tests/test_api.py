@@ -19,7 +19,7 @@ import knep
 from knep.config.catalog import options
 from knep.config.compose import compose_config, compose_recipe
 from knep.errors import InputError, NoEffectError
-from knep.recipe import SLOTS, Recipe
+from knep.recipes.recipe import SLOTS, Recipe
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 

@@ -8,7 +8,7 @@ from knep.config.catalog import CONF, GROUPS, options
 from knep.config.compose import compose_config, plain
 from knep.config.conflicts import CONFLICTS, find_conflict
 from knep.errors import InputError
-from knep.recipe import SLOTS, Recipe
+from knep.recipes.recipe import SLOTS, Recipe
 
 
 def test_a_recipes_values_go_when_its_option_goes():

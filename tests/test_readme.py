@@ -15,7 +15,7 @@ from torchvision.io import write_png
 import knep.lit
 from knep import cli
 from knep.config.compose import compose_config
-from knep.recipe import Recipe
+from knep.recipes.recipe import Recipe
 from knep.space import space
 from knep.train import check, main
 

@@ -9,7 +9,7 @@ import yaml
 from hydra.utils import get_object
 
 from knep.config.catalog import CONF, GROUPS, options, reason, recipe_choices
-from knep.recipe import SLOTS
+from knep.recipes.recipe import SLOTS
 
 TESTS = Path(__file__).parent
 TRICKLESS = {"none", "default"}  # the options that are there to change nothing

@@ -87,7 +87,7 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import OmegaConf
 import knep
 from knep.config.compose import plain
-from knep.recipe import SLOTS, Recipe
+from knep.recipes.recipe import SLOTS, Recipe
 from knep.config.instantiate import instantiate
 
 groups, hardware = json.loads(sys.argv[1]), set(json.loads(sys.argv[2]))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
-from knep.recipe import Recipe
+from knep.recipes.recipe import Recipe
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")

@@ -59,7 +59,7 @@ _ROOMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "knep.guard.": ("guards", _of("knep.guard.policy.Guard")),
     "knep.models.": ("models", _makes_module),
     "knep.recipes.": ("tricks", _is_trick),
-    "knep.regularizer.": ("regularizers", _of("knep.regularizer.Regularizer")),
+    "knep.recipes.regularizer.": ("regularizers", _of("knep.recipes.regularizer.Regularizer")),
     "lightning.pytorch.": ("the Trainer", _of("lightning.pytorch.Trainer")),
     "pytorch_optimizer.": ("optimizers and schedulers", _makes_steps),
     "torch.nn.": ("modules", _of("torch.nn.Module")),

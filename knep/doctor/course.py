@@ -19,7 +19,7 @@ from knep.doctor.remedies import Remedy
 from knep.doctor.scores import norms_of
 from knep.doctor.trial import Trial
 from knep.recipes import augment, clip
-from knep.regularizer import Regularizer
+from knep.recipes.regularizer import Regularizer
 
 _MANY = 0.1  # share of the images from which on far larger values belong to the data
 

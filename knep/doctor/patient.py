@@ -20,7 +20,7 @@ from knep.doctor.draws import undisturbed
 from knep.errors import InputError
 from knep.recipes import augment as augments
 from knep.recipes import clip as clips
-from knep.regularizer import Regularizer
+from knep.recipes.regularizer import Regularizer
 
 _MOST_BATCHES = 600
 
@@ -117,7 +117,7 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
     from knep.config.instantiate import instantiate
     from knep.data.base import refuse_loaders
     from knep.fit import about, build_module
-    from knep.recipe import named
+    from knep.recipes.recipe import named
     from knep.utils.hardware import precision, wrong_in_bf16
 
     if data is None:

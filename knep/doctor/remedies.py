@@ -18,9 +18,9 @@ from knep.doctor.batches import Batch
 from knep.doctor.patient import Patient
 from knep.doctor.signals import widened
 from knep.errors import InputError
-from knep.recipe import Recipe
 from knep.recipes import activation, augment, clip, init, norm, scheduler
-from knep.regularizer import Regularizer
+from knep.recipes.recipe import Recipe
+from knep.recipes.regularizer import Regularizer
 
 Remedy = Callable[[Patient], Patient]
 

@@ -35,7 +35,15 @@ from knep.utils.orphans import ends_with
 _SEED = 2**32 - 1
 _ASKED = (0, -2, -15)  # exit codes of a process that Ctrl-C or SIGTERM stopped, by itself or by the signal
 # What a run imports when it gets there: half a second in each trial, or once.
-_PRELOAD = ["knep.train", "knep.fit", "knep.member", "knep.report", "knep.recipe", "knep.io.events", "sklearn.datasets"]
+_PRELOAD = [
+    "knep.train",
+    "knep.fit",
+    "knep.member",
+    "knep.report",
+    "knep.recipes.recipe",
+    "knep.io.events",
+    "sklearn.datasets",
+]
 _PRELOAD += ["torch.utils.tensorboard", "knep.recipes.norm", "knep.recipes.dropout", "knep.recipes.init"]
 
 

@@ -12,7 +12,7 @@ from knep.config.instantiate import instantiate
 from knep.evaluate import evaluate
 from knep.fit import about, threads
 from knep.member import fit_member
-from knep.recipe import Recipe, named
+from knep.recipes.recipe import Recipe, named
 from knep.signals import Interrupted, heard
 from knep.train import hush
 

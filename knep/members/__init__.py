@@ -17,7 +17,7 @@ from knep.fit import threads
 from knep.members.loop import fit
 from knep.members.member import Member
 from knep.members.support import check_alike, members_of, supports
-from knep.recipe import named
+from knep.recipes.recipe import named
 
 __all__ = ["members_of", "supports", "train"]
 

@@ -18,8 +18,8 @@ from knep.members.member import Member
 from knep.optim.gradients import gradients, scale_
 from knep.optim.optimizers import Idle
 from knep.optim.param_groups import decayed, param_groups
-from knep.recipe import named
-from knep.regularizer import Regularizer
+from knep.recipes.recipe import named
+from knep.recipes.regularizer import Regularizer
 
 Batch = tuple[Tensor, Tensor]
 Context = Callable[[], AbstractContextManager]

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError, NoEffectError
+from knep.recipes.whiten import whitening_filters
 from knep.surgery.edit import Change, bare
 from knep.surgery.gain import gains_of
 from knep.surgery.record import like, mode
 from knep.surgery.weights import Fans, Weight, assign, covered, fans, fill, groups_of, rms
 from knep.utils.validation import check
-from knep.whiten import whitening_filters
 
 __all__ = [
     "default",

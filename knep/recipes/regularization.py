@@ -1,4 +1,4 @@
-"""`regularization`: penalties on weights or outputs. Objects with the three places of `knep.regularizer.Regularizer`.
+"""`regularization`: penalties on weights or outputs. Objects with the three places of `knep.recipes.regularizer.Regularizer`.
 
 They see the decayed parameters only: weights of linear layers and convolutions, no norms, biases or embeddings.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from knep.regularizer import Regularizer
+from knep.recipes.regularizer import Regularizer
 from knep.utils.validation import check
 
 __all__ = ["L1", "L2", "Elastic", "LabelSmoothing", "MaxNorm", "WeightDecay"]

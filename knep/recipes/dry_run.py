@@ -18,7 +18,7 @@ from knep.surgery.edit import Change, bare
 from knep.utils.text import console, shown
 
 if TYPE_CHECKING:
-    from knep.recipe import Recipe
+    from knep.recipes.recipe import Recipe
 
 _SHAPES = ("norm", "activation", "dropout")
 
@@ -62,7 +62,7 @@ def plan(recipe: Recipe, model: nn.Module, sample: Tensor | None = None) -> Plan
 
     sample: scaled images (N, C, H, W). Raises InputError where the model cannot be copied or fails on the sample.
     """
-    from knep.recipe import copied, named
+    from knep.recipes.recipe import copied, named
 
     changes: dict[str, list[Change]] = {}
     refused: dict[str, str] = {}

@@ -20,15 +20,15 @@ from knep.config.external_app import resolved, slot_node
 from knep.config.instantiate import instantiate
 from knep.errors import InputError, NoEffectError
 from knep.optim.param_groups import param_groups
+from knep.recipes.regularizer import Regularizer
 from knep.recipes.scaling import none as raw_pixels
-from knep.regularizer import Regularizer
 from knep.surgery.check_forward import probe
 from knep.surgery.edit import Change, bare
 from knep.utils.monitors import mode_of
 
 if TYPE_CHECKING:
     from knep.lit import Classifier
-    from knep.plan import Plan
+    from knep.recipes.dry_run import Plan
 
 MODEL_SLOTS = ("norm", "activation", "dropout", "init")
 # Slots whose options are functions still to be called.
@@ -142,7 +142,7 @@ class Recipe:
 
         sample: as for `apply`. Raises InputError where the model cannot be copied, or fails on the sample.
         """
-        from knep.plan import plan
+        from knep.recipes.dry_run import plan
 
         made = plan(self, model, sample)
         print(made)
