@@ -22,9 +22,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from knep.accumulation import Window, window_of
 from knep.dynamics import Dynamics
 from knep.errors import InputError
-from knep.guard.late import sentry_of
+from knep.guard.deferred import sentry_of
 from knep.guard.policy import Guard
-from knep.guard.sentry import BadStep, Sentry
+from knep.guard.step_guard import BadStep, Sentry
 from knep.optim.gradients import gradients, scale_
 from knep.optim.param_groups import decayed
 from knep.optim.schedules import Unchanged

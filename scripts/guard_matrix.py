@@ -34,7 +34,7 @@ from knep.config.compose import compose_config
 from knep.config.instantiate import allow, instantiate
 from knep.errors import RunFailed
 from knep.fit import about
-from knep.guard import late
+from knep.guard import deferred
 from knep.guard.replay import replay
 from knep.member import fit_member
 from knep.models.cnn import cnn
@@ -150,12 +150,12 @@ def fault(case: Case, data: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def judged_late(on: bool) -> Iterator[None]:
     """The guard as on a device that computes while the host goes on, or as it is."""
-    real = late.LATE_ON
-    late.LATE_ON = frozenset({"cpu"}) if on else real
+    real = deferred.LATE_ON
+    deferred.LATE_ON = frozenset({"cpu"}) if on else real
     try:
         yield
     finally:
-        late.LATE_ON = real
+        deferred.LATE_ON = real
 
 
 class _Functional:

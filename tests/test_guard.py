@@ -18,10 +18,10 @@ from knep.config.compose import compose_config
 from knep.config.instantiate import allow, instantiate
 from knep.errors import InputError, RunFailed
 from knep.fit import about
-from knep.guard import late
+from knep.guard import deferred
 from knep.guard.finite import Copies, digest, finite, first_bad
+from knep.guard.loss_spikes import Spikes
 from knep.guard.policy import Guard
-from knep.guard.spike import Spikes
 from knep.member import fit_member
 
 # A slice of scripts/guard_matrix.py: (fault, value, action, precision, variant, batch).
@@ -54,9 +54,9 @@ def test_a_late_verdict_is_read_at_the_end_of_the_next_step_or_before_anything_i
     batch, met, tmp_path, monkeypatch
 ):
     seen = []
-    answer = late.LateSentry.answer
+    answer = deferred.LateSentry.answer
     monkeypatch.setattr(
-        late.LateSentry,
+        deferred.LateSentry,
         "answer",
         lambda self, bad: seen.append((bad.step, self._trainer.global_step)) or answer(self, bad),
     )

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from knep.guard import sentry
+from knep.guard import step_guard
 from knep.guard.finite import digest
-from knep.guard.state import carries, forget_bad_state, state_is_finite
+from knep.guard.optimizer_state import carries, forget_bad_state, state_is_finite
 from knep.recipes.optimizer import sam
 
 OPTIMIZERS = {
@@ -90,7 +90,7 @@ def interventions(folder):
 
 @pytest.mark.parametrize(("every", "found"), [(50, 13), (4, 11), (1, 9)])
 def test_an_update_of_zero_for_ever_is_seen_before_the_epoch_ends(every, found, tmp_path, monkeypatch):
-    monkeypatch.setattr(sentry, "LOOK_EVERY", every)
+    monkeypatch.setattr(step_guard, "LOOK_EVERY", every)
     resume_matrix.fit(LINES, tmp_path / "run", [Huge(9)])
     assert interventions(tmp_path / "run") == [found]
     assert guard_matrix.bad_checkpoint(tmp_path / "run") is None

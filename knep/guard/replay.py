@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from knep.errors import InputError
-from knep.guard.box import Box, read_box
+from knep.guard.black_box import Box, read_box
 from knep.guard.finite import first_bad
-from knep.guard.moment import Pass, repeat
+from knep.guard.optimizer_state import named_state
 from knep.guard.policy import KINDS, OF_OPTIMIZER
-from knep.guard.state import named_state
+from knep.guard.step_state import Pass, repeat
 from knep.observe.layer_table import show
 from knep.utils.text import console, shown
 

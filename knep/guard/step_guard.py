@@ -19,13 +19,13 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from knep.errors import RunFailed
-from knep.guard.box import write_box
+from knep.guard.black_box import write_box
 from knep.guard.finite import Copies, finite
-from knep.guard.moment import Moment, grads
+from knep.guard.loss_spikes import Spikes
+from knep.guard.optimizer_state import LOOK_EVERY, carries, forget_bad_state, state_is_finite
 from knep.guard.policy import KINDS, OF_OPTIMIZER, Guard
-from knep.guard.rollback import Snapshot
-from knep.guard.spike import Spikes
-from knep.guard.state import LOOK_EVERY, carries, forget_bad_state, state_is_finite
+from knep.guard.snapshot import Snapshot
+from knep.guard.step_state import Moment, grads
 from knep.utils.hardware import reseed, rng_state, set_rng_state
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from knep.data.loaders import order_of, training_slice
 from knep.errors import InputError
 from knep.guard.finite import digest, first_bad, size
-from knep.guard.moment import Moment, grads, repeat
+from knep.guard.optimizer_state import named_state
 from knep.guard.policy import KINDS, OF_OPTIMIZER
-from knep.guard.state import named_state
+from knep.guard.step_state import Moment, grads, repeat
 from knep.io import checkpoint
 from knep.io.schema import anything, either, items, nothing, number, one_of, record, same, table, text, whole
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from knep.guard.finite import Copies
 from knep.guard.policy import Guard
-from knep.guard.sentry import BadStep, Sentry
+from knep.guard.step_guard import BadStep, Sentry
 
 # Devices that compute while the host goes on: to read a number of the present step is to wait for all of it.
 LATE_ON = frozenset({"cuda"})
