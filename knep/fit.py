@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from knep.board import Board
 from knep.config.command_line.readers import own_callbacks
 from knep.config.instantiate import instantiate
-from knep.distributed import watch
+from knep.distributed.slurm import environment
+from knep.distributed.watchdog import watch
 from knep.errors import InputError
 from knep.io.checkpoint import WholeCheckpoints
 from knep.keep import Best, Keeper
@@ -25,7 +26,6 @@ from knep.progress import Lines, ProgressBar
 from knep.recipes.recipe import Recipe, named
 from knep.room import check_model
 from knep.signals import StopOnSignal
-from knep.slurm import environment
 from knep.tables import CsvLogger
 from knep.utils.hardware import fast_products, precision
 

@@ -19,14 +19,14 @@ from knep import train
 from knep.config.command_line.aliases import quoted, unquoted
 from knep.config.compose import plain
 from knep.config.instantiate import allow_typed, take_allowed
-from knep.elastic import started_apart, under_torchrun
+from knep.distributed.slurm import requeue
+from knep.distributed.torchrun import started_apart, under_torchrun
 from knep.errors import InputError, RunFailed
 from knep.io.lock import claimed, in_use
 from knep.io.run_folder import standing
 from knep.io.run_names import link_job, name_job
 from knep.io.untrusted_folder import check_written
 from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
-from knep.slurm import requeue
 from knep.space import space
 from knep.sweep import Outcomes
 from knep.utils.orphans import ends_with_parent

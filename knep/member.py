@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from knep.capacity import capacity
 from knep.config.diff import Apply, Change, changes, said
 from knep.config.instantiate import instantiate
-from knep.distributed import deaths_named
+from knep.distributed.watchdog import deaths_named
 from knep.errors import InputError
 from knep.evaluate import load_weights, read_checkpoint, read_facts, stored_module
 from knep.fit import Clock, History, build_callbacks, build_module, build_trainer, watched

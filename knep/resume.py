@@ -138,7 +138,7 @@ def _check_there(given: str) -> None:
 
 def resumes(config: Mapping[str, Any], sweep: bool) -> bool:
     """Whether a run looks for an earlier one of its config. Raises InputError for another word than auto or false."""
-    from knep.slurm import under_slurm
+    from knep.distributed.slurm import under_slurm
 
     wanted = config["resume"]
     if wanted is not None and wanted is not False and wanted != "auto":

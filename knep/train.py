@@ -49,7 +49,7 @@ def _start(arguments: list[str]) -> None:
     from knep.config.command_line.options import refuse_options
     from knep.config.compose import compose_config
     from knep.config.instantiate import allow_typed
-    from knep.elastic import agreed
+    from knep.distributed.torchrun import agreed
     from knep.io.run_folder import discard, standing
     from knep.io.untrusted_folder import check_written
     from knep.jobs import Single, Sweep, run_lines

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from knep import heartbeat
-from knep.heartbeat import Heartbeat
+from knep.distributed import heartbeat
+from knep.distributed.heartbeat import Heartbeat
 
 
 @pytest.fixture(autouse=True)

@@ -99,7 +99,7 @@ def test_ctrl_c_and_runs_that_did_not_ask_are_not_queued(struck, scontrol, slurm
 
 
 def test_a_task_of_an_array_queues_itself_alone_and_a_refusal_is_told(scontrol, slurm, monkeypatch, tmp_path, capsys):
-    from knep.slurm import requeue
+    from knep.distributed.slurm import requeue
 
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "15")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")

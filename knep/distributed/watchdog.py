@@ -13,8 +13,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from knep.distributed.heartbeat import GRACE, SILENCE, Death, Heartbeat
 from knep.errors import InputError, RunFailed
-from knep.heartbeat import GRACE, SILENCE, Death, Heartbeat
 from knep.io.run_folder import read_summary, write_summary
 from knep.signals import Interrupted
 from knep.utils.orphans import LAUNCHER, ends_with_parent, spared
