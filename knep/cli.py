@@ -209,7 +209,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if not args.source.exists():
         raise InputError(f"{shown(args.source)} is missing: give a run folder or a .ckpt file")
 
-    from knep.evaluate import retest  # brings torch
+    from knep.engine.evaluate import retest  # brings torch
 
     print(json.dumps(retest(args.source, args.split, args.mirrored), indent=2))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from knep.engine.evaluate import load_members
 from knep.errors import InputError
-from knep.evaluate import load_members
 from knep.io.run_folder import new_file
 from knep.portable import Portable, portable
 from knep.utils.text import shown

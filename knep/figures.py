@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from knep.board import WHOLE, Board, session
-from knep.evaluate import Evaluation, Mistake
+from knep.engine.evaluate import Evaluation, Mistake
+from knep.engine.logging.tensorboard import WHOLE, Board, session
 from knep.utils.text import shortened
 
 

@@ -214,7 +214,7 @@ def _told(config: dict[str, Any], folder: Path, choices: dict[str, str], lines: 
     """`run` for a command: a signal ends the process with its code."""
     summary = train.run(config, folder, choices, lines)
     if summary["status"] == "interrupted":
-        from knep.signals import exit_code  # brings Lightning, which `--cfg` does without
+        from knep.engine.loops.interrupts import exit_code  # brings Lightning, which `--cfg` does without
 
         by_slurm = summary["signal"] in (signal.SIGTERM, signal.SIGUSR1)
         if config["slurm"]["requeue"] and by_slurm and not summary.get("worker"):

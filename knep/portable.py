@@ -13,8 +13,8 @@ from torchvision.models import get_model
 
 from knep import __version__
 from knep.config.instantiate import instantiate
+from knep.engine.module import Classifier
 from knep.errors import InputError
-from knep.lit import Classifier
 from knep.models.torchvision import builder_options
 from knep.recipes.recipe import named
 from knep.surgery.edit import bare, replace

@@ -113,7 +113,7 @@ def predict(run: Path, images: Iterable[Path], top: int = 3) -> Iterator[tuple[P
     """
     import torch
 
-    from knep.evaluate import load_members
+    from knep.engine.evaluate import load_members
 
     members = load_members(run)
     facts, paths = members[0].about, list(images)

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from knep.board import Board
 from knep.config.catalog import recipe_choices
-from knep.evaluate import batches_of, evaluate
+from knep.engine.evaluate import batches_of, evaluate
+from knep.engine.fit import Member
+from knep.engine.logging.tensorboard import Board
 from knep.figures import show
 from knep.io.run_folder import config_hash, write_summary
 from knep.io.sealed import begin_reading
-from knep.member import Member
 from knep.provenance import code_hash, loaded_beside
 from knep.utils.text import console, shown
 

@@ -141,7 +141,7 @@ def check(overrides: list[str], search: list[str], sweep: bool = False) -> Compo
     from knep.config.command_line.hints import with_doubt
     from knep.config.compose import compose_config
     from knep.config.instantiate import take_allowed
-    from knep.rehearse import rehearse
+    from knep.engine.sanity_check import rehearse
     from knep.resume import check_ckpt, resumes
 
     def tried(lines: list[str]) -> Composed:
@@ -181,12 +181,12 @@ def run(
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep import report
+    from knep.engine.loops.interrupts import Interrupted, heard
     from knep.io.events import writers_quiet
     from knep.io.lock import held
     from knep.io.run_folder import clear_halves, failures_told
     from knep.io.untrusted_folder import check_written
     from knep.run_log import logged
-    from knep.signals import Interrupted, heard
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return _fit(config, folder, choices, overrides, figures)
@@ -212,9 +212,9 @@ def _fit(
     from knep import report
     from knep.config.instantiate import instantiate
     from knep.data.locate import only_reads
-    from knep.fit import about, threads
+    from knep.engine.build import about, threads
+    from knep.engine.fit import check_resume, fit_member, stored_facts
     from knep.io.run_folder import write_identity, write_summary
-    from knep.member import check_resume, fit_member, stored_facts
     from knep.recipes.recipe import Recipe, named
     from knep.utils.text import shown
 

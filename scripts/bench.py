@@ -23,9 +23,9 @@ from benching.members import members
 from benching.race import race
 from benching.watch import screen
 
+from knep.engine.build import threads
 from knep.evidence.stats import paired
 from knep.evidence.where import processor
-from knep.fit import threads
 from knep.train import run
 
 OUT = Path("outputs/bench")

@@ -150,11 +150,11 @@ def finished_run(folder: Path) -> Path:
 
 def warm() -> None:
     """Imports and composes once, so that each child need not."""
-    import knep.member
+    import knep.engine.fit
     import knep.report
-    from knep.rehearse import rehearse
+    from knep.engine.sanity_check import rehearse
 
-    assert knep.member
+    assert knep.engine.fit
     assert knep.report
     rehearse(compose_config(list(QUICK)).config)
 

@@ -82,13 +82,13 @@ def stopped(arguments: Sequence[str]) -> None:
     """Trains, and is asked to stop after a batch: the first argument, 0 for none."""
     from resume_matrix import Strike
 
-    import knep.member
+    import knep.engine.fit
     from knep.train import main
 
     batch, *lines = arguments
     if int(batch):
         strike: Any = Strike(int(batch), signal.SIGINT)
-        knep.member.fit_member = partial(knep.member.fit_member, callbacks=[strike])
+        knep.engine.fit.fit_member = partial(knep.engine.fit.fit_member, callbacks=[strike])
     main(lines)
 
 

@@ -30,7 +30,7 @@ def losses(model: str, overrides: Sequence[str] = ()) -> list[float]:
     """
     from knep.config.compose import compose_config
     from knep.config.instantiate import instantiate
-    from knep.fit import about, build_module
+    from knep.engine.build import about, build_module
 
     torch.set_num_threads(1)
     synthetic = ["data=synthetic", "data.batch_size=32", "data.split_seed=0"]

@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from knep import lit
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow, instantiate
+from knep.engine import module
+from knep.engine.build import about
+from knep.engine.fit import fit_member
 from knep.errors import RunFailed
-from knep.fit import about
 from knep.guard import deferred
 from knep.guard.replay import replay
-from knep.member import fit_member
 from knep.models.cnn import cnn
 from knep.train import hush
 
@@ -138,12 +138,12 @@ def fault(case: Case, data: Any) -> Iterator[None]:
         images = images.float()
         images[(images == x[3].float()).flatten(1).all(1).nonzero()[0, 0], 0, 2, 2] = case.number
         data._splits["train"] = (images, labels)
-    real = lit.F
-    lit.F = _Functional()
+    real = module.F
+    module.F = _Functional()
     try:
         yield
     finally:
-        lit.F = real
+        module.F = real
         Fault.kind, Fault.image, Fault.labels = "", None, None
 
 

@@ -34,9 +34,9 @@ from traces import difference, traces
 from knep.config.catalog import SLOTS, options
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow_typed, instantiate
+from knep.engine.build import about
+from knep.engine.fit import fit_member
 from knep.errors import InputError
-from knep.fit import about
-from knep.member import fit_member
 from knep.train import hush
 
 POSITIONS = ("epoch", "inside", "window")

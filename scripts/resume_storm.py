@@ -33,7 +33,7 @@ from lightning.pytorch import Callback
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from traces import difference, left
 
-import knep.member
+import knep.engine.fit
 import knep.report  # so that no child has to
 from knep.config.compose import compose_config
 from knep.errors import InputError
@@ -107,8 +107,8 @@ class Strike(Callback):
         register_optimizer_step_post_hook(self.step)
         self._before(os, "fsync")
         self._before(checkpoint._Noting, "write")
-        build = knep.member.build_trainer
-        knep.member.build_trainer = lambda *args: build(*args[:4], [*args[4], self], *args[5:])  # type: ignore[assignment]
+        build = knep.engine.fit.build_trainer
+        knep.engine.fit.build_trainer = lambda *args: build(*args[:4], [*args[4], self], *args[5:])  # type: ignore[assignment]
 
     def _before(self, owner: Any, name: str) -> None:
         do: Callable[..., Any] = getattr(owner, name)

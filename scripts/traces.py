@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from knep.board import WHOLE
+from knep.engine.logging.tensorboard import WHOLE
 
 
 def _leaves(value: Any, folder: Path, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import knep
-from knep.accumulation import Window
 from knep.data.loaders import order_of
+from knep.engine.build import about, build_module
+from knep.engine.fit import fit_member
+from knep.engine.loops.accumulation import Window
 from knep.errors import InputError
-from knep.fit import about, build_module
-from knep.member import fit_member
 from knep.members import members_of
 from knep.members.loop import fit
 

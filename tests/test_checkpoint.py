@@ -10,10 +10,10 @@ import kill_checkpoints
 import pytest
 import torch
 
+from knep.engine.checkpointing import interval
+from knep.engine.evaluate import read_checkpoint
 from knep.errors import InputError, RunFailed
-from knep.evaluate import read_checkpoint
 from knep.io import checkpoint
-from knep.keep import interval
 from knep.resume import find_whole
 
 STATE = {"state_dict": {"w": torch.arange(300.0)}, "knep": {"config": {}}, "global_step": 3}

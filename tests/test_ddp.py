@@ -29,7 +29,7 @@ LINES = [
 # What `train.py` does, in a script that kills the process of one rank in the n-th call of a method.
 SCRIPT = """
 import os, signal
-from knep.lit import Classifier
+from knep.engine.module import Classifier
 from knep.train import main
 
 rank, name, left = {rank}, "{name}", [{calls}]

@@ -9,8 +9,8 @@ import pytest
 import resume_matrix as matrix
 from lightning.pytorch import Callback
 
+from knep.engine.fit import build_trainer
 from knep.io.run_folder import read_summary
-from knep.member import build_trainer
 from knep.train import main
 
 LINES = [*matrix.BASE, "checkpoint.every=2"]
@@ -86,7 +86,7 @@ def filling(callback):
 @pytest.mark.parametrize("what", ["last.ckpt", "metrics.csv", "events"])
 def test_the_last_good_one_stays_and_the_run_goes_on(what, disk, whole, monkeypatch, capfd):
     folder = disk.folder / "run"
-    monkeypatch.setattr("knep.member.build_trainer", filling(Fill(disk, what)))
+    monkeypatch.setattr("knep.engine.fit.build_trainer", filling(Fill(disk, what)))
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
         main([*LINES, f"hydra.run.dir={folder}"])

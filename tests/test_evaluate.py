@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from knep.evaluate import Mistake, evaluate
+from knep.engine.evaluate import Mistake, evaluate
 from knep.figures import mistakes_figure
 
 

@@ -15,10 +15,10 @@ from knep import export as exporting
 from knep.cli import main as knep
 from knep.config import instantiate
 from knep.config.compose import compose_config
+from knep.engine.build import build_module
+from knep.engine.evaluate import load_members
 from knep.errors import InputError
-from knep.evaluate import load_members
 from knep.export import export
-from knep.fit import build_module
 from knep.portable import Portable, check_images, portable
 from knep.train import main
 

@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import knep
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow, instantiate
+from knep.engine.build import about
+from knep.engine.fit import fit_member
 from knep.errors import InputError, RunFailed
-from knep.fit import about
 from knep.guard import deferred
 from knep.guard.finite import Copies, digest, finite, first_bad
 from knep.guard.loss_spikes import Spikes
 from knep.guard.policy import Guard
-from knep.member import fit_member
 
 # A slice of scripts/guard_matrix.py: (fault, value, action, precision, variant, batch).
 CASES = [

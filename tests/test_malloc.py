@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from knep import member
+from knep.engine import fit
 from knep.train import main
 from knep.utils import memory
 
@@ -74,7 +74,7 @@ def test_a_run_asks_for_it_and_says_so(
     wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(member, "keep_freed_memory", lambda: asked.append(True) or True)
+    monkeypatch.setattr(fit, "keep_freed_memory", lambda: asked.append(True) or True)
     lines = ["model=mlp", "model.widths=[8]", "trainer=cpu", "trainer.max_steps=1", f"hydra.run.dir={tmp_path}/run"]
     main([*lines, f"keep_memory={str(wanted).lower()}"])
     assert asked == [True] * wanted

@@ -9,9 +9,9 @@ from members_exact import BAR, MODELS, SLOTS, TINY, composed, config, data_of, d
 
 from knep.config.catalog import options
 from knep.config.compose import compose_config
+from knep.engine.build import about
+from knep.engine.fit import fit_member
 from knep.errors import InputError, NoEffectError
-from knep.fit import about
-from knep.member import fit_member
 from knep.members import members_of, supports, train
 from knep.members.folded import Linear
 from knep.members.loop import fit

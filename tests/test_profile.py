@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from knep.profile import PHASES, table
+from knep.engine.profile import PHASES, table
 from knep.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=5", "data.limit=300", "data.batch_size=50", "progress=false", "threads=1"]

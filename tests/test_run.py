@@ -22,11 +22,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from knep import cli
 from knep.config.diff import changes
 from knep.data.digits import Digits
+from knep.engine.evaluate import batches_of
+from knep.engine.logging.progress import ProgressBar
 from knep.errors import InputError
-from knep.evaluate import batches_of
 from knep.io.run_folder import config_hash
 from knep.predict import predict
-from knep.progress import ProgressBar
 from knep.run_log import logged
 from knep.train import main
 

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from knep.config import instantiate
 from knep.config.catalog import GROUPS, options
 from knep.config.compose import compose_config, plain
+from knep.engine.evaluate import load_module
 from knep.errors import InputError
-from knep.evaluate import load_module
 from knep.train import main
 
 # A project of somebody else's. Importing it and calling it both leave a file behind.

@@ -10,9 +10,9 @@ from torch.optim.swa_utils import update_bn
 
 from knep.config.compose import compose_config
 from knep.config.instantiate import instantiate
-from knep.evaluate import evaluate, load_module
-from knep.fit import about
-from knep.member import fit_member
+from knep.engine.build import about
+from knep.engine.evaluate import evaluate, load_module
+from knep.engine.fit import fit_member
 
 LINES = [
     "recipe=none", "scaling=unit", "data=synthetic", "data.image_size=8", "data.images=130", "data.batch_size=10",

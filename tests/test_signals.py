@@ -11,8 +11,9 @@ import pytest
 import resume_matrix as matrix
 from lightning.pytorch import Callback
 
-from knep import report, signals
-from knep.fit import build_trainer
+from knep import report
+from knep.engine.build import build_trainer
+from knep.engine.loops import interrupts
 from knep.io.run_folder import read_summary
 from knep.train import main
 
@@ -28,7 +29,7 @@ def struck(monkeypatch):
             args[4].append(matrix.Strike(3, number))
             return build_trainer(*args)
 
-        monkeypatch.setattr("knep.member.build_trainer", build)
+        monkeypatch.setattr("knep.engine.fit.build_trainer", build)
         monkeypatch.setattr(report, "after", lambda *_: pytest.fail("the test split would be read"))
         with pytest.raises(SystemExit) as ended:
             main([*QUICK, *arguments])
@@ -112,15 +113,15 @@ def test_a_task_of_an_array_queues_itself_alone_and_a_refusal_is_told(scontrol, 
 
 def test_the_second_signal_stops_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now[0])
     before = signal.getsignal(signal.SIGTERM)
-    stop = signals.StopOnSignal()
+    stop = interrupts.StopOnSignal()
     stop._ask(signal.SIGINT)
     now[0] += 0.1
     stop._ask(signal.SIGTERM)  # a launcher forwards what its group was sent
     assert stop.asked == signal.SIGINT
     now[0] += 1
-    with pytest.raises(signals.Interrupted):
+    with pytest.raises(interrupts.Interrupted):
         stop._ask(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a third needs no Python
     signal.signal(signal.SIGTERM, before)
@@ -137,7 +138,7 @@ def test_outside_of_training_a_signal_is_told_too(tmp_path, monkeypatch):
 
 def test_an_exception_in_a_fit_puts_the_handlers_back():
     before = signal.getsignal(signal.SIGUSR1)
-    stop = signals.StopOnSignal()
+    stop = interrupts.StopOnSignal()
     stop.on_fit_start(None, None)
     assert signal.getsignal(signal.SIGUSR1) == stop._ask
     stop.on_exception(None, None, OSError("the disk is full"))
@@ -164,7 +165,7 @@ def test_a_folder_that_vanishes_in_mid_run_ends_it_in_one_line(tmp_path, monkeyp
                 shutil.rmtree(folder)
 
     monkeypatch.setattr(
-        "knep.member.build_trainer", lambda *args: build_trainer(*args[:4], [*args[4], Vanish()], *args[5:])
+        "knep.engine.fit.build_trainer", lambda *args: build_trainer(*args[:4], [*args[4], Vanish()], *args[5:])
     )
     with pytest.raises(SystemExit) as ended:
         main([*QUICK, "recipe=none", "data=digits", "model=mlp", "model.widths=[8]", f"hydra.run.dir={folder}"])

@@ -53,8 +53,8 @@ def test_hooks_of_callbacks_run_in_lightnings_order_and_may_log(tmp_path):
 
     from knep.config.compose import compose_config
     from knep.config.instantiate import instantiate
-    from knep.fit import about
-    from knep.member import fit_member
+    from knep.engine.build import about
+    from knep.engine.fit import fit_member
 
     names = ["on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"]
     names += ["on_before_optimizer_step", "on_train_batch_end"]

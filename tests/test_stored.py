@@ -11,16 +11,16 @@ import torch
 
 from knep.config.catalog import options
 from knep.config.compose import compose_config
+from knep.engine.build import build_module
+from knep.engine.evaluate import read_checkpoint, stored_module
+from knep.engine.logging.csv_logger import earlier_rows
+from knep.engine.stored_state import check_stored_run
 from knep.errors import InputError
-from knep.evaluate import read_checkpoint, stored_module
-from knep.fit import build_module
 from knep.io import checkpoint
 from knep.io.run_folder import read_summary, write_summary
 from knep.io.schema import alike, number, record, same, table, whole
 from knep.io.sealed import read_again
 from knep.optim.state_schema import Expected
-from knep.stored import check_stored_run
-from knep.tables import earlier_rows
 from knep.train import main
 
 SMALL = ["recipe=none", "trainer=cpu", "data.limit=60", "data.batch_size=10", "threads=1", "progress=false"]

@@ -7,7 +7,8 @@ import sys
 import pytest
 import resume_matrix as matrix
 
-from knep import member, report
+from knep import report
+from knep.engine import fit as member
 from knep.errors import InputError
 from knep.io.run_folder import read_summary, write_summary
 from knep.resume import resumes

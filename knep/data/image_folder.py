@@ -19,8 +19,8 @@ from knep.data.decode import BITS, MAX_PIXELS, check_headers, refusal
 from knep.data.folder_loader import Batches, FolderLoader, Images
 from knep.data.listing import Listing, counted, list_images, normal, splits, taken_for_classes
 from knep.data.splits import stratified, subset
+from knep.engine.room import check_room
 from knep.errors import InputError
-from knep.room import check_room
 from knep.utils.text import shown
 
 _TEST_SHARE = 0.2

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from knep.data.base import Arrays, InMemory
+from knep.engine.room import check_room
 from knep.errors import InputError
-from knep.room import check_room
 from knep.utils.rng import generator
 
 _CLASSES = 10_000

@@ -116,7 +116,7 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
     """
     from knep.config.instantiate import instantiate
     from knep.data.base import refuse_loaders
-    from knep.fit import about, build_module
+    from knep.engine.build import about, build_module
     from knep.recipes.recipe import named
     from knep.utils.hardware import precision, wrong_in_bf16
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from knep.config.instantiate import instantiate
-from knep.fit import about, build_module
+from knep.engine.build import about, build_module
 
 
 @dataclass

@@ -37,8 +37,8 @@ _ASKED = (0, -2, -15)  # exit codes of a process that Ctrl-C or SIGTERM stopped,
 # What a run imports when it gets there: half a second in each trial, or once.
 _PRELOAD = [
     "knep.train",
-    "knep.fit",
-    "knep.member",
+    "knep.engine.build",
+    "knep.engine.fit",
     "knep.report",
     "knep.recipes.recipe",
     "knep.io.events",

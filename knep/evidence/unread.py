@@ -9,11 +9,11 @@ from typing import Any
 import lightning as L
 
 from knep.config.instantiate import instantiate
-from knep.evaluate import evaluate
-from knep.fit import about, threads
-from knep.member import fit_member
+from knep.engine.build import about, threads
+from knep.engine.evaluate import evaluate
+from knep.engine.fit import fit_member
+from knep.engine.loops.interrupts import Interrupted, heard
 from knep.recipes.recipe import Recipe, named
-from knep.signals import Interrupted, heard
 from knep.train import hush
 
 

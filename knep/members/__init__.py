@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from knep.config.instantiate import instantiate
+from knep.engine.build import threads
+from knep.engine.evaluate import batches_of, evaluate
 from knep.errors import InputError
-from knep.evaluate import batches_of, evaluate
-from knep.fit import threads
 from knep.members.loop import fit
 from knep.members.member import Member
 from knep.members.support import check_alike, members_of, supports

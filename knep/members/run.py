@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from knep import report
+from knep.engine.build import about
+from knep.engine.evaluate import batches_of, evaluate
+from knep.engine.fit import Member as Single
+from knep.engine.fit import fit_member
+from knep.engine.logging.csv_logger import CsvLogger
+from knep.engine.loops.interrupts import Interrupted
 from knep.errors import RunFailed
-from knep.evaluate import batches_of, evaluate
-from knep.fit import about
 from knep.io import checkpoint
 from knep.io.run_folder import write_summary
 from knep.io.sealed import begin_reading, reads
-from knep.member import Member as Single
-from knep.member import fit_member
 from knep.members import record
 from knep.members.loop import fit
 from knep.members.member import Member
 from knep.members.support import folds, members_of, supports
 from knep.resume import saved_of
-from knep.signals import Interrupted
-from knep.tables import CsvLogger
 from knep.utils.text import shown
 
 

@@ -27,7 +27,7 @@ from knep.surgery.edit import Change, bare
 from knep.utils.monitors import mode_of
 
 if TYPE_CHECKING:
-    from knep.lit import Classifier
+    from knep.engine.module import Classifier
     from knep.recipes.dry_run import Plan
 
 MODEL_SLOTS = ("norm", "activation", "dropout", "init")
@@ -190,7 +190,7 @@ class Recipe:
         which the recipe's scaling is fitted, to act in the model's module; without them batches must come scaled, and a
         warning says so.
         """
-        from knep.lit import Classifier
+        from knep.engine.module import Classifier
 
         if images is None:
             scaling = None
@@ -210,7 +210,7 @@ class Recipe:
         Stopping restores the weights of the best epoch, which it needs checkpoints for.
         Raises InputError for what contradicts the recipe.
         """
-        from knep.wiring import build_trainer
+        from knep.engine.apply_recipe import build_trainer
 
         return build_trainer(self, max_epochs, trainer_kwargs)
 

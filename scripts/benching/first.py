@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> None:
     def leave(*_: object) -> None:
         os._exit(0)
 
-    import knep.lean
+    import knep.engine.loops.lean
 
-    knep.lean.LeanEpoch.on_advance_end = leave  # pyright: ignore[reportAttributeAccessIssue]
+    knep.engine.loops.lean.LeanEpoch.on_advance_end = leave  # pyright: ignore[reportAttributeAccessIssue]
     train.main(list(arguments))

@@ -18,7 +18,7 @@ import torch
 from benching.cases import CASES, Case
 from benching.contenders import contenders, prepared
 from benching.watch import Timing
-from knep.fit import threads
+from knep.engine.build import threads
 
 
 def steps(names: Sequence[str], repeats: int, count: int | None, peers: bool = False) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from benching.cases import CASES, compose, read
 from benching.watch import Timing, screen
-from knep.fit import about
-from knep.member import fit_member
+from knep.engine.build import about
+from knep.engine.fit import fit_member
 from knep.members.loop import fit
 from knep.members.support import members_of
 from knep.train import hush

@@ -19,8 +19,8 @@ from knep.data.decode import check_headers, read_image
 from knep.data.folder_loader import Batches, FolderLoader, Images
 from knep.data.image_folder import ImageFolder
 from knep.data.listing import list_images
+from knep.engine.build import about
 from knep.errors import InputError
-from knep.fit import about
 from knep.train import main
 
 

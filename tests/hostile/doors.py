@@ -17,7 +17,7 @@ _USED = (
     "knep.data.mnist",
     "knep.data.svhn",
     "knep.export",
-    "knep.member",
+    "knep.engine.fit",
     "knep.predict",
     "knep.report",
     "knep.train",
@@ -31,7 +31,7 @@ def warm() -> None:
 
     from knep.config.catalog import options
     from knep.config.compose import compose_config
-    from knep.rehearse import rehearse
+    from knep.engine.sanity_check import rehearse
 
     for name in _USED:
         importlib.import_module(name)

@@ -124,7 +124,7 @@ def _soup():
 
 
 def _ensemble():
-    from knep.evaluate import evaluate
+    from knep.engine.evaluate import evaluate
 
     a, b = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
     x, y = torch.randn(40, 1, 2, 2), torch.randint(0, 3, (40,))

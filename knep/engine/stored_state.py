@@ -19,9 +19,10 @@ from lightning.pytorch.loops.progress import _BatchProgress, _OptimizationProgre
 from torch import Tensor
 
 from knep.doctor.findings import diseases
+from knep.engine.build import History, watched
+from knep.engine.checkpointing import BEST, Best, states_in
+from knep.engine.evaluate import not_finite, weights_wrong
 from knep.errors import InputError
-from knep.evaluate import not_finite, weights_wrong
-from knep.fit import History, watched
 from knep.guard.policy import KINDS
 from knep.io.checkpoint import read
 from knep.io.schema import (
@@ -41,7 +42,6 @@ from knep.io.schema import (
     text,
     whole,
 )
-from knep.keep import BEST, Best, states_in
 from knep.optim.state_schema import Expected, rates_wrong, tensor
 from knep.recipes.averaging import Ema, Soup, soup_step
 from knep.utils.text import shortened

@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from knep.board import Board
 from knep.config.command_line.readers import own_callbacks
 from knep.config.instantiate import instantiate
 from knep.distributed.slurm import environment
 from knep.distributed.watchdog import watch
+from knep.engine.checkpointing import Best, Keeper
+from knep.engine.logging.csv_logger import CsvLogger
+from knep.engine.logging.progress import Lines, ProgressBar
+from knep.engine.logging.tensorboard import Board
+from knep.engine.loops.exact import use_exact_loops
+from knep.engine.loops.interrupts import StopOnSignal
+from knep.engine.loops.lean import use_lean_loop
+from knep.engine.module import Classifier
+from knep.engine.room import check_model
 from knep.errors import InputError
 from knep.io.checkpoint import WholeCheckpoints
-from knep.keep import Best, Keeper
-from knep.lean import use_lean_loop
-from knep.lit import Classifier
-from knep.loops import use_exact_loops
-from knep.progress import Lines, ProgressBar
 from knep.recipes.recipe import Recipe, named
-from knep.room import check_model
-from knep.signals import StopOnSignal
-from knep.tables import CsvLogger
 from knep.utils.hardware import fast_products, precision
 
 

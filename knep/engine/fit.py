@@ -12,22 +12,22 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from knep.capacity import capacity
 from knep.config.diff import Apply, Change, changes, said
 from knep.config.instantiate import instantiate
 from knep.distributed.watchdog import deaths_named
+from knep.engine.build import Clock, History, build_callbacks, build_module, build_trainer, watched
+from knep.engine.capacity import capacity
+from knep.engine.evaluate import load_weights, read_checkpoint, read_facts, stored_module
+from knep.engine.logging.csv_logger import earlier_rows
+from knep.engine.loops.interrupts import Interrupted
+from knep.engine.loops.lean import LeanEpoch
+from knep.engine.module import Classifier
+from knep.engine.profile import StepProfile
+from knep.engine.stored_state import check_stored_run
 from knep.errors import InputError
-from knep.evaluate import load_weights, read_checkpoint, read_facts, stored_module
-from knep.fit import Clock, History, build_callbacks, build_module, build_trainer, watched
 from knep.io import checkpoint
 from knep.io.schema import whole
-from knep.lean import LeanEpoch
-from knep.lit import Classifier
-from knep.profile import StepProfile
 from knep.resume import find_whole, saved_of
-from knep.signals import Interrupted
-from knep.stored import check_stored_run
-from knep.tables import earlier_rows
 from knep.utils.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
 from knep.utils.memory import keep_freed_memory
 

@@ -11,8 +11,8 @@ from torch import nn
 from knep.config.budget import check_config
 from knep.config.instantiate import instantiate
 from knep.data.base import refuse_loaders
+from knep.engine.build import build_callbacks
 from knep.errors import InputError
-from knep.fit import build_callbacks
 from knep.models.user_model import find, imported
 from knep.recipes.recipe import Recipe, check_partial, named
 

@@ -20,7 +20,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
-from knep.loops import ExactEpoch
+from knep.engine.loops.exact import ExactEpoch
 
 Hook = Callable[..., Any]
 

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from knep.accumulation import Window, window_of
-from knep.dynamics import Dynamics
+from knep.engine.logging.step_metrics import Dynamics
+from knep.engine.loops.accumulation import Window, window_of
+from knep.engine.schedule_free import Average, average_of
 from knep.errors import InputError
 from knep.guard.deferred import sentry_of
 from knep.guard.policy import Guard
@@ -30,7 +31,6 @@ from knep.optim.param_groups import decayed
 from knep.optim.schedules import Unchanged
 from knep.recipes import clip
 from knep.recipes.regularizer import Regularizer
-from knep.schedule_free import Average, average_of
 from knep.utils.hardware import at_precision, reseed
 from knep.utils.monitors import logged
 from knep.utils.rng import mix
@@ -246,7 +246,7 @@ class Classifier(L.LightningModule):
         self._log_sums("test")
 
     def weight(self, images: int) -> float:
-        """Of the loss of a micro-batch, as `knep.accumulation.Window` says; 1 where each batch is a step."""
+        """Of the loss of a micro-batch, as `knep.engine.loops.accumulation.Window` says; 1 where each batch is a step."""
         return 1.0 if self._window is None else self._window.weight(images)
 
     def _add(self, split: str, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from knep.keep import Keeper, has_ended
+from knep.engine.checkpointing import Keeper, has_ended
 
 
 class ExactEpoch(_TrainingEpochLoop):

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from knep.config.instantiate import check_targets, instantiate
+from knep.engine.build import build_module
+from knep.engine.room import check_model
 from knep.errors import InputError
-from knep.fit import build_module
 from knep.io.checkpoint import read
 from knep.io.schema import Check, listed, plain, table, text, whole
 from knep.io.sealed import read_again
 from knep.recipes.recipe import SLOTS
-from knep.room import check_model
 from knep.utils.text import shortened
 
 _FACTS: dict[str, Check] = {
@@ -143,7 +143,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
 
 def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The config and what else a checkpoint says about its model: plain data, see `knep.fit.about`.
+    """The config and what else a checkpoint says about its model: plain data, see `knep.engine.build.about`.
 
     Raises InputError where a part is missing, or where the config names a target that is not allowed.
     """

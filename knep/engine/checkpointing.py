@@ -16,11 +16,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from knep.engine.loops.interrupts import Interrupted, StopOnSignal
 from knep.errors import InputError
 from knep.io import checkpoint
 from knep.io.run_folder import check_there
 from knep.resume import find_whole
-from knep.signals import Interrupted, StopOnSignal
 from knep.utils.hardware import rng_state, set_rng_state
 
 BEST = "best.ckpt"
@@ -82,7 +82,7 @@ class Best(ModelCheckpoint):
 class Keeper(Callback):
     """Saves `last.ckpt` at each end of an epoch, every so often inside one, and when the run is asked to stop.
 
-    every: see `interval`; the loops of `knep.loops` call `after_batch` and `after_epoch`.
+    every: see `interval`; the loops of `knep.engine.loops.exact` call `after_batch` and `after_epoch`.
     resumed: where the checkpoint was saved that this fit goes on from, "batch" or "epoch"; None for any other start.
     """
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from knep.accumulation import MeanOverWindow
 from knep.config.command_line.vocabulary import line_for
+from knep.engine.loops.accumulation import MeanOverWindow
+from knep.engine.module import Classifier
 from knep.errors import InputError
-from knep.lit import Classifier
 from knep.utils.monitors import logged, refuse_unlogged
 
 if TYPE_CHECKING:
