@@ -18,9 +18,9 @@ import yaml
 from knep.config.catalog import CONF, options
 from knep.config.compose import compose_config
 from knep.config.instantiate import instantiate
+from knep.ensemble import members_of, supports
+from knep.ensemble.loop import fit
 from knep.errors import InputError
-from knep.members import members_of, supports
-from knep.members.loop import fit
 
 BAR = 1e-5
 TINY = [

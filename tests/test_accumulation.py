@@ -15,9 +15,9 @@ from knep.data.loaders import order_of
 from knep.engine.build import about, build_module
 from knep.engine.fit import fit_member
 from knep.engine.loops.accumulation import Window
+from knep.ensemble import members_of
+from knep.ensemble.loop import fit
 from knep.errors import InputError
-from knep.members import members_of
-from knep.members.loop import fit
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
          "enable_model_summary": False}  # fmt: skip

@@ -11,12 +11,12 @@ from knep.config.catalog import options
 from knep.config.compose import compose_config
 from knep.engine.build import about
 from knep.engine.fit import fit_member
+from knep.ensemble import members_of, supports, train
+from knep.ensemble.loop import fit
+from knep.ensemble.member import Member
+from knep.ensemble.stacked_model import Linear
+from knep.ensemble.steps import Together
 from knep.errors import InputError, NoEffectError
-from knep.members import members_of, supports, train
-from knep.members.folded import Linear
-from knep.members.loop import fit
-from knep.members.member import Member
-from knep.members.steps import Together
 from knep.train import run as train_run
 
 REFUSED = {("averaging", "soup")}
@@ -115,8 +115,8 @@ def test_a_model_that_mixes_images_is_trained_in_turn():
         def forward(self, x):
             return self.inner(x - x.mean(0, keepdim=True))
 
-    from knep.members.draws import Draws
-    from knep.members.folded import computes_the_same, fold, stacked
+    from knep.ensemble.rng_streams import Draws
+    from knep.ensemble.stacked_model import computes_the_same, fold, stacked
 
     data = data_of("mlp")
     for wrap, same in ((torch.nn.Sequential, True), (Mixes, False)):
@@ -136,7 +136,7 @@ def test_a_layer_of_all_members_is_each_ones_layer(shape, with_bias):
 
 
 def test_one_optimizer_steps_all_members_where_its_rule_is_elementwise():
-    from knep.members.loop import _plugin, _stepper
+    from knep.ensemble.loop import _plugin, _stepper
 
     data = data_of("mlp")
     for optimizer, count in (("adamw", 1), ("muon", 2)):

@@ -13,8 +13,8 @@ from benching.cases import CASES, compose, read
 from benching.watch import Timing, screen
 from knep.engine.build import about
 from knep.engine.fit import fit_member
-from knep.members.loop import fit
-from knep.members.support import members_of
+from knep.ensemble.loop import fit
+from knep.ensemble.support import members_of
 from knep.train import hush
 
 COUNT = 8

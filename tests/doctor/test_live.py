@@ -18,8 +18,8 @@ from knep.doctor.findings import Finding
 from knep.doctor.live import Watch, following
 from knep.doctor.ranking import ranked
 from knep.doctor.stream import Stream, fresh
+from knep.ensemble.support import supports
 from knep.errors import InputError
-from knep.members.support import supports
 from knep.train import run
 
 

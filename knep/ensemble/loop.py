@@ -10,11 +10,11 @@ from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision,
 
 from knep.engine.loops.accumulation import scale_of
 from knep.engine.schedule_free import has_two_points
-from knep.members.draws import Draws
-from knep.members.folded import computes_the_same, fold, same_shape, stacked
-from knep.members.member import Member
-from knep.members.steps import InTurn, Together
-from knep.members.support import apart, folds
+from knep.ensemble.member import Member
+from knep.ensemble.rng_streams import Draws
+from knep.ensemble.stacked_model import computes_the_same, fold, same_shape, stacked
+from knep.ensemble.steps import InTurn, Together
+from knep.ensemble.support import apart, folds
 from knep.utils.hardware import fast_products, precision, quick_checks, wrong_in_bf16
 from knep.utils.memory import keep_freed_memory
 from knep.utils.rng import mix

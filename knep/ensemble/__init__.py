@@ -13,10 +13,10 @@ from typing import Any
 from knep.config.instantiate import instantiate
 from knep.engine.build import threads
 from knep.engine.evaluate import batches_of, evaluate
+from knep.ensemble.loop import fit
+from knep.ensemble.member import Member
+from knep.ensemble.support import check_alike, members_of, supports
 from knep.errors import InputError
-from knep.members.loop import fit
-from knep.members.member import Member
-from knep.members.support import check_alike, members_of, supports
 from knep.recipes.recipe import named
 
 __all__ = ["members_of", "supports", "train"]
@@ -25,7 +25,7 @@ __all__ = ["members_of", "supports", "train"]
 def train(configs: Sequence[Mapping[str, Any]], *, together: bool | None = None) -> list[dict[str, Any]]:
     """Trains and tests one member per config, and returns a record of each; nothing is written.
 
-    configs: composed, alike but for `knep.members.support.FREE`; `members_of(config, 8)` makes those of 8 seeds.
+    configs: composed, alike but for `knep.ensemble.support.FREE`; `members_of(config, 8)` makes those of 8 seeds.
     together: True takes one pass for all where the models allow it, False a pass for each; None what is faster.
 
     A record holds seed, status ("finished", "stopped_early" or "failed", where a loss was no number), test/acc,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from knep.members.draws import Draws
+from knep.ensemble.rng_streams import Draws
 from knep.nn.norm import ACTIVATIONS, GATES, BatchNorm, ZeroGain
 from knep.surgery.edit import Place, cut
 

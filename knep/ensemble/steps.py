@@ -12,9 +12,9 @@ from pytorch_optimizer import Adan, Lion, ScheduleFreeAdamW
 from torch import Tensor
 from torch.optim import Optimizer
 
-from knep.members.draws import Draws
-from knep.members.folded import Stack
-from knep.members.member import Member
+from knep.ensemble.member import Member
+from knep.ensemble.rng_streams import Draws
+from knep.ensemble.stacked_model import Stack
 from knep.optim.gradients import gradients, scale_
 from knep.optim.optimizers import Idle
 from knep.optim.param_groups import decayed, param_groups
