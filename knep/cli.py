@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from knep import predict
 from knep.cli_errors import one_line
 from knep.config.catalog import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
 from knep.config.command_line.options import refuse_options
 from knep.doctor import command
 from knep.errors import InputError
+from knep.run import predict
 from knep.utils.text import shown
 
 

@@ -52,9 +52,9 @@ def _start(arguments: list[str]) -> None:
     from knep.distributed.torchrun import agreed
     from knep.io.run_folder import discard, standing
     from knep.io.untrusted_folder import check_written
-    from knep.jobs import Single, Sweep, run_lines
-    from knep.resume import expand_ckpt, run_folders
-    from knep.run_log import logging_restored
+    from knep.run.jobs import Single, Sweep, run_lines
+    from knep.run.log import logging_restored
+    from knep.run.resume import expand_ckpt, run_folders
 
     refuse_options(get_args_parser(), arguments)
     arguments = readable(arguments, multirun=get_args_parser().parse_intermixed_args(arguments).multirun)
@@ -62,7 +62,7 @@ def _start(arguments: list[str]) -> None:
     allow_typed(_parsed(typed)[0].overrides)
     box = path_typed(typed, "replay")
     if box is not None:
-        from knep.guard import replay
+        from knep.run import replay
 
         replay.main(Path(box), typed)
         return
@@ -142,7 +142,7 @@ def check(overrides: list[str], search: list[str], sweep: bool = False) -> Compo
     from knep.config.compose import compose_config
     from knep.config.instantiate import take_allowed
     from knep.engine.sanity_check import rehearse
-    from knep.resume import check_ckpt, resumes
+    from knep.run.resume import check_ckpt, resumes
 
     def tried(lines: list[str]) -> Composed:
         made = compose_config(lines, search)
@@ -180,13 +180,13 @@ def run(
     """
     from lightning.pytorch.utilities import rank_zero_only
 
-    from knep import report
     from knep.engine.loops.interrupts import Interrupted, heard
     from knep.io.events import writers_quiet
     from knep.io.lock import held
     from knep.io.run_folder import clear_halves, failures_told
     from knep.io.untrusted_folder import check_written
-    from knep.run_log import logged
+    from knep.run import report
+    from knep.run.log import logged
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return _fit(config, folder, choices, overrides, figures)
@@ -209,13 +209,13 @@ def _fit(
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
-    from knep import report
     from knep.config.instantiate import instantiate
     from knep.data.locate import only_reads
     from knep.engine.build import about, threads
     from knep.engine.fit import check_resume, fit_member, stored_facts
     from knep.io.run_folder import write_identity, write_summary
     from knep.recipes.recipe import Recipe, named
+    from knep.run import report
     from knep.utils.text import shown
 
     began = time.perf_counter()
@@ -244,7 +244,7 @@ def _fit(
             write_summary(folder, {"status": "running", **report.identity(config)})
         header = report.before(choices, data)
         if seeds > 1:
-            from knep.members.run import each_seed
+            from knep.run.seeds import each_seed
 
             return each_seed(folder, config, data, began, header)
         members = _at_once(config, data, places, header) or []
@@ -265,7 +265,7 @@ def _at_once(config: Mapping[str, Any], data: Any, places: list[Path], header: l
     """The members of an ensemble, fitted in one pass; None where they are to be fitted one after another."""
     if len(places) < 2:
         return None
-    from knep.members.run import ensemble
+    from knep.run.seeds import ensemble
 
     return ensemble(config, data, places, header)
 

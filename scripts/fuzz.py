@@ -151,11 +151,11 @@ def finished_run(folder: Path) -> Path:
 def warm() -> None:
     """Imports and composes once, so that each child need not."""
     import knep.engine.fit
-    import knep.report
+    import knep.run.report
     from knep.engine.sanity_check import rehearse
 
     assert knep.engine.fit
-    assert knep.report
+    assert knep.run.report
     rehearse(compose_config(list(QUICK)).config)
 
 

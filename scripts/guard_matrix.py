@@ -36,8 +36,8 @@ from knep.engine.build import about
 from knep.engine.fit import fit_member
 from knep.errors import RunFailed
 from knep.guard import deferred
-from knep.guard.replay import replay
 from knep.models.cnn import cnn
+from knep.run.replay import replay
 from knep.train import hush
 
 FAULTS = ("inputs", "loss", "layer", "gradient", "optimizer", "second")

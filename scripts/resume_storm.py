@@ -34,7 +34,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from traces import difference, left
 
 import knep.engine.fit
-import knep.report  # so that no child has to
+import knep.run.report  # so that no child has to
 from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.io import checkpoint

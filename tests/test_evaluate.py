@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from knep.engine.evaluate import Mistake, evaluate
-from knep.figures import mistakes_figure
+from knep.run.figures import mistakes_figure
 
 
 def test_mirrored_averages_the_probabilities_of_an_image_and_its_mirror():

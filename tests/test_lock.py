@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from knep import report
 from knep.errors import InputError
 from knep.io import lock
 from knep.io.run_folder import discard, write_summary
+from knep.run import report
 from knep.train import main
 
 ROOT = Path(__file__).parent.parent

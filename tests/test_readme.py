@@ -16,7 +16,7 @@ import knep.engine.module
 from knep import cli
 from knep.config.compose import compose_config
 from knep.recipes.recipe import Recipe
-from knep.space import space
+from knep.run.sweep_space import space
 from knep.train import check, main
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from knep.errors import InputError
-from knep.guard.replay import replay
 from knep.io import checkpoint
 from knep.observe.layer_table import watched
+from knep.run.replay import replay
 from knep.train import main
 
 # A learning rate at which the very first step of the optimizer overflows.

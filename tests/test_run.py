@@ -26,8 +26,8 @@ from knep.engine.evaluate import batches_of
 from knep.engine.logging.progress import ProgressBar
 from knep.errors import InputError
 from knep.io.run_folder import config_hash
-from knep.predict import predict
-from knep.run_log import logged
+from knep.run.log import logged
+from knep.run.predict import predict
 from knep.train import main
 
 ROOT = Path(__file__).parent.parent

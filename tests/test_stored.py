@@ -255,7 +255,7 @@ def test_a_summary_that_is_none_is_told(content, tmp_path):
 
 
 def test_a_run_whose_summary_nobody_named_is_left_out_and_told(soup, tmp_path, capsys):
-    from knep.resume import earlier_runs
+    from knep.run.resume import earlier_runs
 
     shutil.copytree(soup, tmp_path / "good")
     (tmp_path / "bad").mkdir()

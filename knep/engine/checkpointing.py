@@ -20,7 +20,7 @@ from knep.engine.loops.interrupts import Interrupted, StopOnSignal
 from knep.errors import InputError
 from knep.io import checkpoint
 from knep.io.run_folder import check_there
-from knep.resume import find_whole
+from knep.run.resume import find_whole
 from knep.utils.hardware import rng_state, set_rng_state
 
 BEST = "best.ckpt"

@@ -27,7 +27,7 @@ from knep.engine.stored_state import check_stored_run
 from knep.errors import InputError
 from knep.io import checkpoint
 from knep.io.schema import whole
-from knep.resume import find_whole, saved_of
+from knep.run.resume import find_whole, saved_of
 from knep.utils.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
 from knep.utils.memory import keep_freed_memory
 

@@ -39,7 +39,7 @@ _PRELOAD = [
     "knep.train",
     "knep.engine.build",
     "knep.engine.fit",
-    "knep.report",
+    "knep.run.report",
     "knep.recipes.recipe",
     "knep.io.events",
     "sklearn.datasets",
@@ -203,7 +203,7 @@ def _trial(trial: Trial, folder: Path) -> None:
 
 
 def _runner(trial: Trial) -> Callable[..., dict[str, Any]]:
-    from knep.evidence.unread import validated
+    from knep.run.unread import validated
     from knep.train import run
 
     return partial(run, figures=False) if trial.tested else validated  # the run folder is thrown away

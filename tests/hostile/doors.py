@@ -18,8 +18,8 @@ _USED = (
     "knep.data.svhn",
     "knep.export",
     "knep.engine.fit",
-    "knep.predict",
-    "knep.report",
+    "knep.run.predict",
+    "knep.run.report",
     "knep.train",
 )
 QUICK = ("trainer=cpu", "trainer.max_epochs=1", "progress=false", "threads=1", "hydra.run.dir=run")

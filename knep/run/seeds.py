@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from knep import report
 from knep.engine.build import about
 from knep.engine.evaluate import batches_of, evaluate
 from knep.engine.fit import Member as Single
@@ -23,7 +22,8 @@ from knep.errors import RunFailed
 from knep.io import checkpoint
 from knep.io.run_folder import write_summary
 from knep.io.sealed import begin_reading, reads
-from knep.resume import saved_of
+from knep.run import report
+from knep.run.resume import saved_of
 from knep.utils.text import shown
 
 

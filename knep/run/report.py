@@ -13,10 +13,10 @@ from knep.config.catalog import recipe_choices
 from knep.engine.evaluate import batches_of, evaluate
 from knep.engine.fit import Member
 from knep.engine.logging.tensorboard import Board
-from knep.figures import show
 from knep.io.run_folder import config_hash, write_summary
 from knep.io.sealed import begin_reading
-from knep.provenance import code_hash, loaded_beside
+from knep.run.figures import show
+from knep.run.source_hash import code_hash, loaded_beside
 from knep.utils.text import console, shown
 
 # What TensorBoard shows of a whole run.

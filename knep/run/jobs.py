@@ -26,9 +26,9 @@ from knep.io.lock import claimed, in_use
 from knep.io.run_folder import standing
 from knep.io.run_names import link_job, name_job
 from knep.io.untrusted_folder import check_written
-from knep.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
-from knep.space import space
-from knep.sweep import Outcomes
+from knep.run.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
+from knep.run.sweep import Outcomes
+from knep.run.sweep_space import space
 from knep.utils.orphans import ends_with_parent
 from knep.utils.text import shown
 

@@ -13,8 +13,8 @@ from knep.config.instantiate import check_stored, only_read
 from knep.errors import InputError
 from knep.io.run_folder import config_hash, read_summary
 from knep.io.untrusted_folder import check_folder, check_kind, read_lines
-from knep.provenance import code_hash
-from knep.sweep import JOBS
+from knep.run.source_hash import code_hash
+from knep.run.sweep import JOBS
 from knep.utils.text import shown
 
 _ENDED = ("finished", "stopped_early")
