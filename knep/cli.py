@@ -216,7 +216,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from knep.config.instantiate import allow
-    from knep.export import export
+    from knep.export.export import export
 
     for name in args.allow:
         allow(name)

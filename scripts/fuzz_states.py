@@ -127,7 +127,7 @@ DOORS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 
 def warm() -> None:
     """Imports what the doors use, so that each child need not."""
-    for name in ("torch.utils.tensorboard", "knep.run.replay", "knep.export", "evaluate", "resume_matrix"):
+    for name in ("torch.utils.tensorboard", "knep.run.replay", "knep.export.export", "evaluate", "resume_matrix"):
         importlib.import_module(name)
 
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from knep import export as exporting
 from knep.cli import main as knep
 from knep.config import instantiate
 from knep.config.compose import compose_config
 from knep.engine.build import build_module
 from knep.engine.evaluate import load_members
 from knep.errors import InputError
-from knep.export import export
-from knep.portable import Portable, check_images, portable
+from knep.export import export as exporting
+from knep.export.export import export
+from knep.export.plain_model import Portable, check_images, portable
 from knep.train import main
 
 DOCS = Path(__file__).parent.parent / "docs" / "export.md"

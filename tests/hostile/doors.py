@@ -16,7 +16,7 @@ _USED = (
     "knep.data.image_folder",
     "knep.data.mnist",
     "knep.data.svhn",
-    "knep.export",
+    "knep.export.export",
     "knep.engine.fit",
     "knep.run.predict",
     "knep.run.report",

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from knep.engine.evaluate import load_members
 from knep.errors import InputError
+from knep.export.plain_model import Portable, portable
 from knep.io.run_folder import new_file
-from knep.portable import Portable, portable
 from knep.utils.text import shown
 
 FORMATS = ("safetensors", "onnx", "pt2")
