@@ -1,4 +1,4 @@
-"""Measures the marks of networks that learn: `python scripts/healthy.py` writes knep/doctor/healthy.json.
+"""Measures the marks of networks that learn: `python scripts/healthy.py` writes knep/doctor/model/healthy.json.
 
 Each network is a patient on digits or synthetic images. Its marks are taken before training, and count only if it then
 learns in a short trial, to a validation accuracy far above chance. The file keeps all values of each mark,
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from healthies.nets import sound
 
-from knep.doctor import trial
-from knep.doctor.marks import marks
-from knep.doctor.signals import signals
+from knep.doctor.model.healthy_ranges import marks
+from knep.doctor.model.signal_pass import signals
+from knep.doctor.trials import run
 
 OUT = Path(__file__).parents[1] / "knep" / "doctor" / "healthy.json"
 
@@ -25,7 +25,7 @@ def main() -> None:
     left_out: list[str] = []
     for net in sound():
         patient = net.build()
-        seen = trial.run(patient, net.steps, looks=2)
+        seen = run.run(patient, net.steps, looks=2)
         acc = max(seen.best.acc, seen.batch_stats.acc if seen.batch_stats else 0.0)  # running statistics lag behind
         found = marks(signals(patient))
         print(f"{net.name:70} {acc:6.1%} " + " ".join(f"{k}={v:.2f}" for k, v in found.items()), flush=True)

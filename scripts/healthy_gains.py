@@ -1,4 +1,4 @@
-"""What remedies gain where nothing is wrong: `python scripts/healthy_gains.py` writes knep/doctor/gains.json.
+"""What remedies gain where nothing is wrong: `python scripts/healthy_gains.py` writes knep/doctor/trials/gains.json.
 
 Examines those healthy cases of the clinic's half A that learn; for each disease the largest gain, as accuracy, of any
 remedy tried for it. The doctor believes a remedy only where it gains more.

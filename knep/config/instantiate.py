@@ -55,7 +55,7 @@ def _is_trick(found: Any) -> bool:
 # Package -> what a config may take from it, in words and as a test.
 _ROOMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "knep.data.": ("data modules", _of("knep.data.base.ImageData")),
-    "knep.doctor.": ("callbacks", _of("knep.doctor.callback.Doctor")),
+    "knep.doctor.": ("callbacks", _of("knep.doctor.live.callback.Doctor")),
     "knep.guard.": ("guards", _of("knep.guard.policy.Guard")),
     "knep.models.": ("models", _makes_module),
     "knep.recipes.": ("tricks", _is_trick),

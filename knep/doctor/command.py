@@ -15,9 +15,9 @@ from knep.errors import InputError
 
 if TYPE_CHECKING:
     from knep.config.compose import Composed
-    from knep.doctor.cured import Cured
+    from knep.doctor.cure.result import Cured
     from knep.doctor.findings import Report
-    from knep.doctor.patient import Patient
+    from knep.doctor.subject.setup import Patient
 
 
 def add_to(commands: Any) -> None:
@@ -65,7 +65,7 @@ def _written(args: argparse.Namespace, report: Report, cured: Cured | None = Non
         data = report.as_dict() | ({"cure": cured.as_dict()} if cured else {})
         _write(args.json, json.dumps(data, indent=1) + "\n", "--json")
     if args.html:
-        from knep.doctor.html import page
+        from knep.doctor.report.html import page
 
         _write(args.html, page(report, f"{cured}\n{how}" if cured else ""), "--html")
 
@@ -88,8 +88,8 @@ def _patient(lines: Sequence[str], data: str | None) -> Patient:
     from knep.config.budget import check_config
     from knep.config.compose import compose_config
     from knep.config.instantiate import allow_typed, take_allowed
-    from knep.doctor.loaders import Loaders
-    from knep.doctor.patient import from_config
+    from knep.doctor.subject.setup import from_config
+    from knep.doctor.subject.user_loaders import Loaders
 
     allow_typed(lines)
     config = compose_config(lines).config
@@ -110,8 +110,8 @@ def _seconds(text: str) -> float:
 
 def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any, budget: float) -> None:
     from knep.config.compose import compose_config
-    from knep.doctor.cure import cure
-    from knep.doctor.cured import recipe_yaml
+    from knep.doctor.cure.result import recipe_yaml
+    from knep.doctor.cure.search import cure
     from knep.utils.text import shown_lines
 
     again = partial(_patient, data=args.data)
@@ -131,7 +131,7 @@ def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any
 
 def _how_to_train(args: argparse.Namespace, path: Path, made: Composed) -> str:
     """What to type for the cured run; loaders of one's own are no data of train.py."""
-    from knep.doctor.cured import by_recipe, command, load
+    from knep.doctor.cure.result import by_recipe, command, load
 
     found = path.parent.name == "recipe"  # a folder of configs keeps its recipes there
     if args.data:

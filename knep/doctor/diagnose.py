@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 
-from knep.doctor.budget import steps_of, thinned, trials_of
-from knep.doctor.course import broken_images, without_outliers
-from knep.doctor.data import Data
-from knep.doctor.examination import Examination, looks, reached, unfit
+from knep.doctor.data.baseline_accuracy import reference
+from knep.doctor.data.examine import Data
+from knep.doctor.data.split_view import IGNORED
 from knep.doctor.findings import Finding, Report, ordered
-from knep.doctor.objective import check_loss
-from knep.doctor.patient import Patient
-from knep.doctor.reference import reference
-from knep.doctor.signals import signals
-from knep.doctor.split import IGNORED
-from knep.doctor.structure import model_findings
-from knep.doctor.treatment import suspected_of, treat
-from knep.doctor.trial import Trial, run
-from knep.doctor.verdict import verdict
+from knep.doctor.model.examine import model_findings
+from knep.doctor.model.signal_pass import signals
+from knep.doctor.subject.objective import check_loss
+from knep.doctor.subject.setup import Patient
+from knep.doctor.trials.budget import steps_of, thinned, trials_of
+from knep.doctor.trials.examination import Examination, looks, reached, unfit
+from knep.doctor.trials.run import Trial, run
+from knep.doctor.trials.suspects import broken_images, without_outliers
+from knep.doctor.trials.treatment import suspected_of, treat
+from knep.doctor.trials.verdict import verdict
 
 # What leaves nothing to examine behind it.
 _FATAL = {"non_finite_inputs", "constant_inputs", "constant_labels", "labels_out_of_range"}

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from knep.doctor.batches import Batch
-from knep.doctor.patient import Patient
+from knep.doctor.subject.batches import Batch
+from knep.doctor.subject.setup import Patient
 from knep.utils.rng import generator
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from knep.doctor.patient import Patient, of
+from knep.doctor.subject.setup import Patient, of
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 

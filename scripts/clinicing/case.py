@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from knep.doctor.patient import Patient
+from knep.doctor.subject.setup import Patient
 
 Mutation = Callable[[Patient], Patient]
 
@@ -123,7 +123,7 @@ def twin(case: Case) -> Patient:
 def _composed(lines: Sequence[str]) -> Patient:
     from knep.config.compose import compose_config
     from knep.config.instantiate import allow
-    from knep.doctor.patient import from_config
+    from knep.doctor.subject.setup import from_config
 
     allow("clinicing.nets.")
     torch.set_num_threads(1)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knep.doctor import scores, trial
-from knep.doctor.patient import Patient
+from knep.doctor.subject.setup import Patient
+from knep.doctor.trials import run, scoring
 from knep.optim.param_groups import decayed
 
 Answers = list[tuple[str, str]]  # diseases joined by "|", and the peer's words
@@ -182,7 +182,7 @@ def _train(patient: Patient, model: nn.Module, optimizer: Any, watcher: Any) -> 
     scheduler: Any = None
     if patient.make_scheduler is not None and patient.interval == "step":
         scheduler = patient.make_scheduler(optimizer, total_steps=steps, steps_per_epoch=per_epoch)
-    batches = trial.order(patient)
+    batches = run.order(patient)
     facts: dict[str, float] = {}
     for step in range(steps):
         getattr(optimizer, "train", int)()
@@ -204,7 +204,7 @@ def _train(patient: Patient, model: nn.Module, optimizer: Any, watcher: Any) -> 
             scheduler.step()
         facts.pop("eval_loss", None)
         if step % LOOK == LOOK - 1:
-            facts["eval_loss"] = scores.score(patient, model, patient.val[:2]).loss
+            facts["eval_loss"] = scoring.score(patient, model, patient.val[:2]).loss
         watcher.step(step, facts)
         if not math.isfinite(facts["loss"]):
             break

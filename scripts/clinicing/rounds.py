@@ -70,7 +70,7 @@ def examine(doctor: str, name: str) -> dict[str, Any]:
 
 def cure(name: str) -> dict[str, Any]:
     """Validation accuracy of the cured patient in the same trial as its twin's."""
-    from knep.doctor.cure import cure as mend
+    from knep.doctor.cure.search import cure as mend
 
     case = cases()[name]
     began = time.process_time()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from clinicing.case import Case, Mutation, patient, remade, twin
-from knep.doctor import scores, trial
-from knep.doctor.patient import Patient
+from knep.doctor.subject.setup import Patient
+from knep.doctor.trials import run as trial
+from knep.doctor.trials import scoring
 
 _STEPS = 400
 _POINTS = 0.02  # of accuracy
@@ -56,7 +57,7 @@ def _well(base: tuple[str, ...], both: Mutation | None) -> dict[str, float]:
     return {"acc": score.acc, "loss": score.loss}
 
 
-def _trained(patient: Patient) -> tuple[scores.Score, Any]:
+def _trained(patient: Patient) -> tuple[scoring.Score, Any]:
     """The validation score with which the run would end, and the trained model."""
     steps = min(patient.total_steps, _STEPS)
     looks = max(1, min(patient.epochs, steps)) if patient.stopping else 1
@@ -70,7 +71,7 @@ def _leak(ill: Patient, well: Patient, model: Any) -> dict[str, float]:
     fresh = [
         (xs[keep], ys[keep]) for xs, ys in well.val if (keep := torch.tensor([_name(x) not in known for x in xs])).any()
     ]
-    return {"held_acc": scores.score(ill, model, fresh).acc}
+    return {"held_acc": scoring.score(ill, model, fresh).acc}
 
 
 def _name(x: Tensor) -> bytes:

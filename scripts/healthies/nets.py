@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from knep.config.compose import compose_config
-from knep.doctor.patient import Patient, from_config
+from knep.doctor.subject.setup import Patient, from_config
 
 _ACTIVATIONS = ("relu", "leaky_relu", "gelu", "selu", "silu", "mish", "tanh", "sigmoid")
 _INITS = ("default", "he_normal", "he_uniform", "glorot_normal", "glorot_uniform", "lecun_normal", "orthogonal",

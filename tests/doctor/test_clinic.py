@@ -132,10 +132,11 @@ def test_two_points_count_and_chance_does_not():
 def test_a_case_is_judged_where_early_stopping_ends_it(monkeypatch, monitor, loss):
     from types import SimpleNamespace
 
-    from knep.doctor import scores, trial
+    from knep.doctor.trials import run as trial
+    from knep.doctor.trials import scoring
 
     course = [(1.0, 0.1), (0.8, 0.2), (0.85, 0.3), (0.9, 0.3), (0.95, 0.3), (0.1, 0.9)]
-    run = trial.Trial(curve=[(i, scores.Score(*pair)) for i, pair in enumerate(course)])
+    run = trial.Trial(curve=[(i, scoring.Score(*pair)) for i, pair in enumerate(course)])
     monkeypatch.setattr(trial, "run", lambda *a, **how: run)
     asked = SimpleNamespace(stopping=2, min_delta=0.0, monitor=monitor, total_steps=6, epochs=6)
     assert suffering._trained(asked)[0].loss == loss

@@ -11,7 +11,7 @@ import yaml
 
 from knep import cli
 from knep.config.compose import compose_config
-from knep.doctor import ways
+from knep.doctor.cure import candidates
 
 _SMALL = ["data=synthetic", "data.images=600", "data.image_size=8", "model=mlp", "model.widths=[32]", "threads=1"]
 _SOUND = ["recipe=baseline", *_SMALL, "optimizer.lr=0.01", "trainer.max_epochs=15"]
@@ -83,7 +83,7 @@ def test_a_sick_run_is_told_and_written(tmp_path, capsys):
 
 
 def test_a_cure_prints_the_lines_and_writes_the_recipe(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ways, "common", lambda patient: [])  # what is prescribed is enough
+    monkeypatch.setattr(candidates, "common", lambda patient: [])  # what is prescribed is enough
     recipe, json_file, html_file = tmp_path / "recipe" / "mine.yaml", tmp_path / "r.json", tmp_path / "r.html"
     lines = [w for w in _SOUND if not w.startswith("optimizer.lr")]
     files = ["--recipe", str(recipe), "--json", str(json_file), "--html", str(html_file), "--budget", "25"]

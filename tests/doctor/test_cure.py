@@ -14,14 +14,15 @@ from torch import nn
 from doctor.ward import made, patient
 from knep.config.catalog import CONF, SLOTS, options
 from knep.config.compose import compose_config, compose_recipe
-from knep.doctor import cure as cures
-from knep.doctor import remedies, treatment, ways
-from knep.doctor.cure import cure
-from knep.doctor.cured import beside, by_recipe, command, load, recipe_yaml
+from knep.doctor.cure import candidates
+from knep.doctor.cure import search as cures
+from knep.doctor.cure.candidates import merged, tidied
+from knep.doctor.cure.result import beside, by_recipe, command, load, recipe_yaml
+from knep.doctor.cure.search import cure
 from knep.doctor.findings import Finding, Report
-from knep.doctor.patient import of
-from knep.doctor.scores import Score
-from knep.doctor.ways import merged, tidied
+from knep.doctor.subject.setup import of
+from knep.doctor.trials import remedies, treatment
+from knep.doctor.trials.scoring import Score
 from knep.errors import InputError
 from knep.recipes import norm
 
@@ -43,7 +44,7 @@ _WELL = Report(())
 
 
 def _report(*findings: tuple[str, tuple[tuple[str, ...], ...]]) -> Report:
-    found = [Finding(name, "", 0.9 - 0.1 * i).prescribed(*ways) for i, (name, ways) in enumerate(findings)]
+    found = [Finding(name, "", 0.9 - 0.1 * i).prescribed(*candidates) for i, (name, candidates) in enumerate(findings)]
     return Report(tuple(found), {"trial": {"expected": 0.0}})
 
 
@@ -67,8 +68,8 @@ def treat(monkeypatch):
 
         monkeypatch.setattr(cures, "measured", measured)
         monkeypatch.setattr(cures, "diagnose", lambda patient: again)
-        monkeypatch.setattr(ways, "usual", lambda report, patient: [])
-        monkeypatch.setattr(ways, "common", lambda patient: list(common))
+        monkeypatch.setattr(candidates, "usual", lambda report, patient: [])
+        monkeypatch.setattr(candidates, "common", lambda patient: list(common))
         return cure(_SICK, make=make, report=report, **how), asked
 
     return treated
@@ -91,7 +92,7 @@ def test_a_line_gives_way_to_what_a_prescription_says():
 
 
 def test_a_rate_far_too_low_is_found_and_cured(monkeypatch):
-    monkeypatch.setattr(ways, "common", lambda patient: [])  # what is prescribed is enough
+    monkeypatch.setattr(candidates, "common", lambda patient: [])  # what is prescribed is enough
     cured = cure(_SICK, seconds=25)
     assert cured.report.findings[0].disease == "lr_too_low"
     assert cured.after > cured.before + 0.2
@@ -209,7 +210,7 @@ def config():
 def _seen(disease: str, config, limit: int | None = None) -> list[tuple[str, ...]]:
     seen = patient(*made(200, 4, 0.1), classes=4)
     seen = replace(seen, epochs=5, config=config | {"data": config["data"] | {"limit": limit}})
-    return [*ways.usual(_report((disease, ())), seen), *ways.common(seen)]
+    return [*candidates.usual(_report((disease, ())), seen), *candidates.common(seen)]
 
 
 @pytest.mark.parametrize(("expected", "said"), [(0.9, True), (0.61, False)])
@@ -229,7 +230,7 @@ def test_overfitting_is_met_by_more_of_the_images_that_there_are_and_by_an_end_i
 
 
 def test_what_is_usual_names_options_and_keys_that_there_are(config):
-    keys = {line for disease in ways._USUAL for way in _seen(disease, config, 40) for line in way}
+    keys = {line for disease in candidates._USUAL for way in _seen(disease, config, 40) for line in way}
     values = [line for line in keys if "." in line.partition("=")[0]]
     for line in keys.difference(values):
         assert line.partition("=")[2] in options(line.partition("=")[0]), line
@@ -254,9 +255,12 @@ def test_what_is_worth_a_trial_anywhere_is_tried_where_no_prescription_helps(tre
 
 
 def test_a_value_that_helped_is_tried_nearby():
-    assert ways.finer(("optimizer=adam", "optimizer.lr=0.001")) == [("optimizer.lr=0.003",), ("optimizer.lr=0.0003",)]
-    assert ways.finer(("trainer.max_epochs=8",)) == [("trainer.max_epochs=32",)]
-    assert ways.finer(("clip=norm",)) == []
+    assert candidates.finer(("optimizer=adam", "optimizer.lr=0.001")) == [
+        ("optimizer.lr=0.003",),
+        ("optimizer.lr=0.0003",),
+    ]
+    assert candidates.finer(("trainer.max_epochs=8",)) == [("trainer.max_epochs=32",)]
+    assert candidates.finer(("clip=norm",)) == []
 
 
 def test_a_rate_is_refined_in_the_next_round(treat):
@@ -271,7 +275,7 @@ def test_a_rate_is_refined_in_the_next_round(treat):
 
 def test_groups_that_a_trial_does_not_run_are_not_tried():
     report = _report(("loss_spikes", (("clip=norm",), ("guard=skip",), ("averaging=ema",))))
-    assert ways.prescribed(report) == [("clip=norm",)]
+    assert candidates.prescribed(report) == [("clip=norm",)]
 
 
 @pytest.mark.parametrize("lines", [_SICK, ("recipe=fashion_fast", "data.limit=200", "optimizer.lr=0.01"), ()])

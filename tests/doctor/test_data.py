@@ -6,9 +6,9 @@ from torch import nn
 
 from doctor.ward import batched, digits, made, net, patient, without_relation
 from knep.config.compose import compose_config
-from knep.doctor.course import broken_images
-from knep.doctor.data import Data
-from knep.doctor.patient import from_config, of
+from knep.doctor.data.examine import Data
+from knep.doctor.subject.setup import from_config, of
+from knep.doctor.trials.suspects import broken_images
 from knep.errors import InputError
 from knep.utils.rng import generator
 

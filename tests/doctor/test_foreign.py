@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import knep
-from knep.doctor import trial
-from knep.doctor.course import suspects
 from knep.doctor.diagnose import diagnose
-from knep.doctor.dropouts import capped, functional, settings
-from knep.doctor.examination import Examination
 from knep.doctor.findings import Finding
-from knep.doctor.loaders import Loaders
-from knep.doctor.objective import check_loss
-from knep.doctor.patient import of
-from knep.doctor.probes import memorised
-from knep.doctor.scores import Score
-from knep.doctor.signals import signals
-from knep.doctor.structure import model_findings
-from knep.doctor.trial import Trial
-from knep.doctor.unregistered import unregistered
-from knep.doctor.verdict import verdict
+from knep.doctor.model.examine import model_findings
+from knep.doctor.model.signal_pass import signals
+from knep.doctor.model.unregistered import unregistered
+from knep.doctor.subject.objective import check_loss
+from knep.doctor.subject.setup import of
+from knep.doctor.subject.user_loaders import Loaders
+from knep.doctor.trials import run
+from knep.doctor.trials.dropout import capped, functional, settings
+from knep.doctor.trials.examination import Examination
+from knep.doctor.trials.lr_range import memorised
+from knep.doctor.trials.run import Trial
+from knep.doctor.trials.scoring import Score
+from knep.doctor.trials.suspects import suspects
+from knep.doctor.trials.verdict import verdict
 from knep.errors import InputError
 from knep.utils.rng import generator
 from tests.doctor.ward import batched, digits, net, patient
@@ -84,7 +84,7 @@ def test_a_model_that_keeps_features_of_its_last_pass():
     F.cross_entropy(model(x[:8]), y[:8]).backward()
     p = of(model, batched(x, y), batched(v, w), optimizer=adam())
     assert model_findings(p, signals(p)) == []
-    assert not trial.run(p, 5).diverged
+    assert not run.run(p, 5).diverged
     assert model.last.grad_fn is not None
 
 
@@ -151,7 +151,7 @@ def test_the_loss_sees_labels_as_the_loader_gives_them(form):
     p = of(net(x, 10), batched(x, given(y)), batched(v, given(w)), optimizer=adam(), loss=spy)
     check_loss(p)
     seen.clear()  # of the check, which also tries the other shape
-    trial.run(p, 3)
+    run.run(p, 3)
     assert torch.equal(torch.cat([b for _, b in p.train]), y)
     assert {(label.dtype, *label.shape[1:]) for label in seen} == {(given(y).dtype, *given(y).shape[1:])}
     assert torch.equal(p.form.of(y), given(y))
@@ -317,7 +317,7 @@ def test_dropout_is_seen_and_taken_away_wherever_it_is():
     quiet = capped(0.0)(p).model.train()
     assert torch.equal(quiet(x), quiet(x))
     assert not torch.equal(p.model.train()(x), p.model(x))
-    suspect = next(s for s in suspects(p, trial.run(p, 5)) if s.finding.disease == "too_much_dropout")
+    suspect = next(s for s in suspects(p, run.run(p, 5)) if s.finding.disease == "too_much_dropout")
     assert "forward" in suspect.finding.mend
     assert not suspect.finding.prescribed(suspect.ways[0][0]).overrides
 
@@ -377,7 +377,7 @@ def test_slow_statistics_follow_a_trial_as_far_as_the_run():
     for momentum, expected in ((0.01, 1 - 0.99**8), (0.05, 0.1), (0.3, 0.3), (1e-4, 1 - 0.9999**8)):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8, momentum=momentum), nn.Linear(8, 10))
         p = of(model, batched(x, y), batched(v, w), optimizer=adam(), epochs=16)
-        trained = trial.run(p, 2).model
+        trained = run.run(p, 2).model
         assert trained is not None
         assert trained.get_submodule("2").momentum == pytest.approx(expected)
 

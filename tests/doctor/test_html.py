@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from knep.doctor.figures import figures
 from knep.doctor.findings import Finding, Report
-from knep.doctor.html import page
+from knep.doctor.report.figures import figures
+from knep.doctor.report.html import page
 
 LAYERS = [
     {"path": "0", "kind": "Linear", "mean": 0.1, "std": 1.0, "similarity": 0.1, "grad_std": 1e-9},

@@ -13,11 +13,11 @@ from torch.optim import SGD, Adam, AdamW
 
 import knep.doctor
 from knep.config.compose import compose_config
-from knep.doctor.callback import Doctor
 from knep.doctor.findings import Finding
-from knep.doctor.live import Watch, following
+from knep.doctor.live.callback import Doctor
+from knep.doctor.live.history import Stream, fresh
+from knep.doctor.live.watch import Watch, following
 from knep.doctor.ranking import ranked
-from knep.doctor.stream import Stream, fresh
 from knep.ensemble.support import supports
 from knep.errors import InputError
 from knep.train import run

@@ -11,10 +11,10 @@ from torch import nn
 
 from doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
 from knep.config.compose import compose_config
-from knep.doctor.callback import Doctor
 from knep.doctor.findings import Finding
-from knep.doctor.live import following
-from knep.doctor.mend import again
+from knep.doctor.live.callback import Doctor
+from knep.doctor.live.fixes import again
+from knep.doctor.live.watch import following
 from knep.recipes import clip
 from knep.train import run
 

@@ -7,9 +7,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from doctor.ward import digits, made, patient, without_relation
-from knep.doctor.classifiers import nearest, ridge, voted
-from knep.doctor.reference import reference
-from knep.doctor.relation import noise
+from knep.doctor.data.baseline_accuracy import reference
+from knep.doctor.data.baselines import nearest, ridge, voted
+from knep.doctor.data.label_noise import noise
 from knep.utils.rng import generator
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from knep.doctor import patient as patients
-from knep.doctor.patient import Patient
-from knep.doctor.signals import signals
+from knep.doctor.model.signal_pass import signals
+from knep.doctor.subject import setup as patients
+from knep.doctor.subject.setup import Patient
 from knep.errors import InputError
 
 

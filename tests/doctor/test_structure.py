@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from knep.doctor import patient as patients
-from knep.doctor.connection import looks_drawn
 from knep.doctor.findings import Finding
-from knep.doctor.marks import healthy, quantile
-from knep.doctor.patient import Patient
-from knep.doctor.rectified import rectified, unrectified
-from knep.doctor.signals import signals
-from knep.doctor.structure import model_findings
+from knep.doctor.model.examine import model_findings
+from knep.doctor.model.gradient_flow import looks_drawn
+from knep.doctor.model.healthy_ranges import healthy, quantile
+from knep.doctor.model.rectified import rectified, unrectified
+from knep.doctor.model.signal_pass import signals
+from knep.doctor.subject import setup as patients
+from knep.doctor.subject.setup import Patient
 
 _DIGITS = load_digits()
 _X = torch.tensor(_DIGITS.images, dtype=torch.float32)[:, None]

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from knep.config.compose import compose_config
-from knep.doctor import batches, budget, examination, remedies, treatment, trial
 from knep.doctor import diagnose as diagnose_module
-from knep.doctor import patient as patients
-from knep.doctor.examination import Examination
-from knep.doctor.scores import Score, norms_of, settled
+from knep.doctor.subject import batches
+from knep.doctor.subject import setup as patients
+from knep.doctor.trials import budget, examination, remedies, run, treatment
+from knep.doctor.trials.examination import Examination
+from knep.doctor.trials.scoring import Score, norms_of, settled
 from knep.errors import InputError
 
 _LINES = ["recipe=baseline", "data=synthetic", "data.images=400", "data.image_size=8", "model=mlp", "model.widths=[16]"]
@@ -28,7 +29,7 @@ def _patient(*more: str) -> patients.Patient:
 def test_a_trial_leaves_the_patient_alone_and_repeats_itself():
     patient = _patient()
     before = copy.deepcopy(patient.model.state_dict())
-    first, second = trial.run(patient, 20), trial.run(patient, 20)
+    first, second = run.run(patient, 20), run.run(patient, 20)
     assert all(torch.equal(before[k], v) for k, v in patient.model.state_dict().items())
     assert first.losses == second.losses
     assert first.val == second.val
@@ -47,7 +48,7 @@ def test_a_trial_takes_the_steps_that_training_takes():
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert trial.run(patient, 5).losses == pytest.approx(losses, rel=1e-5)
+    assert run.run(patient, 5).losses == pytest.approx(losses, rel=1e-5)
 
 
 def test_of_a_dear_network_fewer_images_and_steps_are_tried():
@@ -66,7 +67,7 @@ def test_of_a_dear_network_fewer_images_and_steps_are_tried():
 
 
 def test_the_schedule_runs_through_in_the_steps_of_the_trial():
-    rates = trial.run(_patient("scheduler=cosine", "scheduler.warmup=0"), 20).rates
+    rates = run.run(_patient("scheduler=cosine", "scheduler.warmup=0"), 20).rates
     assert rates[0] > 10 * rates[-1]
 
 
@@ -94,7 +95,7 @@ def _normed(momentum: float, epochs: int) -> patients.Patient:
 @pytest.mark.parametrize(("momentum", "epochs", "settles"), [(0.02, 40, True), (0.02, 1, False), (1e-5, 40, False)])
 def test_statistics_are_judged_once_the_weights_stand_still_where_the_run_goes_on(momentum, epochs, settles):
     patient = _normed(momentum, epochs)
-    seen = trial.run(patient, 5)
+    seen = run.run(patient, 5)
     assert seen.batch_stats.acc > 0.3
     assert (seen.lag > 0.05) is settles
     fits = seen.train.acc > seen.batch_stats.acc - 0.05
@@ -115,19 +116,19 @@ def test_statistics_that_a_model_keeps_still_stay_as_they_are():
 
 
 def test_an_exploding_trial_says_so():
-    assert trial.run(_patient("optimizer=sgd", "optimizer.lr=1e30"), 20).diverged
+    assert run.run(_patient("optimizer=sgd", "optimizer.lr=1e30"), 20).diverged
 
 
 def test_what_clipping_left_is_measured():
-    shares = trial.run(_patient("clip=norm", "clip.theta=0.001"), 5).shares
+    shares = run.run(_patient("clip=norm", "clip.theta=0.001"), 5).shares
     assert all(0 < s < 0.1 for s in shares)
 
 
 def test_frozen_weights_in_half_precision_are_counted():
     patient = _patient("optimizer=sgd", "optimizer.lr=1e-4")
     half = replace(patient, model=copy.deepcopy(patient.model).bfloat16(), scaling=_Half(patient.scaling))
-    assert trial.run(half, 8).frozen_share > 0.9
-    assert trial.run(patient, 8).frozen_share < 0.5
+    assert run.run(half, 8).frozen_share > 0.9
+    assert run.run(patient, 8).frozen_share < 0.5
 
 
 class _Half(nn.Module):
@@ -141,7 +142,7 @@ class _Half(nn.Module):
 
 def test_the_rate_of_a_remedy_is_the_configs_own():
     patient = _patient("optimizer=muon", "optimizer.lr=0.02")
-    rates = trial.run(remedies.rate(10)(patient), 2).rates
+    rates = run.run(remedies.rate(10)(patient), 2).rates
     assert max(rates) == pytest.approx(0.2)
 
 
@@ -165,7 +166,7 @@ def test_somebody_elses_model_and_optimizer_are_examined_as_they_are():
     assert [g["lr"] for g in made.param_groups] == [0.5, 0.1]
     assert patient.num_classes == 3
     assert not patient.shuffled
-    assert len(trial.run(patient, 5).losses) == 5
+    assert len(run.run(patient, 5).losses) == 5
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_scores_of_another_shape_are_one_line():
 @pytest.mark.parametrize(("epochs", "falls", "unfinished"), [(40, True, True), (1, True, False), (40, False, False)])
 def test_a_run_that_goes_on_learning_after_its_trial_is_not_judged_by_where_it_stands(epochs, falls, unfinished):
     patient = _patient(f"trainer.max_epochs={epochs}")
-    course = trial.Trial(losses=[2.3 * (0.9**i if falls else 1.0) for i in range(40)])
+    course = run.Trial(losses=[2.3 * (0.9**i if falls else 1.0) for i in range(40)])
     exam = Examination(patient, 40, course, reached=0.5, expected=0.9)
     assert exam.unfinished is unfinished
     assert exam.least("dying_relu") == pytest.approx(0.2 if unfinished else 0.06)
@@ -236,10 +237,10 @@ def test_a_run_far_behind_is_excused_where_a_longer_trial_arrives(later, excused
     def ended(patient, steps):
         assert steps == 160
         acc = next(ends)
-        return trial.Trial(train=Score(0.1, acc), curve=[(steps, Score(0.1, acc))])
+        return run.Trial(train=Score(0.1, acc), curve=[(steps, Score(0.1, acc))])
 
     monkeypatch.setattr(examination, "run", ended)
-    exam = Examination(patient, 40, trial.Trial(losses=[0.9**i for i in range(40)]), reached=0.5, expected=0.9, left=9)
+    exam = Examination(patient, 40, run.Trial(losses=[0.9**i for i in range(40)]), reached=0.5, expected=0.9, left=9)
     exam.look_ahead()
     assert (exam.later, exam.ahead, exam.left) == (later, 160, 6)
     assert exam.unfinished is excused
@@ -250,7 +251,7 @@ def test_a_run_far_behind_is_excused_where_a_longer_trial_arrives(later, excused
 
 def test_nobody_looks_ahead_of_a_trial_that_is_near_the_end_or_the_aim(monkeypatch):
     monkeypatch.setattr(examination, "run", None)
-    falling = trial.Trial(losses=[0.9**i for i in range(40)])
+    falling = run.Trial(losses=[0.9**i for i in range(40)])
     for epochs, reached in ((1, 0.5), (40, 0.85)):
         exam = Examination(_patient(f"trainer.max_epochs={epochs}"), 40, falling, reached=reached, expected=0.9)
         exam.look_ahead()
@@ -269,7 +270,7 @@ def test_a_waist_of_one_number_is_found_in_a_run_that_goes_on_after_its_trial(mo
 
 
 def test_of_two_rates_that_gain_the_same_the_nearer_one_is_prescribed(monkeypatch):
-    exam = Examination(_patient("optimizer=sgd"), 5, trial.Trial(), reached=0.1, expected=0.9)
+    exam = Examination(_patient("optimizer=sgd"), 5, run.Trial(), reached=0.1, expected=0.9)
     gains = {"rate x 10": 0.1, "rate x 100": 0.8, "rate x 1000": 0.8, "rate x 0.1": 0.3, "rate x 0.01": 0.3}
     monkeypatch.setattr(Examination, "gain", lambda self, patient, disease, what: gains[what])
     assert treatment._best_rate(exam, "lr_too_low", [10.0, 1e3, 1e2]) == (0.8, 100)
@@ -289,6 +290,6 @@ def test_of_two_rates_that_gain_the_same_the_nearer_one_is_prescribed(monkeypatc
 def test_a_swinging_run_that_happens_to_end_high_is_compared_with_its_mean(accs, stops, lucky):
     y = torch.zeros(400, dtype=torch.long)
     patient = replace(_patient(), val=[(torch.zeros(400, 1, 8, 8), y)], stopping=3 if stops else None)
-    course = trial.Trial(curve=[(i, Score(0.1, acc)) for i, acc in enumerate(accs)])
+    course = run.Trial(curve=[(i, Score(0.1, acc)) for i, acc in enumerate(accs)])
     exam = Examination(patient, 8, course, reached=0.95, expected=0.98)
     assert treatment._luck(exam) == pytest.approx(lucky, abs=1e-9)

@@ -6,8 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from knep.doctor.batches import Batch
-from knep.doctor.patient import Patient, of
+from knep.doctor.subject.batches import Batch
+from knep.doctor.subject.setup import Patient, of
 from knep.utils.rng import generator
 
 DIGITS = load_digits()

@@ -1,0 +1,1 @@
+"""What is wrong with inputs, labels and splits, before anything is trained."""

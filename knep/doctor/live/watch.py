@@ -1,0 +1,250 @@
+"""The doctor beside a training loop: looks at some of its steps, and says what is wrong while the run goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from knep.doctor.findings import Finding, Report, ordered
+from knep.doctor.live.admission import check, number, scalar
+from knep.doctor.live.curve_checks import courses
+from knep.doctor.live.history import LABELS, Stream
+from knep.doctor.live.step_checks import symptoms
+from knep.doctor.ranking import line, ranked
+from knep.errors import InputError
+from knep.observe.step_observer import Eye, compiled, fused, takes_probabilities
+
+_PATIENCE = 64  # steps that a look waits for an optimizer that does not step
+_WHOLE = 4  # looks from one that reads the signal of every layer to the next
+_SPARSER, _SPARSEST = 16, 10  # looks are a 16th of the run apart, at most 10 times as far as at first
+
+
+def watch(
+    model: nn.Module, optimizer: Optimizer, *, every: int = 10, on_finding: str | Callable[[Finding], None] = "warn"
+) -> Watch:
+    """Watches a loop of one's own: `with watch(model, optimizer) as d: ... optimizer.step(); d.step(loss)`.
+
+    every: steps from one look to the next; the first looks are closer, and those of a long run up to ten times as far.
+    on_finding: "warn" warns once for each disease, with the step at which it began; "none" keeps findings for
+    `d.report()`; or a function that is given each Finding. The model, its gradients and the numbers of the training
+    stay as they are. Raises InputError for what cannot be watched.
+    """
+    return Watch(model, optimizer, every=every, on_finding=on_finding)
+
+
+class Watch:
+    """What `watch` returns: open within its `with`.
+
+    stream: what was seen; findings: by disease, all so far; looks: their number; now: the findings that the last look
+    bears out. cross_entropy: the loss is known to be the cross-entropy of the scores. door, told: as `Eye` has them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        every: int = 10,
+        on_finding: str | Callable[[Finding], None] = "warn",
+        cross_entropy: bool = False,
+        door: nn.Module | None = None,
+        told: bool = False,
+    ) -> None:
+        check(model, optimizer, every, on_finding)
+        self.stream, self.looks = Stream(), 0
+        self.findings: dict[str, Finding] = {}
+        self.now: tuple[Finding, ...] = ()
+        self._model, self._optimizer, self._every, self._tell = model, optimizer, every, on_finding
+        self._door, self._told = model if door is None else door, told
+        self._cross_entropy = cross_entropy
+        self._eye: Eye | None = None
+        self._open = False
+        self._held: Any = None
+        self._kept: Tensor | None = None
+        self._waiting: list[Tensor] = []
+        self._next = 0
+        self._alarmed = False
+        self._began = time.perf_counter()
+        self._news: list[str] = []
+
+    def __enter__(self) -> Watch:
+        self.stream.meet(self._model, self._optimizer)
+        self._open = True
+        if not self._told and not compiled(self._door):
+            self._held = self._door.register_forward_pre_hook(self._keep)
+        self._look()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._open:
+            self._settle()
+            self._open, self._kept = False, None
+            if self._held is not None:
+                self._held.remove()
+
+    def _keep(self, module: nn.Module, args: Any) -> None:
+        if args and torch.is_grad_enabled():
+            self._kept = args[0]
+
+    def given(self, x: Any) -> None:
+        """For those who told that they tell: the batch of this step, in place of what a hook on the model would see."""
+        self._kept = x
+
+    def arrived(self) -> None:
+        """For those who told that they tell: the gradients of this step are whole, and not clipped yet."""
+        if self._eye is not None:
+            self._eye.arrived()
+
+    def step(self, loss: Tensor | float, *, y: Tensor | None = None, scores: Tensor | None = None) -> None:
+        """One step of training is over; called behind `optimizer.step()`.
+
+        loss: of the step, a number or a tensor of one element; y: int64 (N,), the labels of its batch; scores: (N, K),
+        what the model answered. Both are optional: with labels the doctor sees more. Raises InputError for a loss that
+        is no number and for a watch that is closed.
+        """
+        if not self._open:
+            raise InputError("step: this watch is closed: call it inside `with knep.doctor.watch(...) as d:`")
+        if isinstance(loss, Tensor) and not loss.is_cpu:
+            self._waiting.append(scalar(loss))
+        else:
+            self._take(number(loss))
+        if y is not None and (scores is not None or self._eye is not None or len(self.stream.labels) < LABELS):
+            self._learn(y, scores)
+        steps = self.steps
+        if self._eye is not None and (self._eye.stepped or steps - self._eye.look.step >= _PATIENCE):
+            self._drain()
+            self._close(y, scores)
+            self._judge()
+        self._kept = None
+        if steps >= self._next:
+            self._look()
+
+    def validate(self, *, loss: float = math.nan, acc: float = math.nan) -> None:
+        """A validation after the steps so far: mean loss, accuracy in [0, 1]; either may be left out."""
+        self.stream.vals.append((self.steps, float(loss), float(acc)))
+        self._judge()
+
+    @property
+    def steps(self) -> int:
+        return len(self.stream.losses) + len(self._waiting)
+
+    def report(self) -> Report:
+        """What was found so far, the gravest first."""
+        self._drain()
+        self._judge(ended=True)
+        found, notes = ranked(self.findings.values()), ()
+        if fused(self._model):
+            notes = ("no layer was seen: torch.compile makes one graph of the model",)
+        elif not any(look.layers for look in self.stream.looks):
+            notes = ("no layer was seen: the model's hooks did not run",)
+        return Report(found, self.stream.measured(), time.perf_counter() - self._began, notes)
+
+    def news(self) -> list[Finding]:
+        """The findings since the last call."""
+        new, self._news = self._news, []
+        return [self.findings[name] for name in new if name in self.findings]
+
+    def changed(self) -> None:
+        """The rate, the momentum or the decay is another from here on: steps before say nothing about it."""
+        self.stream.since = self.steps
+
+    def failed(self) -> None:
+        """The run ends with a step that is not finite, which `step` will not be told of."""
+        self._drain()
+        self._take(math.nan)
+        self._judge()
+
+    def _look(self) -> None:
+        if self._eye is None:
+            first, steps = self.looks < 2, self.steps
+            whole = first or self.looks % _WHOLE == 0
+            parts = self._model, self._optimizer
+            self._eye = Eye(*parts, steps, first=first, whole=whole, door=self._door, told=self._told)
+            self._next = following(steps, self._every)
+
+    def _close(self, y: Tensor | None, scores: Tensor | None) -> None:
+        assert self._eye is not None
+        answered = scores if scores is not None else self._eye.scores
+        look, self._eye = self._eye.close(), None
+        if self._cross_entropy:
+            look.doubled = look.probabilities
+        elif y is not None and answered is not None:
+            look.doubled = takes_probabilities(look, answered.detach(), y, self.stream.losses[-1])
+        self.stream.take(look)
+        self.looks += 1
+
+    def _learn(self, y: Tensor, scores: Tensor | None) -> None:
+        self.stream.label(y)
+        if scores is not None and scores.ndim == 2 and y.ndim == 1 and len(scores) == len(y):
+            right = scores.detach().argmax(1) == y.to(scores.device)
+            self.stream.accs[self.steps - 1] = float(right.float().mean())
+
+    def _drain(self) -> None:
+        """Losses that wait on the device become numbers."""
+        if self._waiting:
+            values = torch.stack(self._waiting).tolist()
+            self._waiting.clear()
+            for value in values:
+                self._take(value)
+
+    def _take(self, value: float) -> None:
+        self.stream.losses.append(value)
+        if value - value != 0 and not self._alarmed:  # NaN or infinite
+            self._alarmed = True
+            self._suspect()
+            self._judge()
+
+    def _suspect(self) -> None:
+        given = self._kept
+        if isinstance(given, Tensor) and given.is_floating_point() and not bool(given.isfinite().all()):
+            self.stream.bad_input = len(self.stream.losses) - 1
+            self.stream.bad_share = 1 - float(given.isfinite().float().mean())
+
+    def _settle(self) -> None:
+        """Ends the look that waits for its step; it counts where that was made."""
+        self._drain()
+        if self._eye is not None:
+            look, stepped = self._eye.close(), self._eye.stepped
+            self._eye = None
+            if stepped:
+                self.stream.take(look)
+
+    def _judge(self, ended: bool = False) -> None:
+        look = self.stream.looks[-1] if self.stream.looks else None
+        if look and look.input and look.input.finite < 1 and self.stream.bad_input is None:
+            self.stream.bad_input, self.stream.bad_share = look.step, 1 - look.input.finite
+        self.stream.advance()
+        self.now = ordered([*symptoms(self.stream), *courses(self.stream, ended)])
+        if any(found.disease == "sorted_batches" for found in self.now):
+            self.findings.pop("constant_labels", None)  # the first class was a long one
+        for found in self.now:
+            known = self.findings.get(found.disease)
+            self.findings[found.disease] = found if known is None else replace(found, began=known.began)
+            if known is None:
+                self._news.append(found.disease)
+                self._say(self.findings[found.disease])
+
+    def _say(self, finding: Finding) -> None:
+        if callable(self._tell):
+            self._tell(finding)
+        elif self._tell == "warn":
+            warnings.warn(line(finding), UserWarning, stacklevel=4)
+
+
+def following(step: int, every: int) -> int:
+    """The step of the look after that of `step`: 1, 2, 4, 8, ... below `every`, then every `every` steps, and later in
+    a run at growing distance.
+    """
+    double = 1 if step == 0 else 1 << step.bit_length()
+    if double < every:
+        return double
+    apart = min(max(1, step // _SPARSER // every), _SPARSEST)
+    return (step // every + apart) * every

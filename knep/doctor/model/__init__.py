@@ -1,0 +1,1 @@
+"""What is wrong with a network at its first steps: signals, gradients, norms, outputs."""

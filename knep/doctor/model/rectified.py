@@ -1,0 +1,68 @@
+"""Scores that pass a rectifier, and the same model without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from knep.doctor.findings import Finding
+from knep.doctor.model.output_layer import applies_softmax
+from knep.doctor.subject.copies import copied
+from knep.doctor.subject.setup import Patient
+from knep.observe.rows import Signals
+from knep.surgery.record import name_of
+
+_RELUS = ("relu", "relu6", "threshold")
+
+
+def rectified(patient: Patient, seen: Signals) -> list[Finding]:
+    """dying_relu where the scores themselves pass a rectifier: a class that is cut off there gets no gradient.
+
+    Maps of scores that are rectified and then averaged (SqueezeNet) are another thing.
+    """
+    scores = seen.scores
+    if scores.last not in _RELUS or not scores.flat or not applies_softmax(patient):
+        return []
+    text = f"the scores themselves pass {scores.last}: a class below 0 gets no gradient and cannot come back"
+    mend = "let the model return scores, without the last rectifier"
+    return [Finding("dying_relu", text, 0.9, certain=False, mend=mend)]
+
+
+def unrectified(patient: Patient) -> Patient:
+    """The model's output as it was before a rectifier that made it."""
+    model = copied(patient.model)
+    inside: list[_Last] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        inside.append(_Last())
+        inside[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        mode = inside.pop()
+        mode.__exit__(None, None, None)
+        return mode.given if output is mode.made else output
+
+    model.register_forward_pre_hook(enter)
+    model.register_forward_hook(leave, always_call=True)
+    return replace(patient, model=model)
+
+
+class _Last(TorchFunctionMode):
+    """given, made: what the last rectifier was given and made of it."""
+
+    given: Tensor | None = None
+    made: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if name_of(func).rstrip("_") not in (*_RELUS, "hardtanh", "clamp", "clamp_min"):
+            return func(*args, **(kwargs or {}))
+        self.given = args[0]
+        if name_of(func) == "relu_":  # would overwrite what it is given
+            self.made = torch.relu(args[0])
+        else:
+            self.made = func(args[0].clone(), *args[1:], **(kwargs or {}))
+        return self.made

@@ -1,0 +1,1 @@
+"""The examination as an HTML page with its figures."""

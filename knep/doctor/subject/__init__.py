@@ -1,0 +1,1 @@
+"""What is examined: model, loss, optimizer and batches, without a trace left on them."""

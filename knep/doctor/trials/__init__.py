@@ -1,0 +1,1 @@
+"""Short trainings that tell what a look cannot: rates, remedies, and the verdict."""
