@@ -24,8 +24,8 @@ from benching.race import race
 from benching.watch import screen
 
 from knep.engine.build import threads
+from knep.evidence.provenance import processor
 from knep.evidence.stats import paired
-from knep.evidence.where import processor
 from knep.train import run
 
 OUT = Path("outputs/bench")

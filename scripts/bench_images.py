@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from knep.evidence.where import processor
+from knep.evidence.provenance import processor
 
 SIDE, SIZE, SHIFT, CLASSES, WORKERS, BATCH = 256, 64, 4, 10, 2, 128
 BARS = {"knep decoded": 1.5, "knep cached": 5.0}  # times timm's images/s

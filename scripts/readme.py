@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.config.catalog import CONF, GROUPS, options
-from knep.evidence import headline
+from knep.evidence import readme_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ def filled(text: str) -> str:
         head, rest = text.split(f"<!-- {name} -->")
         _, tail = rest.split(f"<!-- /{name} -->")
         text = f"{head}<!-- {name} -->\n{content}\n<!-- /{name} -->{tail}"
-    return headline.filled(text)
+    return readme_table.filled(text)
 
 
 def _minutes(measured: dict[str, Any]) -> str:

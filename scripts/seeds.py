@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.config.compose import compose_config
-from knep.evidence.where import processor
+from knep.evidence.provenance import processor
 from knep.io.run_folder import config_hash
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from knep.config.catalog import CONF, SLOTS, cells, options, reason
 from knep.errors import InputError
-from knep.evidence import headline
+from knep.evidence import readme_table
 from knep.evidence.verify import RUNS, expected
 from knep.io.run_folder import write_atomic
 
@@ -44,7 +44,7 @@ def cards(words: Sequence[str]) -> int:
 
 def _fill(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    wanted = headline.filled(text)
+    wanted = readme_table.filled(text)
     if wanted != text:
         write_atomic(page, wanted)
         print(f"the table of effects written in {page}")

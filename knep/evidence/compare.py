@@ -10,8 +10,8 @@ from typing import Any
 from knep.config.catalog import GROUPS
 from knep.errors import InputError
 from knep.evidence import effects, plots, report
+from knep.evidence.arguments import Settings, settings, take
 from knep.evidence.arms import Arm, choices
-from knep.evidence.lines import Settings, settings, take
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
 from knep.evidence.tuning import Point, edges, search, space

@@ -17,11 +17,11 @@ from knep import __version__
 from knep.config.catalog import options
 from knep.errors import InputError
 from knep.evidence import effects
+from knep.evidence.arguments import settings, take
 from knep.evidence.arms import Arm
-from knep.evidence.lines import settings, take
+from knep.evidence.provenance import hardware
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
-from knep.evidence.where import hardware
 from knep.io.run_folder import write_atomic
 
 RESULTS = Path(__file__).parent / "results"

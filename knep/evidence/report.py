@@ -12,8 +12,8 @@ from typing import Any
 
 from knep.evidence import plots
 from knep.evidence.effects import Records, Row, accuracy, plain
+from knep.evidence.provenance import commit, hardware
 from knep.evidence.stats import Effect
-from knep.evidence.where import commit, hardware
 from knep.io.run_folder import write_atomic
 
 _COLUMNS = ("trick", "compared", "test accuracy", "steps to target", "time", "memory", "p (Holm)", "verdict")

@@ -9,8 +9,8 @@ from typing import Any
 
 from knep.errors import InputError
 from knep.evidence import effects, plots, report
+from knep.evidence.arguments import Settings, settings, take
 from knep.evidence.arms import Arm, ablation
-from knep.evidence.lines import Settings, settings, take
 from knep.evidence.trials import Store, plan, run_trials
 
 QUIET = ("progress=false", "threads=1")  # trials run side by side, one thread each, and draw nothing
@@ -128,7 +128,7 @@ def _figures(rows: Any, sides: effects.Records, classes: int, spec: Mapping[str,
     groups = {group: [n for n in sides if n.endswith(f", {group}")] for group in spec.get("groups") or ()}
     found = {"Effects": plots.effects(rows)}
     if spec.get("signal"):
-        from knep.evidence.signal import signal
+        from knep.evidence.signal_size import signal
 
         first = {t.arm: t.made.config for t in trials if t.seed == 0}
         sizes = {

@@ -27,7 +27,7 @@ from typing import Any
 from knep.config.compose import Composed, compose_config
 from knep.errors import InputError
 from knep.evidence.arms import Arm
-from knep.evidence.where import commit
+from knep.evidence.provenance import commit
 from knep.io.run_folder import config_hash, write_atomic
 from knep.utils.orphans import ends_with
 

@@ -12,8 +12,8 @@ from typing import Any
 from knep.config.catalog import GROUPS, cells
 from knep.errors import InputError
 from knep.evidence import effects
+from knep.evidence.arguments import settings, take
 from knep.evidence.arms import Arm
-from knep.evidence.lines import settings, take
 from knep.evidence.stats import prediction_interval
 from knep.evidence.study import QUIET
 from knep.evidence.trials import Store, plan, run_trials

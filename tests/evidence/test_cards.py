@@ -10,7 +10,7 @@ import pytest
 from knep import cli
 from knep.config import catalog
 from knep.config.catalog import options
-from knep.evidence import cards, headline, ledger, verify
+from knep.evidence import cards, ledger, readme_table, verify
 
 ROOT = Path(__file__).parent.parent.parent
 COMMITTED = ROOT / "docs" / "cards"
@@ -175,16 +175,16 @@ def test_a_workload_of_the_headline_takes_those_options_and_the_controls(measure
 def test_readmes_table_is_the_ledgers_and_is_filled_by_the_cards_command(measured, monkeypatch):
     monkeypatch.chdir(measured)
     page = measured / "README.md"
-    page.write_text(f"before {headline.START}\nold\n{headline.END} after\n")
+    page.write_text(f"before {readme_table.START}\nold\n{readme_table.END} after\n")
     cli.main(["cards"])
     best = "[`norm`](docs/cards/clip/norm.md) on digits/mlp: +2.00 [+2.00, +2.00], n = 6, helps"
     lines = page.read_text().splitlines()
-    assert lines[0] == f"before {headline.START}"
-    assert lines[-1] == f"{headline.END} after"
+    assert lines[0] == f"before {readme_table.START}"
+    assert lines[-1] == f"{readme_table.END} after"
     assert len(lines) == 5
     assert lines[3].startswith(f"| `clip` | {len(options('clip')) - 1} | {best} | [`")
-    assert headline.filled(page.read_text()) == page.read_text()
+    assert readme_table.filled(page.read_text()) == page.read_text()
     results = measured / "results" / "clip.json"
     results.write_text(results.read_text().replace('"verdict": "helps"', '"verdict": "hurts"'))
-    assert headline.filled(page.read_text()) != page.read_text()
-    assert headline.filled("no marks") == "no marks"
+    assert readme_table.filled(page.read_text()) != page.read_text()
+    assert readme_table.filled("no marks") == "no marks"
