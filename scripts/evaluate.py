@@ -2,7 +2,7 @@
 
 import sys
 
-from knep.cli import main as knep
+from knep.cli.main import main as knep
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ class Case:
 
 
 def train(arguments: Sequence[str]) -> None:
-    from knep.train import main
+    from knep.cli.train import main
 
     main(list(arguments))
 

@@ -83,7 +83,7 @@ def stopped(arguments: Sequence[str]) -> None:
     from resume_matrix import Strike
 
     import knep.engine.fit
-    from knep.train import main
+    from knep.cli.train import main
 
     batch, *lines = arguments
     if int(batch):
@@ -93,7 +93,7 @@ def stopped(arguments: Sequence[str]) -> None:
 
 
 def resume(arguments: Sequence[str]) -> None:
-    from knep.train import main
+    from knep.cli.train import main
 
     main([f"ckpt={arguments[0]}", "trainer.max_epochs=3"])
 
@@ -106,13 +106,13 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def export(arguments: Sequence[str]) -> None:
-    from knep.cli import main
+    from knep.cli.main import main
 
     main(["export", arguments[0], f"{arguments[0]}.safetensors"])
 
 
 def replay(arguments: Sequence[str]) -> None:
-    from knep.train import main
+    from knep.cli.train import main
 
     main([f"replay={arguments[0]}/blackbox.pt"])
 

@@ -46,8 +46,8 @@ def try_pair(lines: Sequence[str], step: int, every: int | None, place: Path, po
 
 
 def _struck() -> None:
+    from knep.cli.train import main
     from knep.engine.module import Classifier
-    from knep.train import main
 
     step, left = Classifier.training_step, [int(os.environ[STRIKE])]
 

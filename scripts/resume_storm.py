@@ -35,10 +35,10 @@ from traces import difference, left
 
 import knep.engine.fit
 import knep.run.report  # so that no child has to
+from knep.cli.train import main as train
 from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.io import checkpoint
-from knep.train import main as train
 
 BASE = (
     *("recipe=none", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=3", "threads=1", "progress=false"),

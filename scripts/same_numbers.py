@@ -109,8 +109,8 @@ def watched() -> Iterator[tuple[str, str]]:
 
 def record() -> None:
     """Trains what the command line says; losses and images of each step go to `RECORD`/<rank>.json."""
+    from knep.cli.train import main
     from knep.engine.module import Classifier
-    from knep.train import main
 
     step, losses, images, rank = Classifier.training_step, [], [], [0]
 

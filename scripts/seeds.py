@@ -29,7 +29,7 @@ from knep.io.run_folder import config_hash
 def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:
     """The summary of one run in a process of its own, with its processor time and validation accuracy by epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "knep.train", *overrides, f"seed={seed}", "progress=false"]
+        command = [sys.executable, "-m", "knep.cli.train", *overrides, f"seed={seed}", "progress=false"]
         with subprocess.Popen([*command, f"hydra.run.dir={folder}/run"], stdout=subprocess.DEVNULL) as child:
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)

@@ -9,7 +9,7 @@ import formats
 import pytest
 import torch
 
-from knep.train import main
+from knep.cli.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=100", "data.batch_size=50", "progress=false", "threads=1"]
 

@@ -5,13 +5,13 @@ import os
 import pytest
 import torch
 
+from knep.cli.train import main
 from knep.config import budget, instantiate
 from knep.config.compose import compose_config
 from knep.engine.room import check_model
 from knep.engine.sanity_check import rehearse
 from knep.errors import InputError
 from knep.io.run_folder import config_hash
-from knep.train import main
 
 SIZE = {"in_channels": 1, "num_classes": 10, "image_size": 8}
 CNN = {"_target_": "knep.models.cnn.cnn", "_partial_": True}

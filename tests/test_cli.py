@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from knep.cli import main
+from knep.cli.main import main
 from knep.config.catalog import GROUPS, options, reason
 
 
@@ -57,9 +57,7 @@ def test_a_misspelt_name_gets_the_nearest(arguments, said, capsys):
 
 @pytest.mark.parametrize("arguments", [["ls", "optimizer"], ["show", "recipe", "modern"], ["--help"]])
 def test_it_answers_without_torch(arguments, tmp_path):
-    code = (
-        "import sys; from knep.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    )
+    code = "import sys; from knep.cli.main import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
 
@@ -67,7 +65,7 @@ def test_it_answers_without_torch(arguments, tmp_path):
 @pytest.mark.parametrize("arguments", [["ls"], ["ls", "optimizer"], ["show", "recipe", "modern"]])
 def test_it_answers_in_half_a_second(arguments):
     """The processor's time is counted, so that what else runs on the machine does not matter."""
-    code = "import sys, time; from knep.cli import main; main(); print(time.process_time(), file=sys.stderr)"
+    code = "import sys, time; from knep.cli.main import main; main(); print(time.process_time(), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ)
     assert float(done.stderr) < 0.5
 
@@ -110,7 +108,7 @@ def test_plan_refuses_in_one_line(arguments, said, capsys):
 
 
 def test_help_of_train_lists_every_option(capsys):
-    from knep.train import main as train
+    from knep.cli.train import main as train
 
     train(["--help"])
     text = capsys.readouterr().out

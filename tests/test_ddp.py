@@ -30,7 +30,7 @@ LINES = [
 SCRIPT = """
 import os, signal
 from knep.engine.module import Classifier
-from knep.train import main
+from knep.cli.train import main
 
 rank, name, left = {rank}, "{name}", [{calls}]
 method = getattr(Classifier, name)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from knep.cli import main as knep
+from knep.cli.main import main as knep
+from knep.cli.train import main
 from knep.config import instantiate
 from knep.config.compose import compose_config
 from knep.engine.build import build_module
@@ -20,7 +21,6 @@ from knep.errors import InputError
 from knep.export import export as exporting
 from knep.export.export import export
 from knep.export.plain_model import Portable, check_images, portable
-from knep.train import main
 
 DOCS = Path(__file__).parent.parent / "docs" / "export.md"
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=100", "data.batch_size=50", "progress=false", "threads=1"]

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
+from knep.cli.train import main
 from knep.errors import InputError, RunFailed
 from knep.io import run_folder
 from knep.io.run_folder import failures_told, read_summary, write_summary
 from knep.run import report
-from knep.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=60", "data.batch_size=30", "progress=false", "threads=1"]
 

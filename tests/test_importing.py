@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from knep.cli import main
+from knep.cli.main import main
 from knep.config import instantiate
 from knep.errors import InputError
 from knep.models.user_model import find
@@ -121,6 +121,6 @@ def test_a_command_by_its_module_leaves_the_folder_out(tmp_path):
 def test_a_process_started_by_its_file_does_not_take_the_files_beside_it_for_modules(tmp_path):
     code = (
         f"import sys, runpy; sys.argv = ['x', '--help']; sys.path[:0] = ['{ROOT}/knep']; "
-        f"runpy.run_path('{ROOT}/knep/train.py', run_name='__main__'); from profile import Profile"
+        f"runpy.run_path('{ROOT}/knep/cli/train.py', run_name='__main__'); from profile import Profile"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)

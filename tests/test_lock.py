@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from knep.cli.train import main
 from knep.errors import InputError
 from knep.io import lock
 from knep.io.run_folder import discard, write_summary
 from knep.run import report
-from knep.train import main
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=60", "data.batch_size=30", "progress=false", "threads=1"]

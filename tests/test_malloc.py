@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from knep.cli.train import main
 from knep.engine import fit
-from knep.train import main
 from knep.utils import memory
 
 _glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no mallopt")

@@ -45,7 +45,7 @@ time.sleep(600)
 import subprocess, sys, os, time
 os.environ |= {"KNEP_LAUNCHER": str(os.getpid()), "LOCAL_RANK": "1"}
 wait = "lambda a: print('busy', flush=True) or time.sleep(600)"
-child = "import knep.train as t, time\\nt._start = " + wait + "\\nt.main(['x=1'])"
+child = "import knep.cli.train as t, time\\nt._start = " + wait + "\\nt.main(['x=1'])"
 subprocess.Popen([sys.executable, "-c", child])
 time.sleep(600)
 """,

@@ -4,8 +4,8 @@ import json
 
 import torch
 
+from knep.cli.train import main
 from knep.engine.profile import PHASES, table
-from knep.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=5", "data.limit=300", "data.batch_size=50", "progress=false", "threads=1"]
 

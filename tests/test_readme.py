@@ -13,11 +13,11 @@ from tensorboard.program import TensorBoard
 from torchvision.io import write_png
 
 import knep.engine.module
-from knep import cli
+from knep.cli import main as cli
+from knep.cli.train import check, main
 from knep.config.compose import compose_config
 from knep.recipes.recipe import Recipe
 from knep.run.sweep_space import space
-from knep.train import check, main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

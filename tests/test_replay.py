@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from knep.cli.train import main
 from knep.errors import InputError
 from knep.io import checkpoint
 from knep.observe.layer_table import watched
 from knep.run.replay import replay
-from knep.train import main
 
 # A learning rate at which the very first step of the optimizer overflows.
 RUN = ["recipe=none", "trainer=cpu", "trainer.max_epochs=1", "model=cnn", "data.limit=150", "data.batch_size=15"]

@@ -10,9 +10,9 @@ import torch
 from resume_storm import storm
 from torchvision.io import write_png
 
+from knep.cli.train import main
 from knep.errors import InputError
 from knep.io.untrusted_folder import check_folder
-from knep.train import main
 
 # What a checkpoint inside an epoch has to carry, each with the batches within which the run is stopped (7 an epoch).
 RUNS = {

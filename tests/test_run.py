@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from knep import cli
+from knep.cli import main as cli
+from knep.cli.train import main
 from knep.config.diff import changes
 from knep.data.digits import Digits
 from knep.engine.evaluate import batches_of
@@ -28,7 +29,6 @@ from knep.errors import InputError
 from knep.io.run_folder import config_hash
 from knep.run.log import logged
 from knep.run.predict import predict
-from knep.train import main
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=200", "data.batch_size=50", "progress=false", "threads=1"]

@@ -9,12 +9,12 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from knep.cli.train import main
 from knep.config import instantiate
 from knep.config.catalog import GROUPS, options
 from knep.config.compose import compose_config, plain
 from knep.engine.evaluate import load_module
 from knep.errors import InputError
-from knep.train import main
 
 # A project of somebody else's. Importing it and calling it both leave a file behind.
 PACKAGE = """

@@ -11,11 +11,11 @@ import pytest
 import resume_matrix as matrix
 from lightning.pytorch import Callback
 
+from knep.cli.train import main
 from knep.engine.build import build_trainer
 from knep.engine.loops import interrupts
 from knep.io.run_folder import read_summary
 from knep.run import report
-from knep.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=60", "data.batch_size=15", "progress=false", "threads=1"]
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from knep.train import main
+from knep.cli.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=200", "data.batch_size=50", "progress=false", "threads=1"]
 
@@ -114,8 +114,8 @@ def test_an_unknown_way_to_compile_is_refused(capsys):
 @pytest.mark.parametrize(
     ("command", "unwanted"),
     [
-        (["knep.cli", "--help"], {"torch", "hydra", "omegaconf", "lightning"}),
-        (["knep.train", "--cfg", "job"], {"torch", "lightning", "sklearn", "matplotlib", "rich", "torchvision"}),
+        (["knep.cli.main", "--help"], {"torch", "hydra", "omegaconf", "lightning"}),
+        (["knep.cli.train", "--cfg", "job"], {"torch", "lightning", "sklearn", "matplotlib", "rich", "torchvision"}),
     ],
 )
 def test_a_command_imports_only_what_it_needs(command, unwanted):

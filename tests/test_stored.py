@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 
+from knep.cli.train import main
 from knep.config.catalog import options
 from knep.config.compose import compose_config
 from knep.engine.build import build_module
@@ -21,7 +22,6 @@ from knep.io.run_folder import read_summary, write_summary
 from knep.io.schema import alike, number, record, same, table, whole
 from knep.io.sealed import read_again
 from knep.optim.state_schema import Expected
-from knep.train import main
 
 SMALL = ["recipe=none", "trainer=cpu", "data.limit=60", "data.batch_size=10", "threads=1", "progress=false"]
 SMALL += ["model.widths=[4,6]", "seed=3"]

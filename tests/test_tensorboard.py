@@ -9,8 +9,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
+from knep.cli.train import main
 from knep.io.run_names import events_folder, link_job, name_job
-from knep.train import main
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=60", "data.batch_size=15", "progress=false", "threads=1"]
 
@@ -90,7 +90,7 @@ def test_the_table_sorts_by_the_accuracy_that_the_sweep_tells(swept, context):
 
 
 def test_a_sweep_says_how_to_look_at_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("knep.train.run", lambda *_: {"status": "finished", "val/loss": 1.0})
+    monkeypatch.setattr("knep.cli.train.run", lambda *_: {"status": "finished", "val/loss": 1.0})
     sweep(tmp_path, "seed=0,1")
     assert f"tensorboard --logdir {tmp_path}\n" in capsys.readouterr().out
 

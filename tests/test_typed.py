@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bad_input import QUICK, refused
 
+from knep.cli.train import main
 from knep.config.catalog import CONF, GROUPS, options
 from knep.config.command_line import aliases
 from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.io.run_folder import read_summary
-from knep.train import main
 
 WORDS = yaml.safe_load((CONF.parent / "config" / "command_line" / "vocabulary.yaml").read_text())
 # What a value may be where a line leaves it to the user.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from knep.cli import main
+from knep.cli.main import main
 from knep.errors import InputError
 from knep.io import checkpoint, import_pickle
 from knep.io.import_pickle import FLAG, NETWORK

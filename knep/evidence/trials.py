@@ -36,7 +36,7 @@ _SEED = 2**32 - 1
 _ASKED = (0, -2, -15)  # exit codes of a process that Ctrl-C or SIGTERM stopped, by itself or by the signal
 # What a run imports when it gets there: half a second in each trial, or once.
 _PRELOAD = [
-    "knep.train",
+    "knep.cli.train",
     "knep.engine.build",
     "knep.engine.fit",
     "knep.run.report",
@@ -203,8 +203,8 @@ def _trial(trial: Trial, folder: Path) -> None:
 
 
 def _runner(trial: Trial) -> Callable[..., dict[str, Any]]:
+    from knep.cli.train import run
     from knep.run.unread import validated
-    from knep.train import run
 
     return partial(run, figures=False) if trial.tested else validated  # the run folder is thrown away
 

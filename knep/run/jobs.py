@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import read_write
 
-from knep import train
+from knep.cli import train
 from knep.config.command_line.aliases import quoted, unquoted
 from knep.config.compose import plain
 from knep.config.instantiate import allow_typed, take_allowed

@@ -8,13 +8,13 @@ from typing import Any
 
 import lightning as L
 
+from knep.cli.train import hush
 from knep.config.instantiate import instantiate
 from knep.engine.build import about, threads
 from knep.engine.evaluate import evaluate
 from knep.engine.fit import fit_member
 from knep.engine.loops.interrupts import Interrupted, heard
 from knep.recipes.recipe import Recipe, named
-from knep.train import hush
 
 
 def validated(

@@ -19,9 +19,9 @@ from torchvision import transforms
 
 from benching.cases import Case, compose, read
 from benching.watch import StopWatch, Timing, screen
+from knep.cli.train import hush
 from knep.engine.build import about, build_module
 from knep.engine.fit import fit_member
-from knep.train import hush
 from knep.utils.hardware import precision
 from knep.utils.memory import keep_freed_memory
 

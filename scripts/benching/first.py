@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `train.py` and leaves the process at the end of the first optimizer step."""
-    from knep import train
+    from knep.cli import train
 
     def leave(*_: object) -> None:
         os._exit(0)

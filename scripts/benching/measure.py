@@ -38,7 +38,7 @@ def steps(names: Sequence[str], repeats: int, count: int | None, peers: bool = F
 
 def _process() -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benching.contenders", "knep.train", "knep.recipes.recipe"])
+    context.set_forkserver_preload(["benching.contenders", "knep.cli.train", "knep.recipes.recipe"])
     return ProcessPoolExecutor(1, context)
 
 

@@ -295,7 +295,7 @@ def test_a_cached_loader_goes_on_where_it_stopped(root):
 
 def resumed(root, run, *lines):
     """The override lines of a run with a cache in `run`'s folder, gone on with; and what it said."""
-    from knep.train import main
+    from knep.cli.train import main
 
     if not run.exists():
         data = ["data=image_folder", f"data.root={root}", f"data.cache={run.parent}/mine", "data.size=8"]

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, resize
 
+from knep.cli.train import main
 from knep.data.decode import check_headers, read_image
 from knep.data.folder_loader import Batches, FolderLoader, Images
 from knep.data.image_folder import ImageFolder
 from knep.data.listing import list_images
 from knep.engine.build import about
 from knep.errors import InputError
-from knep.train import main
 
 
 def smooth(height, width, seed=0):

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import yaml
 
-from knep import cli
+from knep.cli import main
 from knep.config.compose import compose_config
 from knep.doctor.cure import candidates
 
@@ -19,7 +19,7 @@ _SOUND = ["recipe=baseline", *_SMALL, "optimizer.lr=0.01", "trainer.max_epochs=1
 
 def _doctor(*words: str) -> int:
     with pytest.raises(SystemExit) as left:
-        cli.main(["doctor", *words])
+        main.main(["doctor", *words])
     assert isinstance(left.value.code, int)
     return left.value.code
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from knep import cli
+from knep.cli import main
 from knep.config.compose import compose_config
 from knep.doctor.findings import diseases
 
@@ -28,7 +28,7 @@ def test_its_python_runs(capsys):
 @pytest.mark.parametrize("line", _LINES)
 def test_its_lines_can_be_typed(line):
     words = shlex.split(line, comments=True)
-    args = cli._parser().parse_args(words[1:])
+    args = main._parser().parse_args(words[1:])
     overrides = [w for w in args.overrides if w not in ("data=image_folder", "data.root=FOLDER")]
     compose_config([*(["model=mlp"] if args.model else []), *overrides])
 

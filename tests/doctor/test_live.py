@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 import knep.doctor
+from knep.cli.train import run
 from knep.config.compose import compose_config
 from knep.doctor.findings import Finding
 from knep.doctor.live.callback import Doctor
@@ -20,7 +21,6 @@ from knep.doctor.live.watch import Watch, following
 from knep.doctor.ranking import ranked
 from knep.ensemble.support import supports
 from knep.errors import InputError
-from knep.train import run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from knep import cli
+from knep.cli import main
 from knep.config import catalog
 from knep.config.catalog import options
 from knep.evidence import cards, ledger, readme_table, verify
@@ -106,7 +106,7 @@ def test_a_card_is_stale_as_soon_as_its_data_change(measured):
 
 
 def test_ls_shows_the_headline_number(measured, capsys):
-    cli.main(["ls", "clip"])
+    main.main(["ls", "clip"])
     assert "digits/mlp +2.00 [+2.00, +2.00] n=6" in capsys.readouterr().out
 
 
@@ -143,7 +143,7 @@ def test_verify_of_the_day_takes_other_cards_tomorrow(measured):
 )
 def test_verify_says_what_is_wrong_in_one_line(measured, words, text, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["verify", *words])
+        main.main(["verify", *words])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert text in err
@@ -176,7 +176,7 @@ def test_readmes_table_is_the_ledgers_and_is_filled_by_the_cards_command(measure
     monkeypatch.chdir(measured)
     page = measured / "README.md"
     page.write_text(f"before {readme_table.START}\nold\n{readme_table.END} after\n")
-    cli.main(["cards"])
+    main.main(["cards"])
     best = "[`norm`](docs/cards/clip/norm.md) on digits/mlp: +2.00 [+2.00, +2.00], n = 6, helps"
     lines = page.read_text().splitlines()
     assert lines[0] == f"before {readme_table.START}"

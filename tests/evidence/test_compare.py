@@ -7,7 +7,7 @@ import os
 import pytest
 import yaml
 
-from knep import cli
+from knep.cli import main
 from knep.config.catalog import CONF, options
 from knep.config.compose import Composed, compose_config
 from knep.evidence import compare
@@ -134,7 +134,7 @@ def test_a_trial_of_a_search_never_reads_the_test_split(tmp_path):
 )
 def test_bad_words_are_one_line(words, said, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["compare", *words, f"out={tmp_path}"])
+        main.main(["compare", *words, f"out={tmp_path}"])
     err = capsys.readouterr().err
     assert stop.value.code == 2
     assert err.count("\n") == 1

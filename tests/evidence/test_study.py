@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from knep import cli
+from knep.cli import main
 from knep.evidence import trials
 from knep.evidence.effects import Row, accuracy, by_arm, default_target, median, table
 from knep.evidence.report import cells, page, results, show
@@ -214,7 +214,7 @@ def test_every_study_composes(name):
 def test_bad_words_are_one_line(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        cli.main(words)
+        main.main(words)
     err = capsys.readouterr().err
     assert stop.value.code == 2
     assert err.startswith("knep: ")
@@ -235,6 +235,6 @@ def test_bad_words_are_one_line(words, said, capsys, tmp_path, monkeypatch):
 def test_a_study_that_is_none_is_one_line(text, tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["study", str(tmp_path / "bad.yaml")])
+        main.main(["study", str(tmp_path / "bad.yaml")])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -109,8 +109,8 @@ def cache_of_a_run(lines: str, pipe: bool = False) -> Attack:
     """A run on images whose list of overrides would write a cache elsewhere, or reads one from a pipe without end."""
 
     def build(place: Place) -> list[str]:
+        from knep.cli.train import main
         from knep.data.cache import cache_path
-        from knep.train import main
 
         run, images = place.work / "run", _images(place)
         data = ["data=image_folder", f"data.root={images}", "data.size=8", "data.channels=1", "data.workers=0"]

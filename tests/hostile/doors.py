@@ -10,7 +10,7 @@ from typing import Any
 _USED = (
     "matplotlib.backends.backend_agg",
     "torch.utils.tensorboard",
-    "knep.cli",
+    "knep.cli.main",
     "knep.data.cache",
     "knep.data.cifar",
     "knep.data.image_folder",
@@ -20,7 +20,7 @@ _USED = (
     "knep.engine.fit",
     "knep.run.predict",
     "knep.run.report",
-    "knep.train",
+    "knep.cli.train",
 )
 QUICK = ("trainer=cpu", "trainer.max_epochs=1", "progress=false", "threads=1", "hydra.run.dir=run")
 
@@ -42,20 +42,20 @@ def warm() -> None:
 
 
 def train(arguments: Sequence[str]) -> None:
-    from knep.train import main
+    from knep.cli.train import main
 
     main([*QUICK, *arguments])
 
 
 def resume(arguments: Sequence[str]) -> None:
-    from knep.train import main
+    from knep.cli.train import main
 
     main([f"ckpt={arguments[0]}", *arguments[1:]])
 
 
 def command(arguments: Sequence[str]) -> None:
     """`knep ...`: export, cp, import-unsafe."""
-    from knep.cli import main
+    from knep.cli.main import main
 
     main(arguments)
 
@@ -68,7 +68,7 @@ def script(arguments: Sequence[str]) -> None:
 
 def read(arguments: Sequence[str]) -> None:
     """A data set by its target with its arguments, all of it read."""
-    from knep.cli_errors import one_line
+    from knep.cli.errors import one_line
     from knep.config.compose import compose_config
     from knep.config.instantiate import instantiate
 

@@ -22,7 +22,7 @@ SMALL = ["recipe=none", "trainer=cpu", "trainer.max_epochs=1", "data.limit=100",
 @cache
 def template() -> Path:
     """A run of one epoch on a hundred digits."""
-    from knep.train import main
+    from knep.cli.train import main
 
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from knep.cli.train import main
 from knep.errors import InputError
 from knep.models.user_model import accepted, build, find, imported
-from knep.train import main
 
 NETS = """
 import torch

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from knep.cli.streams import lasting
 from knep.errors import InputError, RunFailed, is_full
-from knep.streams import lasting
 from knep.utils.text import shortened
 
 _LONGEST = 1000  # characters: what was wrong may be a list of a million
@@ -18,7 +18,7 @@ _LONGEST = 1000  # characters: what was wrong may be a list of a million
 def one_line() -> Iterator[None]:
     """Turns InputError into `knep: <line>` and exit code 2, RunFailed into the same and 1, Ctrl-C into 130.
 
-    A full disk is a failure; a reader that has left is none: see `knep.streams`.
+    A full disk is a failure; a reader that has left is none: see `knep.cli.streams`.
     """
     os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's kernel names a backend that need not be here
     with lasting():

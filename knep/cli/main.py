@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from knep.cli_errors import one_line
+from knep.cli import doctor
+from knep.cli.errors import one_line
 from knep.config.catalog import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
 from knep.config.command_line.options import refuse_options
-from knep.doctor import command
 from knep.errors import InputError
 from knep.run import predict
 from knep.utils.text import shown
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:
         # Hydra's overrides are no argparse flags, and worker processes start the module again by its path.
-        from knep import train
+        from knep.cli import train
 
         sys.modules["__main__"].__spec__ = None
         sys.argv = [str(Path(train.__file__)), *arguments[1:]]
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         study = commands.add_parser(name, help=what)
         study.add_argument("words", nargs="*", metavar="KEY=VALUE")
         study.set_defaults(run=_study, study=name)
-    command.add_to(commands)
+    doctor.add_to(commands)
     evaluate = commands.add_parser("evaluate", help="a run, tested again: knep evaluate RUN")
     evaluate.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     evaluate.add_argument("--split", choices=("val", "test"), default="test")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knep.cli_errors import one_line
+from knep.cli.errors import one_line
 from knep.errors import InputError, is_full
 from knep.utils.orphans import ends_with_launcher
 

@@ -1,0 +1,1 @@
+"""The commands: train, and all that `knep` can be told."""

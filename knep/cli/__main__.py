@@ -1,0 +1,5 @@
+"""`python -m knep.cli`."""
+
+from knep.cli.main import main
+
+main()
