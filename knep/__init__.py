@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from knep import doctor as doctor  # which imports nothing itself
+from knep.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from knep.recipes.recipe import Recipe
 
 __all__ = ["__version__", "allow", "load"]
-__version__ = "0.1.0"
 
 
 def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()) -> Recipe:

@@ -23,7 +23,7 @@ from typing import Any
 
 _CODE = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "pty.spawn")
 _CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod", "shutil.rmtree")
-_GIT = ("rev-parse", "diff", "config")  # of which `knep.io.run_folder.git` lets none run a program
+_GIT = ("rev-parse", "diff", "config")  # of which `knep.io.git.git` lets none run a program
 _READABLE = ("/dev/null", "/proc/", "/sys/", "/etc/mime.types")
 _LIMIT_BYTES = 12 << 30
 

@@ -23,10 +23,10 @@ from benching.members import members
 from benching.race import race
 from benching.watch import screen
 
-from knep.cli.train import run
 from knep.engine.build import threads
 from knep.evidence.provenance import processor
 from knep.evidence.stats import paired
+from knep.run.run import run
 
 OUT = Path("outputs/bench")
 

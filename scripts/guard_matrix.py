@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from knep.cli.train import hush
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow, instantiate
 from knep.engine import module
@@ -39,6 +38,7 @@ from knep.errors import RunFailed
 from knep.guard import deferred
 from knep.models.cnn import cnn
 from knep.run.replay import replay
+from knep.run.run import hush
 
 FAULTS = ("inputs", "loss", "layer", "gradient", "optimizer", "second")
 MOMENTS = {"optimizer": 0, "second": -1}  # of a parameter's state; SAM over SGD has one

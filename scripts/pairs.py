@@ -62,9 +62,9 @@ def try_pair(pair: tuple[tuple[str, str], tuple[str, str]]) -> dict[str, str]:
     import contextlib
     import io
 
-    from knep.cli.train import run
     from knep.config.compose import compose_config
     from knep.errors import InputError
+    from knep.run.run import run
 
     (a, x), (b, y) = pair
     chosen = [*lines(a, x), *lines(b, y)]

@@ -31,13 +31,13 @@ from formats import FORMATS
 from lightning.pytorch import Callback
 from traces import difference, traces
 
-from knep.cli.train import hush
 from knep.config.catalog import SLOTS, options
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow_typed, instantiate
 from knep.engine.build import about
 from knep.engine.fit import fit_member
 from knep.errors import InputError
+from knep.run.run import hush
 
 POSITIONS = ("epoch", "inside", "window")
 BATCHES, EPOCHS, WINDOW = 7, 3, 3

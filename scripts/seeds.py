@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from knep.config.compose import compose_config
+from knep.config.schema import config_hash
 from knep.evidence.provenance import processor
-from knep.io.run_folder import config_hash
 
 
 def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def activation_kind(model: nn.Module) -> str | None:
 
     relu where there is no module: they are calls of functions.
     """
-    from knep.nn.norm import ACTIVATIONS
+    from knep.nn.kinds import ACTIVATIONS
 
     kinds = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
     found = {type(m) for m in model.modules() if isinstance(m, ACTIVATIONS)} or {nn.ReLU}

@@ -8,10 +8,10 @@ import torch
 from knep.cli.train import main
 from knep.config import budget, instantiate
 from knep.config.compose import compose_config
-from knep.engine.room import check_model
+from knep.config.schema import config_hash
+from knep.engine.build import check_model
 from knep.engine.sanity_check import rehearse
 from knep.errors import InputError
-from knep.io.run_folder import config_hash
 
 SIZE = {"in_channels": 1, "num_classes": 10, "image_size": 8}
 CNN = {"_target_": "knep.models.cnn.cnn", "_partial_": True}

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from knep.engine.checkpointing import interval
-from knep.engine.evaluate import read_checkpoint
+from knep.engine.load import read_checkpoint
 from knep.errors import InputError, RunFailed
 from knep.io import checkpoint
-from knep.run.resume import find_whole
+from knep.io.checkpoint import find_whole
 
 STATE = {"state_dict": {"w": torch.arange(300.0)}, "knep": {"config": {}}, "global_step": 3}
 

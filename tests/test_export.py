@@ -16,7 +16,7 @@ from knep.cli.train import main
 from knep.config import instantiate
 from knep.config.compose import compose_config
 from knep.engine.build import build_module
-from knep.engine.evaluate import load_members
+from knep.engine.load import load_members
 from knep.errors import InputError
 from knep.export import export as exporting
 from knep.export.export import export

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from knep.engine.precision import precision, wrong_in_bf16
 from knep.errors import InputError
-from knep.utils.hardware import precision, quick_checks, reseed, wrong_in_bf16
+from knep.utils.hardware import quick_checks
+from knep.utils.rng import reseed
 
 
 def test_a_wanted_precision_is_kept():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from members_exact import BAR, MODELS, SLOTS, TINY, composed, config, data_of, distance, states, together_and_in_turn
 
-from knep.cli.train import run as train_run
 from knep.config.catalog import options
 from knep.config.compose import compose_config
 from knep.engine.build import about
@@ -18,6 +17,7 @@ from knep.ensemble.member import Member
 from knep.ensemble.stacked_model import Linear
 from knep.ensemble.steps import Together
 from knep.errors import InputError, NoEffectError
+from knep.run.run import run as train_run
 
 REFUSED = {("averaging", "soup")}
 

@@ -14,9 +14,10 @@ from torchvision.io import write_png
 
 import knep.engine.module
 from knep.cli import main as cli
-from knep.cli.train import check, main
+from knep.cli.train import main
 from knep.config.compose import compose_config
 from knep.recipes.recipe import Recipe
+from knep.run.run import check
 from knep.run.sweep_space import space
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import ops
 
 from knep.errors import InputError, NoEffectError
-from knep.nn.norm import StochasticDepth
+from knep.nn.dropout import StochasticDepth
 from knep.recipes import dropout
 from knep.surgery.edit import modules_of
 

@@ -22,11 +22,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from knep.cli import main as cli
 from knep.cli.train import main
 from knep.config.diff import changes
+from knep.config.schema import config_hash
 from knep.data.digits import Digits
 from knep.engine.evaluate import batches_of
 from knep.engine.logging.progress import ProgressBar
 from knep.errors import InputError
-from knep.io.run_folder import config_hash
 from knep.run.log import logged
 from knep.run.predict import predict
 

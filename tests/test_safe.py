@@ -13,7 +13,7 @@ from knep.cli.train import main
 from knep.config import instantiate
 from knep.config.catalog import GROUPS, options
 from knep.config.compose import compose_config, plain
-from knep.engine.evaluate import load_module
+from knep.engine.load import load_module
 from knep.errors import InputError
 
 # A project of somebody else's. Importing it and calling it both leave a file behind.

@@ -11,8 +11,9 @@ from torch.optim.swa_utils import update_bn
 from knep.config.compose import compose_config
 from knep.config.instantiate import instantiate
 from knep.engine.build import about
-from knep.engine.evaluate import evaluate, load_module
+from knep.engine.evaluate import evaluate
 from knep.engine.fit import fit_member
+from knep.engine.load import load_module
 
 LINES = [
     "recipe=none", "scaling=unit", "data=synthetic", "data.image_size=8", "data.images=130", "data.batch_size=10",

@@ -12,8 +12,8 @@ import resume_matrix as matrix
 from lightning.pytorch import Callback
 
 from knep.cli.train import main
-from knep.engine.build import build_trainer
 from knep.engine.loops import interrupts
+from knep.engine.trainer import build_trainer
 from knep.io.run_folder import read_summary
 from knep.run import report
 

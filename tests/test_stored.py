@@ -13,14 +13,13 @@ from knep.cli.train import main
 from knep.config.catalog import options
 from knep.config.compose import compose_config
 from knep.engine.build import build_module
-from knep.engine.evaluate import read_checkpoint, stored_module
+from knep.engine.load import read_checkpoint, stored_module
 from knep.engine.logging.csv_logger import earlier_rows
 from knep.engine.stored_state import check_stored_run
 from knep.errors import InputError
 from knep.io import checkpoint
-from knep.io.run_folder import read_summary, write_summary
+from knep.io.run_folder import read_again, read_summary, write_summary
 from knep.io.schema import alike, number, record, same, table, whole
-from knep.io.sealed import read_again
 from knep.optim.state_schema import Expected
 
 SMALL = ["recipe=none", "trainer=cpu", "data.limit=60", "data.batch_size=10", "threads=1", "progress=false"]

@@ -90,7 +90,7 @@ def test_the_table_sorts_by_the_accuracy_that_the_sweep_tells(swept, context):
 
 
 def test_a_sweep_says_how_to_look_at_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("knep.cli.train.run", lambda *_: {"status": "finished", "val/loss": 1.0})
+    monkeypatch.setattr("knep.run.run.run", lambda *_: {"status": "finished", "val/loss": 1.0})
     sweep(tmp_path, "seed=0,1")
     assert f"tensorboard --logdir {tmp_path}\n" in capsys.readouterr().out
 

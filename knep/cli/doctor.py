@@ -37,9 +37,9 @@ def add_to(commands: Any) -> None:
 
 def doctor(args: argparse.Namespace) -> None:
     """Prints the report; exits with 0 for a healthy patient, 1 for a sick one, 2 for input that cannot be examined."""
-    from knep.cli.train import hush
     from knep.doctor.diagnose import diagnose
     from knep.engine.build import threads
+    from knep.run.run import hush
     from knep.utils.memory import keep_freed_memory
 
     hush()

@@ -154,3 +154,10 @@ def bytes_counted() -> Iterator[None]:
             yield
     finally:
         _building = False
+
+
+def check_room(size: int, what: str, remedy: str) -> None:
+    """Raises InputError where `size` bytes are more than the machine's memory; what: "the model's weights need"."""
+    memory = machine_memory()
+    if size > memory:
+        raise InputError(f"{what} {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB: {remedy}")

@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +15,6 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.conf import HydraConf, JobConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -29,28 +28,16 @@ from knep.config.command_line.vocabulary import option_line
 from knep.config.conflicts import refuse_conflicts
 from knep.config.external_app import slots_of, with_trainer
 from knep.config.instantiate import allow_typed, allowed
+from knep.config.overrides import _SEVERAL, _line, parse
 from knep.config.resolvers import SAFE, check_expansion, check_resolvers
+from knep.config.schema import _at, _flat, _shown, check_ranges
 from knep.config.search_path import own_hydra
 from knep.errors import InputError
-from knep.utils.text import shortened
 
 # Keys that take words as well as numbers: their reader checks them.
 _FREE = frozenset(
     {"accumulate", "compile", "trainer.devices", "trainer.precision", "trainer.fast_dev_run", "trainer.strategy"}
 )
-_BRACKETS = 200
-_SEVERAL = re.compile(r"\(?[-+.\de]+(,[-+.\de]+)+\)?")  # numbers with commas between
-_DEVICES, _THREADS = 128, 128  # of one machine
-_NAME = re.compile(r"[^\W_][\w +.,=@-]{0,199}")
-_UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
-_LARGEST = 3.4e38  # of float32
-_AT_LEAST = {
-    "trainer.max_epochs": 1,
-    "trainer.num_nodes": 1,
-    "trainer.members": 1,
-    "log_every": 1,
-    "trainer.check_val_every_n_epoch": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -175,30 +162,6 @@ def _check_hydra(cfg: DictConfig, typed: Sequence[str]) -> None:
             raise InputError(f"hydra.job.{key} is set by an option, which may set the task's keys only: remove it")
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Hydra's override objects. Raises InputError for a line that is none."""
-    parser = OverridesParser.create()
-    parsed = []
-    for line in overrides:
-        if max(line.count(bracket) for bracket in "[{(") > _BRACKETS:
-            raise InputError(f"{line[:40]!r}... has more than {_BRACKETS} brackets: write a config file")
-        try:
-            parsed += parser.parse_overrides([line])
-        except (HydraException, RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
-            line = shortened(line, 120)
-            key, equals, value = line.partition("=")
-            how = f"{to_type(key, value)} for a value with special characters" if equals else "key=value"
-            if _SEVERAL.fullmatch(value):
-                how = f"{key}=[{value.strip('()')}] for a list, or -m {key}={value.strip('()')} for a run with each"
-            raise InputError(f"{line!r} is not an override: write {how}") from error
-    return parsed
-
-
-def _line(override: Override) -> str:
-    assert override.input_line is not None
-    return override.input_line
-
-
 def _compose(primary: str, lines: Sequence[str]) -> DictConfig:
     with _one_line():
         return compose(primary, list(lines), return_hydra_config=True)
@@ -298,16 +261,6 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f": did you mean {' or '.join(close)}?" if close else f": choose from {', '.join(known)}"
 
 
-def _flat(node: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if not isinstance(key, str):
-                raise InputError(f"{prefix or key} has the key {key}, which is no name: write one number or text")
-            path = f"{prefix}.{key}" if prefix else key
-            yield path
-            yield from _flat(value, path)
-
-
 # The keys of Hydra's nodes that a launcher or sweeper of its own, or none, reads; of other nodes any name may be one.
 _OF_HYDRA = {
     "run": ("dir",),
@@ -370,12 +323,6 @@ def _check_value(override: Override, made: Mapping[str, Any], primary: str, choi
         raise InputError(f"{key}={_shown(new)} is {_kind(new)}: write {_kind(old)}, for example {key}={_shown(old)}")
 
 
-def _at(container: Any, key: str) -> Any:
-    for part in key.split("."):
-        container = container[part]
-    return container
-
-
 def _fits(old: Any, new: Any) -> bool:
     """Whether `new` may stand where the YAML has `old`; None there takes anything, words take numbers as names."""
     if old is None or (isinstance(old, str) and old.startswith("${")):
@@ -396,88 +343,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "not a finite number"
     return names.get(type(value), "text")
-
-
-def _shown(value: Any) -> str:
-    text = getattr(value, "text", value)
-    if isinstance(text, bool):
-        return str(text).lower()
-    return "null" if text is None else str(text)
-
-
-def check_time(value: Any) -> None:
-    """Raises InputError unless `trainer.max_time` is null, "days:hours:minutes:seconds" or a group like {hours: 1}."""
-    if value is None:
-        return
-    if isinstance(value, Mapping):
-        fine = value and set(value) <= set(_UNITS) and all(_number(v) and v >= 0 for v in value.values())
-        if fine and any(value.values()):
-            return
-    elif isinstance(value, str):
-        given = re.fullmatch(r"(\d{1,6}):(\d\d):(\d\d):(\d\d)", value.strip())
-        if given and any(map(int, given.groups())):
-            return
-    raise InputError(
-        f"trainer.max_time={_shown(value)} is no time: write days:hours:minutes:seconds, for example "
-        f"trainer.max_time={_as_time(value)}"
-    )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _as_time(value: Any) -> str:
-    """What somebody may have meant by a number of seconds, "90s", "10m" or "01:30:00"; else ten minutes."""
-    found = re.fullmatch(r"(\d{1,9})(\.\d*)?\s*([smhd]?)[a-z]*", str(value).strip().lower())
-    clock = re.fullmatch(r"(?:(\d{1,4}):)?(\d{1,4}):(\d{1,2})", str(value).strip())
-    seconds = 600
-    if found:
-        seconds = int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[3]]
-    elif clock:
-        seconds = int(clock[1] or 0) * 3600 + int(clock[2]) * 60 + int(clock[3])
-    minutes, seconds = divmod(seconds or 600, 60)
-    return f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{seconds:02}"
-
-
-def check_ranges(config: Mapping[str, Any]) -> None:
-    """Ranges of the keys that no constructor checks in time; keys that the config lacks are not asked for."""
-    present = set(_flat(config))
-    for key in present:
-        value = _at(config, key)
-        if isinstance(value, float) and _LARGEST < abs(value) < math.inf:
-            raise InputError(f"{key}={value:g} is beyond float32, as weights are: write at most {_LARGEST:.2g}")
-    for key, least in _AT_LEAST.items():
-        if key in present:
-            value = _at(config, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
-                raise InputError(f"{key}={_shown(value)} must be at least {least}")
-    if "trainer.limit_train_batches" in present and config["trainer"]["limit_train_batches"] == 0:
-        raise InputError(
-            "trainer.limit_train_batches=0 leaves nothing to train on: write a number of batches or a share"
-        )
-    for key in (key for key in sorted(present) if key.startswith("trainer.limit_")):
-        value = _at(config, key)
-        if isinstance(value, str) or (isinstance(value, float) and not 0 <= value <= 1):
-            raise InputError(f"{key}={value} is no share: write one in [0, 1], or a whole number of batches")
-    if config.get("trainer", {}).get("max_steps", -1) < -1:
-        raise InputError(f"trainer.max_steps={config['trainer']['max_steps']} must be at least 1, or -1 for no limit")
-    if "trainer.limit_test_batches" in present and config["trainer"]["limit_test_batches"] == 0:
-        raise InputError("trainer.limit_test_batches=0 leaves nothing to test on: write a number of batches or a share")
-    if not isinstance(config["accumulate"], int) or isinstance(config["accumulate"], bool) or config["accumulate"] < 1:
-        raise InputError(f"accumulate={config['accumulate']} must be a whole number of micro-batches, at least 1")
-    if not 0 < config["layer_decay"] <= 1:
-        raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
-    check_time(config.get("trainer", {}).get("max_time"))
-    devices = config.get("trainer", {}).get("devices")
-    if isinstance(devices, int) and devices > _DEVICES:
-        raise InputError(f"trainer.devices={devices} starts as many processes: write at most {_DEVICES}")
-    if not _NAME.fullmatch(str(config.get("name", "x"))):
-        raise InputError(f"name={config['name']} ends the run folder's name: write up to 200 letters, digits, - or _")
-    if not 0 <= config.get("seed", 0) < 2**32:
-        raise InputError(f"seed={config['seed']} must be in [0, 2**32)")
-    threads = config.get("threads")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise InputError(f"threads={threads} must be a whole number, at least 1, or null for all cores")
-    if threads is not None and threads > _THREADS:
-        raise InputError(f"threads={threads} starts as many threads: write at most {_THREADS}, or null for all cores")

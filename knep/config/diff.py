@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.optim.lr_scheduler import LambdaLR
 
+from knep.config.moved import with_current_names
 from knep.errors import InputError
 
 # How a run is watched, saved, and where it lies: what it computes stays the same.
@@ -101,7 +102,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], steps: int, epoch
 
     Raises InputError naming the first one that a run cannot change, and why.
     """
-    found = [c for c in _differences(before, now) if not _in(c.key, _HARMLESS)]
+    found = [c for c in _differences(with_current_names(before), with_current_names(now)) if not _in(c.key, _HARMLESS)]
     for change in found:
         if change.key == "trainer.max_epochs" and change.new < epochs:
             raise InputError(f"{change}, but this run has {epochs} epochs already: write {epochs} or more")

@@ -17,7 +17,7 @@ from knep.errors import InputError
 ABSENT = {
     "augment": {"_target_": "knep.recipes.augment.none"},
     "averaging": {"_target_": "knep.recipes.averaging.none"},
-    "regularization": {"_target_": "knep.recipes.regularizer.Regularizer"},
+    "regularization": {"_target_": "knep.recipes.regularization.Regularizer"},
     "stopping": {"_target_": "knep.recipes.stopping.none"},
 } | {
     slot: {"_target_": f"knep.recipes.{slot}.none", "_partial_": True}

@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 
 from knep.config.budget import bytes_counted, lift
 from knep.config.budget import take as take_budget
+from knep.config.moved import with_current_names
 from knep.errors import InputError
 from knep.utils.imports import see_current_folder
 
@@ -59,7 +60,6 @@ _ROOMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "knep.guard.": ("guards", _of("knep.guard.policy.Guard")),
     "knep.models.": ("models", _makes_module),
     "knep.recipes.": ("tricks", _is_trick),
-    "knep.recipes.regularizer.": ("regularizers", _of("knep.recipes.regularizer.Regularizer")),
     "lightning.pytorch.": ("the Trainer", _of("lightning.pytorch.Trainer")),
     "pytorch_optimizer.": ("optimizers and schedulers", _makes_steps),
     "torch.nn.": ("modules", _of("torch.nn.Module")),
@@ -88,7 +88,7 @@ def allow_typed(overrides: Sequence[str]) -> None:
 
     overrides: the lines of the command line alone; none that a run folder or a config file holds.
     """
-    from knep.config.compose import parse
+    from knep.config.overrides import parse
 
     for override in parse(overrides):
         key, value = override.key_or_group, None if override.is_delete() else override.value()
@@ -130,7 +130,7 @@ def check_stored(lines: Sequence[str], place: str) -> None:
 
     Raises InputError for an option of the command, a key of Hydra's own, or a resolver such as ${oc.env:HOME}.
     """
-    from knep.config.compose import parse
+    from knep.config.overrides import parse
 
     for line in lines:
         option = line.strip().startswith("-")
@@ -154,7 +154,7 @@ def only_read(lines: Sequence[str], typed: Sequence[str]) -> list[str]:
 
     lines: checked by `check_stored`; typed: what the user writes beside them, who may name a folder to write to.
     """
-    from knep.config.compose import parse
+    from knep.config.overrides import parse
 
     lines = [line for line in lines if not line.strip().lstrip("+").startswith("budget.")]  # typed each time anew
     if any(line.lstrip("+").startswith("data.cache=") for line in typed):
@@ -204,7 +204,7 @@ def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
-    plain = _plain(node)
+    plain = with_current_names(_plain(node))
     check_targets(plain)
     try:
         with nullcontext() if _is_own(plain) else bytes_counted():

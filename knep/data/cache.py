@@ -25,7 +25,7 @@ from torch import Tensor
 from knep.data.decode import read_image
 from knep.data.folder_loader import Batch, labels
 from knep.errors import InputError
-from knep.io.run_folder import new_file, sync_folder
+from knep.io.atomic import new_file, sync_folder
 from knep.io.untrusted_folder import check_kind
 from knep.utils.text import shown
 

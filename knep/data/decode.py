@@ -18,8 +18,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from knep.data.formats import check_directory, ends_whole, formats_of, spelled, suffix_of, tile_of
-from knep.data.webp_size import HEADER, canvas_of
+from knep.data.formats import HEADER, canvas_of, check_directory, ends_whole, formats_of, spelled, suffix_of, tile_of
 from knep.errors import InputError
 from knep.utils.text import shown
 

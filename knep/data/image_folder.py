@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knep.config.budget import check_processes
+from knep.config.budget import check_processes, check_room
 from knep.data.base import ImageData
 from knep.data.decode import BITS, MAX_PIXELS, check_headers, refusal
 from knep.data.folder_loader import Batches, FolderLoader, Images
 from knep.data.listing import Listing, counted, list_images, normal, splits, taken_for_classes
 from knep.data.splits import stratified, subset
-from knep.engine.room import check_room
 from knep.errors import InputError
 from knep.utils.text import shown
 

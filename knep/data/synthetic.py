@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from knep.config.budget import check_room
 from knep.data.base import Arrays, InMemory
-from knep.engine.room import check_room
 from knep.errors import InputError
 from knep.utils.rng import generator
 

@@ -14,8 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from knep.distributed.heartbeat import GRACE, SILENCE, Death, Heartbeat
-from knep.engine.loops.interrupts import Interrupted
-from knep.errors import InputError, RunFailed
+from knep.errors import InputError, Interrupted, RunFailed
 from knep.io.run_folder import read_summary, write_summary
 from knep.utils.orphans import LAUNCHER, ends_with_parent, spared
 from knep.utils.text import shown

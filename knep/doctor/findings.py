@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 _TABLE = Path(__file__).with_name("diseases.yaml")
 
@@ -168,3 +170,90 @@ def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
         if finding.disease not in best or finding.gravity > best[finding.disease].gravity:
             best[finding.disease] = finding
     return tuple(sorted(best.values(), key=lambda f: -f.gravity))
+
+
+def finding(
+    disease: str, evidence: str, gravity: float, *, certain: bool = True, layers: Sequence[str] = ()
+) -> Finding:
+    """With the overrides and the advice of the table; gravity is cut to [0, 1]."""
+    about = diseases()[disease]
+    return Finding(
+        disease,
+        evidence,
+        min(1.0, max(0.0, gravity)),
+        certain,
+        tuple(layers),
+        overrides=about.overrides,
+        mend=about.mend,
+    )
+
+
+def named(paths: Sequence[str]) -> str:
+    """One or two paths in full, of more the first, the last and how many."""
+    unique = list(dict.fromkeys(paths))
+    if len(unique) <= 2:
+        return " and ".join(unique)
+    return f"{unique[0]} to {unique[-1]} ({len(unique)} layers)"
+
+
+def share(value: float) -> str:
+    """A share in percent, without rounding what is not all to all."""
+    text = f"{value:.1%}"
+    return "over 99.9%" if text == "100.0%" and value < 1 else text.replace(".0%", "%")
+
+
+def row(values: Tensor) -> str:
+    """Numbers by channel (C,), of more than four the first ones."""
+    return "/".join(f"{v:.3g}" for v in values[:4].tolist()) + ("/..." if len(values) > 4 else "")
+
+
+# Cause -> what follows from it: where both are found, what follows ranks below.
+_BRINGS: Mapping[str, tuple[str, ...]] = {
+    "non_finite_inputs": ("lr_too_high", "exploding_gradient", "loss_spikes", "momentum_instability"),
+    "constant_inputs": ("signal_collapse", "lr_too_low"),
+    "constant_labels": ("lr_too_low", "vanishing_gradient"),
+    "unscaled_inputs": ("exploding_gradient", "lr_too_high", "dying_relu", "saturation", "stale_statistics"),
+    "stale_statistics": ("overfitting",),
+    "symmetric_weights": ("signal_collapse", "vanishing_gradient", "dying_relu", "lr_too_low"),
+    "exploding_gradient": ("lr_too_high", "dying_relu", "saturation", "loss_spikes"),
+    "saturation": ("vanishing_gradient", "lr_too_low"),
+    "vanishing_gradient": ("lr_too_low", "signal_collapse"),
+    "dying_relu": ("signal_collapse", "vanishing_gradient", "cut_off"),
+    "momentum_instability": ("lr_too_high", "dying_relu", "saturation", "loss_spikes"),
+    "lr_too_high": (
+        "lr_too_low",
+        "stale_statistics",
+        "dying_relu",
+        "saturation",
+        "loss_spikes",
+        "signal_collapse",
+        "vanishing_gradient",
+        "no_decay",
+    ),
+    "clip_throttles": ("lr_too_low",),
+    "cut_off": ("lr_too_low",),
+    "frozen_parameters": ("lr_too_low",),
+    "sorted_batches": ("dying_relu", "lr_too_high", "loss_spikes", "no_decay", "stale_statistics"),
+    "loss_spikes": ("dying_relu", "signal_collapse", "saturation"),
+    "weight_decay_too_large": ("lr_too_high", "signal_collapse", "vanishing_gradient", "lr_too_low", "dying_relu"),
+    "precision_underflow": ("lr_too_low",),
+    "double_softmax": ("lr_too_low", "vanishing_gradient"),
+}
+
+
+def line(finding: Finding) -> str:
+    """A finding in one line."""
+    return f"doctor: since step {finding.began}: {finding.about.title}: {finding.evidence}"
+
+
+def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The gravest first; what follows from another finding behind it."""
+    found = {f.disease: f for f in findings}
+    for cause, effects in _BRINGS.items():
+        for effect in effects:
+            if cause in found and effect in found and (found[cause].began or 0) <= (found[effect].began or 0) + 20:
+                below = min(found[effect].gravity, 0.8 * found[cause].gravity)
+                found[effect] = replace(found[effect], gravity=below)
+    if any(f.certain for f in found.values()):
+        found.pop("no_decay", None)  # what swings has a better reason
+    return ordered(list(found.values()))

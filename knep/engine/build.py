@@ -3,81 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
-from knep.config.command_line.readers import own_callbacks
+from knep.config.budget import check_room, layers_counted
 from knep.config.instantiate import instantiate
-from knep.distributed.slurm import environment
-from knep.distributed.watchdog import watch
-from knep.engine.checkpointing import Best, Keeper
-from knep.engine.logging.csv_logger import CsvLogger
-from knep.engine.logging.progress import Lines, ProgressBar
-from knep.engine.logging.tensorboard import Board
-from knep.engine.loops.exact import use_exact_loops
-from knep.engine.loops.interrupts import StopOnSignal
-from knep.engine.loops.lean import use_lean_loop
 from knep.engine.module import Classifier
-from knep.engine.room import check_model
-from knep.errors import InputError
-from knep.io.checkpoint import WholeCheckpoints
-from knep.recipes.recipe import Recipe, named
-from knep.utils.hardware import fast_products, precision
-
-
-class Clock(Callback):
-    """Seconds and images of the training batches alone, validation and logging of epochs left out."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.images = 0
-        self.began = False  # whether a batch was trained on
-        self._began = 0.0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.began = True
-        if batch_idx == 0 or not self._began:
-            self._began = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.images += len(batch[0]) * trainer.world_size
-        if trainer.is_last_batch:
-            self.seconds += time.perf_counter() - self._began
-            self._began = 0.0
-
-    @property
-    def samples_per_second(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
-
-
-class History(Callback):
-    """The validation metrics of every epoch, kept in the checkpoint."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            self.rows.append({"epoch": trainer.current_epoch} | metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-
-    def best(self, monitor: str, mode: str) -> dict[str, float]:
-        """The row of the best epoch by a validation metric."""
-        sign = 1 if mode == "min" else -1
-        return min(self.rows, key=lambda row: sign * row[monitor])
+from knep.errors import InputError, named
+from knep.recipes.recipe import Recipe
 
 
 def about(config: Mapping[str, Any], data: Any) -> dict[str, Any]:
@@ -130,78 +65,6 @@ def _members(cfg: Mapping[str, Any], recipe: Recipe) -> int:
     return max(recipe.members, cfg["trainer"].get("members") or 1)
 
 
-def build_callbacks(cfg: Mapping[str, Any]) -> list[Callback]:
-    """The user's own callbacks. Raises InputError for what is none of Lightning's kind."""
-    built = []
-    for path, node in own_callbacks(cfg).items():
-        with named(path):
-            callback = instantiate(node)
-        if not isinstance(callback, Callback):
-            raise InputError(
-                f"{path}._target_={node['_target_']} is no lightning.pytorch.Callback: name a class of one"
-            )
-        built.append(callback)
-    return built
-
-
-def build_trainer(
-    cfg: Mapping[str, Any],
-    folder: Path,
-    recipe: Recipe,
-    batches: int,
-    callbacks: list[Any],
-    wrong: str | None = None,
-) -> Trainer:
-    """Lightning's Trainer with the recipe's callbacks, the checkpoints and the logs of one run folder.
-
-    wrong: the convolution that forbids bfloat16 on a CPU, as `knep.utils.hardware.wrong_in_bf16` finds it.
-    """
-    node = dict(cfg["trainer"])
-    if node["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise InputError(f"trainer.accelerator={node['accelerator']}: this machine has no GPU, write trainer=cpu")
-    monitor, mode = watched(cfg)
-    checkpoints = folder / "checkpoints"
-    best = Best(checkpoints, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-    stop = StopOnSignal()
-    keeper = Keeper(cfg["checkpoint"]["every"], best, stop)
-    logged = [
-        Board(folder),
-        CsvLogger(folder),
-    ]
-    quiet = node.pop("fast_dev_run")
-    node.pop("members", None)  # each member has a Trainer of its own, or none
-    node["precision"] = precision(node["precision"], node["accelerator"], wrong)
-    accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
-    callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if cfg["progress"] else Lines()]
-    try:
-        trainer = instantiate(
-            node,
-            default_root_dir=str(folder),
-            accumulate_grad_batches=accumulate,
-            callbacks=[*callbacks, stop, best, keeper],
-            plugins=[*environment(), *([] if "fsdp" in str(node["strategy"]) else [WholeCheckpoints(folder)])],
-            logger=logged,
-            fast_dev_run=quiet,
-            benchmark=fast_products(node["deterministic"]) or None,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            log_every_n_steps=cfg["log_every"],
-            use_distributed_sampler=False,
-        )
-    except (InputError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    use_exact_loops(trainer, keeper)
-    if cfg["lean"]:
-        use_lean_loop(trainer)
-    watch(trainer, folder)
-    return trainer
-
-
-def watched(cfg: Mapping[str, Any]) -> tuple[str, str]:
-    """The validation metric by which epochs are compared, and its direction."""
-    return cfg["stopping"].get("monitor", "val/loss"), cfg["stopping"].get("mode", "min")
-
-
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Runs with `count` CPU threads; None leaves torch's choice."""
@@ -210,3 +73,31 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
+
+
+_LARGEST = 10**7  # width or number of layers
+
+
+def check_model(node: Mapping[str, Any], shape: Mapping[str, int], most: int | None = None, members: int = 1) -> None:
+    """Counts the parameters of one of knep's own models without memory for them, on torch's meta device.
+
+    shape: in_channels, num_classes and image_size; most: how many there may be, None for what the machine can train;
+    members: models of this kind that are trained at once.
+    Raises InputError for a model that is too large. Models of other projects are as large as their builders make them.
+    """
+    target = str(node["_target_"])
+    if not target.startswith("knep.models.") or "imported" in target:
+        return
+    for key, value in node.items():
+        if isinstance(value, int) and value > _LARGEST:
+            raise InputError(f"model.{key}={value} is no size of a layer: write at most {_LARGEST:,}")
+    try:
+        with torch.device("meta"), layers_counted("the model"):
+            count = sum(p.numel() for p in instantiate(node)(**shape).parameters())
+    except RuntimeError as error:  # a size that overflows
+        raise InputError(f"a layer is too large ({str(error).splitlines()[0][:80]}): write smaller numbers") from error
+    except TypeError as error:  # a keyword that it lacks, or a value of another kind
+        raise InputError(f"{target} cannot be built ({str(error)[:120]}): change the values of model") from error
+    if most is not None and count > most:
+        raise InputError(f"its config builds {count:,} parameters, and it holds {most:,}")
+    check_room(8 * count * members, "the model's weights and gradients need", "write smaller widths")

@@ -16,12 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from knep.engine.loops.interrupts import Interrupted, StopOnSignal
-from knep.errors import InputError
+from knep.engine.loops.interrupts import StopOnSignal
+from knep.errors import InputError, Interrupted
 from knep.io import checkpoint
+from knep.io.checkpoint import find_whole
 from knep.io.run_folder import check_there
-from knep.run.resume import find_whole
-from knep.utils.hardware import rng_state, set_rng_state
+from knep.utils.rng import rng_state, set_rng_state
 
 BEST = "best.ckpt"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}

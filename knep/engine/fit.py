@@ -15,20 +15,21 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from knep.config.diff import Apply, Change, changes, said
 from knep.config.instantiate import instantiate
 from knep.distributed.watchdog import deaths_named
-from knep.engine.build import Clock, History, build_callbacks, build_module, build_trainer, watched
-from knep.engine.capacity import capacity
-from knep.engine.evaluate import load_weights, read_checkpoint, read_facts, stored_module
+from knep.engine.build import build_module
+from knep.engine.callbacks import Clock, History
+from knep.engine.load import load_weights, read_checkpoint, read_facts, stored_module
 from knep.engine.logging.csv_logger import earlier_rows
-from knep.engine.loops.interrupts import Interrupted
 from knep.engine.loops.lean import LeanEpoch
 from knep.engine.module import Classifier
+from knep.engine.precision import levers, why_not_bf16, wrong_in_bf16
 from knep.engine.profile import StepProfile
 from knep.engine.stored_state import check_stored_run
-from knep.errors import InputError
+from knep.engine.trainer import build_callbacks, build_trainer, watched
+from knep.errors import InputError, Interrupted
 from knep.io import checkpoint
+from knep.io.checkpoint import find_whole, saved_of
 from knep.io.schema import whole
-from knep.run.resume import find_whole, saved_of
-from knep.utils.hardware import compile_model, levers, quick_checks, why_not_bf16, wrong_in_bf16
+from knep.utils.hardware import compile_model, quick_checks
 from knep.utils.memory import keep_freed_memory
 
 # What a checkpoint to go on from holds beside the weights.
@@ -204,3 +205,16 @@ def _log_from(trainer: Any, step: int) -> None:
         if isinstance(logger, TensorBoardLogger):
             logger._kwargs["purge_step"] = step
         getattr(logger, "forget_after", lambda step: None)(step)
+
+
+# A model with this many parameters per training image can memorise them; see Zhang et al. 2017.
+_MANY = 100
+
+
+def capacity(parameters: int, images: int) -> str:
+    """One line that weighs the model against its data, with a warning where it can memorise them."""
+    ratio = parameters / images
+    line = f"capacity: {parameters:,} parameters for {images:,} training images ({ratio:,.1f} per image)"
+    if ratio > _MANY:
+        line += "; warning: enough to memorise them, so expect overfitting without augment, dropout or stopping"
+    return line

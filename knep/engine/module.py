@@ -30,10 +30,10 @@ from knep.optim.gradients import gradients, scale_
 from knep.optim.param_groups import decayed
 from knep.optim.schedules import Unchanged
 from knep.recipes import clip
-from knep.recipes.regularizer import Regularizer
-from knep.utils.hardware import at_precision, reseed
+from knep.recipes.regularization import Regularizer
+from knep.utils.hardware import at_precision
 from knep.utils.monitors import logged
-from knep.utils.rng import mix
+from knep.utils.rng import mix, reseed
 
 if TYPE_CHECKING:
     from knep.recipes.recipe import Recipe

@@ -11,10 +11,10 @@ from torch import nn
 from knep.config.budget import check_config
 from knep.config.instantiate import instantiate
 from knep.data.base import refuse_loaders
-from knep.engine.build import build_callbacks
-from knep.errors import InputError
+from knep.engine.trainer import build_callbacks
+from knep.errors import InputError, named
 from knep.models.user_model import find, imported
-from knep.recipes.recipe import Recipe, check_partial, named
+from knep.recipes.recipe import Recipe, check_partial
 
 _BESIDE = ("guard", "doctor")  # what watches a training, beside the slots
 

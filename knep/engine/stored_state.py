@@ -19,9 +19,10 @@ from lightning.pytorch.loops.progress import _BatchProgress, _OptimizationProgre
 from torch import Tensor
 
 from knep.doctor.findings import diseases
-from knep.engine.build import History, watched
+from knep.engine.callbacks import History
 from knep.engine.checkpointing import BEST, Best, states_in
-from knep.engine.evaluate import not_finite, weights_wrong
+from knep.engine.load import not_finite, weights_wrong
+from knep.engine.trainer import watched
 from knep.errors import InputError
 from knep.guard.policy import KINDS
 from knep.io.checkpoint import read

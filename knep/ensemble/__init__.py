@@ -16,8 +16,7 @@ from knep.engine.evaluate import batches_of, evaluate
 from knep.ensemble.loop import fit
 from knep.ensemble.member import Member
 from knep.ensemble.support import check_alike, members_of, supports
-from knep.errors import InputError
-from knep.recipes.recipe import named
+from knep.errors import InputError, named
 
 __all__ = ["members_of", "supports", "train"]
 

@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 
 from knep.engine.loops.accumulation import scale_of
+from knep.engine.precision import precision, wrong_in_bf16
 from knep.engine.schedule_free import has_two_points
 from knep.ensemble.member import Member
 from knep.ensemble.rng_streams import Draws
 from knep.ensemble.stacked_model import computes_the_same, fold, same_shape, stacked
 from knep.ensemble.steps import InTurn, Together
 from knep.ensemble.support import apart, folds
-from knep.utils.hardware import fast_products, precision, quick_checks, wrong_in_bf16
+from knep.utils.hardware import fast_products, quick_checks
 from knep.utils.memory import keep_freed_memory
 from knep.utils.rng import mix
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
-from knep.engine.build import about, build_module, watched
+from knep.engine.build import about, build_module
 from knep.engine.schedule_free import estimate, put_back, statistics
+from knep.engine.trainer import watched
 from knep.recipes.averaging import Ema, Swa
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knep.utils.hardware import reseed
+from knep.utils.rng import reseed
 
 
 class Draws:

@@ -18,8 +18,10 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from knep.ensemble.rng_streams import Draws
-from knep.nn.norm import ACTIVATIONS, GATES, BatchNorm, ZeroGain
-from knep.surgery.edit import Place, cut
+from knep.nn.kinds import ACTIVATIONS, GATES
+from knep.nn.norm import BatchNorm
+from knep.nn.place import Place, ZeroGain
+from knep.surgery.edit import cut
 
 Stack = dict[str, nn.Parameter]
 

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from knep.ensemble.member import Member
 from knep.ensemble.rng_streams import Draws
 from knep.ensemble.stacked_model import Stack
+from knep.errors import named
 from knep.optim.gradients import gradients, scale_
 from knep.optim.optimizers import Idle
 from knep.optim.param_groups import decayed, param_groups
-from knep.recipes.recipe import named
-from knep.recipes.regularizer import Regularizer
+from knep.recipes.regularization import Regularizer
 
 Batch = tuple[Tensor, Tensor]
 Context = Callable[[], AbstractContextManager]

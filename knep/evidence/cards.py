@@ -16,7 +16,7 @@ from knep.config.catalog import CONF, SLOTS, cells, options, reason
 from knep.errors import InputError
 from knep.evidence import readme_table
 from knep.evidence.verify import RUNS, expected
-from knep.io.run_folder import write_atomic
+from knep.io.atomic import write_atomic
 
 _HEAD = (
     "| data/model | n | test accuracy | difference, points | steps to target | time | memory | verdict "

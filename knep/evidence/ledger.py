@@ -13,7 +13,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from knep import __version__
 from knep.config.catalog import options
 from knep.errors import InputError
 from knep.evidence import effects
@@ -22,7 +21,8 @@ from knep.evidence.arms import Arm
 from knep.evidence.provenance import hardware
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
-from knep.io.run_folder import write_atomic
+from knep.io.atomic import write_atomic
+from knep.version import __version__
 
 RESULTS = Path(__file__).parent / "results"
 _SPEC = Path(__file__).with_name("ledger.yaml")

@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from knep.io.run_folder import git
+from knep.io.git import git
 
 
 def processor() -> str:

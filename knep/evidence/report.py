@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from knep.evidence import plots
 from knep.evidence.effects import Records, Row, accuracy, plain
 from knep.evidence.provenance import commit, hardware
 from knep.evidence.stats import Effect
-from knep.io.run_folder import write_atomic
+from knep.io.atomic import write_atomic
+from knep.utils.plotting import svg
 
 _COLUMNS = ("trick", "compared", "test accuracy", "steps to target", "time", "memory", "p (Holm)", "verdict")
 
@@ -138,7 +138,7 @@ def page(found: Mapping[str, Any], rows: Sequence[Row], figures: Mapping[str, An
             "p is corrected for the number of rows (Holm). A failed trial counts with the accuracy of guessing.</p>"
         )
     for title, figure in figures.items():
-        parts += [f"<h2>{e(title)}</h2>", plots.svg(figure)]
+        parts += [f"<h2>{e(title)}</h2>", svg(figure)]
     parts.append("<h2>Arms</h2><table><tr><th>arm</th><th>test accuracy by seed</th><th>command</th></tr>")
     for name, arm in found["arms"].items():
         numbers = ", ".join(f"{100 * a:.2f}" for a in arm["test_acc"])

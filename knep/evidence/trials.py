@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from knep.config.compose import Composed, compose_config
+from knep.config.schema import config_hash
 from knep.errors import InputError
 from knep.evidence.arms import Arm
 from knep.evidence.provenance import commit
-from knep.io.run_folder import config_hash, write_atomic
+from knep.io.atomic import write_atomic
 from knep.utils.orphans import ends_with
 
 # Stands for the seed while an arm is composed: the largest that a run takes, so that no other value is equal to it.
@@ -203,7 +204,7 @@ def _trial(trial: Trial, folder: Path) -> None:
 
 
 def _runner(trial: Trial) -> Callable[..., dict[str, Any]]:
-    from knep.cli.train import run
+    from knep.run.run import run
     from knep.run.unread import validated
 
     return partial(run, figures=False) if trial.tested else validated  # the run folder is thrown away

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from knep.engine.evaluate import load_members
+from knep.engine.load import load_members
 from knep.errors import InputError
 from knep.export.plain_model import Portable, portable
-from knep.io.run_folder import new_file
+from knep.io.atomic import new_file
 from knep.utils.text import shown
 
 FORMATS = ("safetensors", "onnx", "pt2")

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torchvision.models import get_model
 
-from knep import __version__
 from knep.config.instantiate import instantiate
 from knep.engine.module import Classifier
-from knep.errors import InputError
+from knep.errors import InputError, named
 from knep.models.torchvision import builder_options
-from knep.recipes.recipe import named
 from knep.surgery.edit import bare, replace
+from knep.version import __version__
 
 TOLERANCE = 1e-4
 _IMAGES = 64

@@ -26,7 +26,7 @@ from knep.guard.optimizer_state import LOOK_EVERY, carries, forget_bad_state, st
 from knep.guard.policy import KINDS, OF_OPTIMIZER, Guard
 from knep.guard.snapshot import Snapshot
 from knep.guard.step_state import Moment, grads
-from knep.utils.hardware import reseed, rng_state, set_rng_state
+from knep.utils.rng import reseed, rng_state, set_rng_state
 
 
 class BadStep(Exception):

@@ -13,7 +13,7 @@ from torch import Tensor
 from knep.guard.finite import digest, first_bad
 from knep.observe.layer_table import Table, watched
 from knep.optim.gradients import gradients, scale_
-from knep.utils.hardware import set_rng_state
+from knep.utils.rng import set_rng_state
 
 
 @dataclass

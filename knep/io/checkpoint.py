@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +20,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from knep.errors import InputError, RunFailed, is_full
+from knep.io.atomic import new_file, sync_folder
 from knep.io.pickle_scan import foreign, overlaps
-from knep.io.run_folder import new_file, no_room, sync_folder
+from knep.io.run_folder import no_room
+from knep.utils.text import shown
 
 _END = b"PK\x05\x06"  # opens the last record of a zip archive; the record ends with the length of the comment
 _END_SIZE = 22
@@ -185,3 +188,75 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         return in_own_memory(read(Path(path), map_location))
+
+
+def find_checkpoint(ckpt: str | Path) -> Path:
+    """The newest checkpoint file that `ckpt` (a run folder or a file) means, whole or not.
+
+    Raises InputError where there is none.
+    """
+    path = Path(ckpt)
+    if path.is_dir():
+        return _newest_first(path)[0]
+    if not path.is_file():
+        raise InputError(f"ckpt={ckpt} is missing: give a run folder or a .ckpt file")
+    return path
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    places = [folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
+    odd = next((p for p in places if p.exists() and not p.is_file()), None)
+    if odd is not None:
+        raise InputError(f"{odd} is no file: move it away, then resume")
+    found = [p for p in places if p.is_file()]
+    if not found:
+        raise InputError(
+            f"ckpt={folder} has no checkpoints/last.ckpt to resume: start the run again without ckpt=, or give another "
+            "run folder"
+        )
+    return sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True)
+
+
+def find_whole(ckpt: str | Path, warn: bool = True) -> Path:
+    """The newest whole checkpoint of a run folder, with a line on the damaged ones; a file stands for itself.
+
+    Raises InputError where none is whole.
+    """
+    from knep.io.checkpoint import damage  # brings torch, which `--cfg` and `--help` do without
+
+    if not Path(ckpt).is_dir():
+        return find_checkpoint(ckpt)
+    wrong: list[str] = []
+    for path in _newest_first(Path(ckpt)):
+        what = damage(path)
+        if what is None:
+            if wrong and warn:
+                print(f"knep: {shown(', '.join(wrong))}: going on from {path.name}", file=sys.stderr)
+            return path
+        wrong.append(f"{path} {what}")
+    raise InputError(f"{', '.join(wrong)}: no whole checkpoint is left to resume, start the run again without ckpt=")
+
+
+def run_folder(ckpt: str | Path) -> Path:
+    """The run folder that a checkpoint belongs to."""
+    path = Path(ckpt)
+    return path if path.is_dir() else path.parent.parent
+
+
+def several(config: Mapping[str, Any]) -> bool:
+    """Whether a run trains members, each in a folder of its own."""
+    return max(config["trainer"].get("members", 1), config["averaging"].get("members", 1)) > 1
+
+
+def saved_of(config: Mapping[str, Any], place: Path) -> Path | None:
+    """The folder or file that `ckpt` means for the run or member in `place`; None where nothing was saved of it."""
+    if config["ckpt"] is None or not several(config):
+        return config["ckpt"] and Path(config["ckpt"])
+    member = run_folder(config["ckpt"]) / place.name
+    return member if _saved(member) else None
+
+
+def _saved(folder: Path) -> int:
+    """When the newest checkpoint under a run folder was written, in ns; 0 where there is none."""
+    names = ("checkpoints/last.ckpt", "checkpoints/best.ckpt")
+    return max((p.stat().st_mtime_ns for name in names for p in folder.glob(f"**/{name}")), default=0)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
-import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from knep.errors import InputError, RunFailed, is_full
+from knep.io.atomic import write_atomic
+from knep.io.git import DIFF, git
 from knep.io.lock import NAME, folders
 from knep.io.run_names import events_folder
 from knep.io.schema import listed, number, record, text, whole
@@ -40,86 +41,6 @@ _SUMMARY = record(
     },
     closed=False,
 )
-_OF_THE_USER = ("system", "global", "command")  # scopes of git's config that no checkout brings
-DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD")
-# Where a run lies and how it is watched does not change what it computes.
-NOT_HASHED = (
-    "allow_targets",
-    "budget",
-    "name",
-    "ckpt",
-    "progress",
-    "log_every",
-    "threads",
-    "checkpoint",
-    "resume",
-    "slurm",
-)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder as durable as its files."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomic(path: Path, text: str | bytes) -> None:
-    """Writes `text` to a temporary name beside `path`, then renames: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new_file(temporary) as f:
-            f.write(text.encode() if isinstance(text, str) else text)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be gone
-            temporary.unlink(missing_ok=True)
-        error.filename = str(path)
-        raise
-
-
-def new_file(path: Path) -> BinaryIO:
-    """Opens a temporary file, made anew: what lies there already, such as a link out of the folder, is not written."""
-    path.unlink(missing_ok=True)
-    return path.open("x+b")
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """12 hex digits that name what a run computes: two runs with the same hash do the same."""
-    kept = {k: v for k, v in config.items() if k not in NOT_HASHED}
-    kept["data"] = {k: v for k, v in config.get("data", {}).items() if k != "write_cache"}
-    if "trainer" in config:  # a key that came later, and asks for nothing while it is null
-        kept["trainer"] = {k: v for k, v in config["trainer"].items() if (k, v) != ("limit_test_batches", None)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def git(*args: str) -> str:
-    """What git prints. A checkout may be a stranger's: no program that its own config names is run, nothing fetched."""
-    own = _asked(["config", "--show-scope", "--includes", "--null", "--get-regexp", r"^filter\..*"], {}).split("\0")
-    # Scope, then "key\nvalue": filters of the checkout's own config are none, those of the user's stay.
-    filters = {
-        key.partition("\n")[0] for scope, key in zip(own[::2], own[1::2], strict=False) if scope not in _OF_THE_USER
-    }
-    emptied = {key: "false" if key.endswith(".required") else "" for key in filters}
-    quiet = {"core.fsmonitor": "false", "core.hooksPath": os.devnull, "safe.bareRepository": "explicit"}
-    return _asked(args, quiet | emptied)
-
-
-def _asked(args: Sequence[str], config: Mapping[str, str]) -> str:
-    set_to = {f"GIT_CONFIG_KEY_{i}": key for i, key in enumerate(config)}
-    set_to |= {f"GIT_CONFIG_VALUE_{i}": value for i, value in enumerate(config.values())}
-    none = {"GIT_CONFIG_COUNT": str(len(config)), "GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"}
-    optional = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
-    env = os.environ | set_to | none | optional
-    try:
-        done = subprocess.run(["git", *args], capture_output=True, timeout=20, check=False, env=env)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
 def write_identity(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -334,3 +255,41 @@ def discard(folder: Path, stands: Path) -> None:
             if stands.resolve().is_relative_to(empty.resolve()):
                 return
             empty.rmdir()
+
+
+def reads(folder: Path) -> int:
+    """How often the run in `folder` read its test split, by its summary.json; 0 where there is none."""
+    return read_summary(folder).get("sealed", 0)
+
+
+def begin_reading(folder: Path) -> int:
+    """Counts a reading of the test split before it begins, so that no kill hides it; returns the count."""
+    count = reads(folder) + 1
+    write_summary(folder, {**read_summary(folder), "sealed": count})
+    return count
+
+
+def read_again(run: Path) -> None:
+    """Counts one more reading in the summary of a finished run; run: its folder, or a file somewhere below it."""
+    folder = run if run.is_dir() else run.parent.parent if run.parent.name == "checkpoints" else run.parent
+    for place in (folder, folder.parent) if folder.name.startswith("member_") else (folder,):
+        summary = read_summary(place)
+        if "sealed" in summary:
+            write_summary(place, {**summary, "sealed": summary["sealed"] + 1})
+            return
+
+
+@contextlib.contextmanager
+def writers_quiet() -> Iterator[None]:
+    """Within, a writer's thread that dies of a full disk prints nothing: the run is told at its next point or save."""
+    earlier = threading.excepthook
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            earlier(args)
+
+    threading.excepthook = quiet
+    try:
+        yield
+    finally:
+        threading.excepthook = earlier

@@ -6,8 +6,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.nn.norm import Activation, Norm, conv_unit, whole
-from knep.surgery.edit import Place
+from knep.nn.blocks import Activation, Norm, conv_unit
+from knep.nn.place import Place
+from knep.utils.validation import whole
 
 
 class CNN(nn.Module):

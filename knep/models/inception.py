@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.nn.norm import Activation, Norm, conv_unit
-from knep.surgery.edit import Place
+from knep.nn.blocks import Activation, Norm, conv_unit
+from knep.nn.place import Place
 from knep.utils.validation import check
 
 # Output channels of the stem and of the blocks; between stages the image is halved.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.nn.norm import Activation, Norm, norm_at
-from knep.surgery.edit import Place
+from knep.nn.blocks import Activation, Norm, norm_at
+from knep.nn.place import Place
 
 
 def _layer(features_in: int, features: int, norm: Norm | None, activation: Activation) -> nn.Sequential:

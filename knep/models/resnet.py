@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from knep.errors import InputError
-from knep.nn.norm import Activation, Norm, ZeroGain, norm_at
-from knep.surgery.edit import Place
+from knep.nn.blocks import Activation, Norm, norm_at
+from knep.nn.place import Place, ZeroGain
 from knep.utils.validation import check
 
 # Depth -> blocks in each stage. Small images: three stages of 16, 32, 64 channels. ImageNet: four, from 64.

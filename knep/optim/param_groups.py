@@ -7,26 +7,20 @@ embeddings, class tokens, position tables and layer scales have none: to shrink 
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from knep.errors import InputError
+from knep.nn.kinds import is_norm
 from knep.surgery.edit import bare
 from knep.surgery.layer_depth import depths_of
 from knep.utils.validation import check
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _WEIGHTS = (nn.Linear, _ConvNd, nn.Bilinear)
 # Names of parameters that are no weights: any of these, or one of these words between underscores.
 _NO_WEIGHT_NAMES = ("bias", "token", "position", "embed", "layer_scale")
 _NO_WEIGHT_WORDS = {"pos", "scale", "gamma", "cls", "temperature", "relpos", "gain"}
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether the module is a norm: torch's, or a class that says so, such as LayerNorm2d or LlamaRMSNorm."""
-    return isinstance(module, _NORMS) or (type(module).__name__.lower().rstrip("0123456789d").endswith("norm"))
 
 
 def _decays(model: nn.Module, name: str, parameter: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """`activation`: the nonlinearity. `f(model, *, sample, **hp)` puts torch's module where each activation is.
 
-Reached are the modules of `knep.nn.norm.ACTIVATIONS`, and the same as functions: F.relu(x), torch.relu(x), x.relu(),
+Reached are the modules of `knep.nn.kinds.ACTIVATIONS`, and the same as functions: F.relu(x), torch.relu(x), x.relu(),
 also where a layer holds the function (self.act = F.relu), as nn.TransformerEncoderLayer does. A call becomes a child
 module, activation_0 and so on, of the module whose code makes it (see `knep.surgery.rewrite_calls`); torch's fused path of
 transformer layers, which has the old activation built in, is switched off.
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from knep.errors import InputError
-from knep.nn.norm import ACTIVATIONS, GATES, Copy
+from knep.nn.blocks import Copy
+from knep.nn.kinds import ACTIVATIONS, GATES
 from knep.surgery.edit import Change, bare, describe, modules_of, refuse_hooks, replace, required, text, unfuse
 from knep.surgery.find_activations import Unit, exposed, unreached
 from knep.surgery.watch import bends, hidden_gates, overwritten, watch

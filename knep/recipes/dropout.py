@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
-from knep.nn.norm import DropBlock, StochasticDepth
-from knep.surgery.edit import Change, Place, bare, describe, modules_of, replace_each, required
+from knep.nn.dropout import DropBlock, StochasticDepth
+from knep.nn.place import Place
+from knep.surgery.edit import Change, bare, describe, modules_of, replace_each, required
 from knep.surgery.feature_maps import ChannelsLast, Map, maps_of
 from knep.surgery.graph import refuse_scripted
 from knep.surgery.insert_module import put_before, put_inside

@@ -62,7 +62,8 @@ def plan(recipe: Recipe, model: nn.Module, sample: Tensor | None = None) -> Plan
 
     sample: scaled images (N, C, H, W). Raises InputError where the model cannot be copied or fails on the sample.
     """
-    from knep.recipes.recipe import copied, named
+    from knep.errors import named
+    from knep.surgery.edit import copied
 
     changes: dict[str, list[Change]] = {}
     refused: dict[str, str] = {}

@@ -44,14 +44,16 @@ from knep.nn.norm import (
     LastRMSNorm,
     PixelRMSNorm,
     RMSNorm,
-    classifier_of,
+    TokenBatchNorm,
+    TokenGhostBatchNorm,
+    TokenGroupNorm,
+    TokenInstanceNorm,
     fewest_values,
-    whole,
 )
-from knep.nn.tokens import TokenBatchNorm, TokenGhostBatchNorm, TokenGroupNorm, TokenInstanceNorm
 from knep.surgery.edit import Change, bare, modules_of, required
+from knep.surgery.record import classifier_of
 from knep.surgery.replace_norms import Kind, Site, normalise, refuse_empty_zero_gains
-from knep.utils.validation import check
+from knep.utils.validation import check, whole
 
 __all__ = ["batch", "ghost_batch", "group", "instance", "layer", "none", "rms", "spectral", "weight"]
 

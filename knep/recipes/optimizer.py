@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from knep.errors import InputError
 from knep.optim.optimizers import SAM, Idle, Muon, NormalizedSGD, Shampoo
-from knep.utils.cpu import cpu_bf16
+from knep.utils.hardware import cpu_bf16
 from knep.utils.validation import check
 
 __all__ = ["muon", "none", "normalized_sgd", "sam", "shampoo"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +16,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from knep.config.catalog import SLOTS as SLOTS  # the order in which they act
 from knep.config.external_app import resolved, slot_node
 from knep.config.instantiate import instantiate
-from knep.errors import InputError, NoEffectError
+from knep.errors import InputError, named
 from knep.optim.param_groups import param_groups
-from knep.recipes.regularizer import Regularizer
+from knep.recipes.regularization import Regularizer
 from knep.recipes.scaling import none as raw_pixels
 from knep.surgery.check_forward import probe
-from knep.surgery.edit import Change, bare
+from knep.surgery.edit import Change, _beside, bare, copied
 from knep.utils.monitors import mode_of
 
 if TYPE_CHECKING:
@@ -220,21 +218,6 @@ class Recipe:
             return self.make_scaling(batches)
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing. Raises InputError for a model that holds what cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"the model cannot be copied: use apply(model), which edits it in place ({text})") from error
-
-
-def _beside(model: nn.Module, sample: Tensor | None) -> Tensor | None:
-    """The sample on the model's device."""
-    like = next(model.parameters(), None)
-    return sample if sample is None or like is None else sample.to(like.device)
-
-
 def _rate(node: Mapping[str, Any]) -> Any:
     if "lr" not in node:
         raise InputError(
@@ -255,15 +238,3 @@ def _build(slot: str, node: dict[str, Any]) -> Any:
     check_partial(slot, node)
     with named(slot):
         return instantiate(node)
-
-
-@contextmanager
-def named(slot: str) -> Iterator[None]:
-    """Errors about a value say which slot they come from."""
-    try:
-        yield
-    except NoEffectError:
-        raise
-    except (ValueError, TypeError, IndexError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(text if text.startswith(slot) else f"{slot}: {text}") from error

@@ -1,4 +1,4 @@
-"""`regularization`: penalties on weights or outputs. Objects with the three places of `knep.recipes.regularizer.Regularizer`.
+"""`regularization`: penalties on weights or outputs. Objects with the three places of `knep.recipes.regularization.Regularizer`.
 
 They see the decayed parameters only: weights of linear layers and convolutions, no norms, biases or embeddings.
 """
@@ -8,10 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from knep.recipes.regularizer import Regularizer
 from knep.utils.validation import check
 
-__all__ = ["L1", "L2", "Elastic", "LabelSmoothing", "MaxNorm", "WeightDecay"]
+__all__ = ["L1", "L2", "Elastic", "LabelSmoothing", "MaxNorm", "Regularizer", "WeightDecay"]
+
+
+class Regularizer:
+    """Changes nothing; the base of every `regularization` option.
+
+    label_smoothing: share of the target's probability that is spread over all classes, read by the loss.
+    """
+
+    label_smoothing: float = 0.0
+
+    def penalty(self, params: Sequence[Tensor]) -> Tensor | float:
+        """What is added to the loss, from the decayed parameters (`knep.optim.param_groups.decayed`); a 0-dim tensor or 0."""
+        return 0.0
+
+    def after_step(self, params: Sequence[Tensor], lr: float) -> None:
+        """Edits the decayed parameters in place after the optimizer's step, which was taken with rate `lr`."""
 
 
 def _absolute(params: Sequence[Tensor]) -> Tensor | float:

@@ -15,7 +15,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import read_write
 
-from knep.cli import train
 from knep.config.command_line.aliases import quoted, unquoted
 from knep.config.compose import plain
 from knep.config.instantiate import allow_typed, take_allowed
@@ -27,6 +26,7 @@ from knep.io.run_folder import standing
 from knep.io.run_names import link_job, name_job
 from knep.io.untrusted_folder import check_written
 from knep.run.resume import Run, earlier_runs, find_begun, find_ended, resumes, root_of
+from knep.run.run import check, run
 from knep.run.sweep import Outcomes
 from knep.run.sweep_space import space
 from knep.utils.orphans import ends_with_parent
@@ -116,7 +116,7 @@ class Sweep:
         """
         planned = space(overrides, search)
         for job in planned.jobs:
-            train.check(job, search, sweep=True)
+            check(job, search, sweep=True)
         if planned.folder.is_dir():
             for place in (planned.folder, *(path for path in planned.folder.iterdir() if path.is_dir())):
                 check_written(place)
@@ -137,7 +137,7 @@ class Sweep:
     def _run(self, cfg: Any, lines: list[str], fresh: Path, runs_in: Callable[[Path], None]) -> dict[str, Any]:
         allow_typed(self._typed)  # in a process of the launcher's nobody has
         if not self._checked:
-            train.check(lines, self._search, sweep=True)
+            check(lines, self._search, sweep=True)
         _, config, choices, _ = _job(cfg)
         runs = self._earlier(config)
         own = self._taken.own(lines)
@@ -212,7 +212,7 @@ def _job(cfg: Any) -> tuple[Path, dict[str, Any], dict[str, str], list[str]]:
 
 def _told(config: dict[str, Any], folder: Path, choices: dict[str, str], lines: list[str]) -> dict[str, Any]:
     """`run` for a command: a signal ends the process with its code."""
-    summary = train.run(config, folder, choices, lines)
+    summary = run(config, folder, choices, lines)
     if summary["status"] == "interrupted":
         from knep.engine.loops.interrupts import exit_code  # brings Lightning, which `--cfg` does without
 

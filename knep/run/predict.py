@@ -46,7 +46,7 @@ def command(args: argparse.Namespace) -> None:
         for path, classes in ranked:
             print(f"{shown(path)}  " + "  ".join(f"{shown(name)} {p:.1%}" for name, p in classes))
         return
-    from knep.io.run_folder import write_atomic  # brings Hydra's parts, which no other command waits for
+    from knep.io.atomic import write_atomic
 
     write_atomic(args.csv, _table(ranked))
     print(f"{len(ranked):,} images: {shown(args.csv)}")
@@ -113,7 +113,7 @@ def predict(run: Path, images: Iterable[Path], top: int = 3) -> Iterator[tuple[P
     """
     import torch
 
-    from knep.engine.evaluate import load_members
+    from knep.engine.load import load_members
 
     members = load_members(run)
     facts, paths = members[0].about, list(images)

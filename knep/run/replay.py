@@ -47,7 +47,7 @@ def replay(path: Path) -> Replay:
     Raises InputError for a box that is none, or whose config may not be built.
     """
     from knep.engine.build import threads
-    from knep.engine.evaluate import load_weights, stored_module
+    from knep.engine.load import load_weights, stored_module
     from knep.engine.stored_state import box_wrong
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from knep.config.catalog import recipe_choices
+from knep.config.schema import config_hash
 from knep.engine.evaluate import batches_of, evaluate
 from knep.engine.fit import Member
 from knep.engine.logging.tensorboard import Board
-from knep.io.run_folder import config_hash, write_summary
-from knep.io.sealed import begin_reading
+from knep.io.run_folder import begin_reading, write_summary
 from knep.run.figures import show
 from knep.run.source_hash import code_hash, loaded_beside
 from knep.utils.text import console, shown

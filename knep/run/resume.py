@@ -10,67 +10,16 @@ from typing import Any
 
 from knep.config.command_line.aliases import check_length, path_typed, quoted, unquoted
 from knep.config.instantiate import check_stored, only_read
+from knep.config.schema import config_hash
 from knep.errors import InputError
-from knep.io.run_folder import config_hash, read_summary
+from knep.io.checkpoint import _saved, find_checkpoint, find_whole, run_folder, several
+from knep.io.run_folder import read_summary
 from knep.io.untrusted_folder import check_folder, check_kind, read_lines
 from knep.run.source_hash import code_hash
 from knep.run.sweep import JOBS
 from knep.utils.text import shown
 
 _ENDED = ("finished", "stopped_early")
-
-
-def find_checkpoint(ckpt: str | Path) -> Path:
-    """The newest checkpoint file that `ckpt` (a run folder or a file) means, whole or not.
-
-    Raises InputError where there is none.
-    """
-    path = Path(ckpt)
-    if path.is_dir():
-        return _newest_first(path)[0]
-    if not path.is_file():
-        raise InputError(f"ckpt={ckpt} is missing: give a run folder or a .ckpt file")
-    return path
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    places = [folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
-    odd = next((p for p in places if p.exists() and not p.is_file()), None)
-    if odd is not None:
-        raise InputError(f"{odd} is no file: move it away, then resume")
-    found = [p for p in places if p.is_file()]
-    if not found:
-        raise InputError(
-            f"ckpt={folder} has no checkpoints/last.ckpt to resume: start the run again without ckpt=, or give another "
-            "run folder"
-        )
-    return sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True)
-
-
-def find_whole(ckpt: str | Path, warn: bool = True) -> Path:
-    """The newest whole checkpoint of a run folder, with a line on the damaged ones; a file stands for itself.
-
-    Raises InputError where none is whole.
-    """
-    from knep.io.checkpoint import damage  # brings torch, which `--cfg` and `--help` do without
-
-    if not Path(ckpt).is_dir():
-        return find_checkpoint(ckpt)
-    wrong: list[str] = []
-    for path in _newest_first(Path(ckpt)):
-        what = damage(path)
-        if what is None:
-            if wrong and warn:
-                print(f"knep: {shown(', '.join(wrong))}: going on from {path.name}", file=sys.stderr)
-            return path
-        wrong.append(f"{path} {what}")
-    raise InputError(f"{', '.join(wrong)}: no whole checkpoint is left to resume, start the run again without ckpt=")
-
-
-def run_folder(ckpt: str | Path) -> Path:
-    """The run folder that a checkpoint belongs to."""
-    path = Path(ckpt)
-    return path if path.is_dir() else path.parent.parent
 
 
 def expand_ckpt(arguments: list[str]) -> list[str]:
@@ -103,11 +52,6 @@ def run_folders(arguments: list[str]) -> list[Path]:
     return [Path(unquoted(a.removeprefix(start))) for a in arguments if a.startswith(start)]
 
 
-def several(config: Mapping[str, Any]) -> bool:
-    """Whether a run trains members, each in a folder of its own."""
-    return max(config["trainer"].get("members", 1), config["averaging"].get("members", 1)) > 1
-
-
 def check_ckpt(config: Mapping[str, Any]) -> None:
     """Raises InputError where there is nothing at `ckpt` to go on from. Members that had saved nothing start anew."""
     if config["ckpt"] is None:
@@ -116,14 +60,6 @@ def check_ckpt(config: Mapping[str, Any]) -> None:
         find_checkpoint(config["ckpt"])
     elif (run_folder(config["ckpt"]) / "checkpoints").exists():
         raise InputError(f"ckpt={config['ckpt']} is a run of one model, without members: start one with members anew")
-
-
-def saved_of(config: Mapping[str, Any], place: Path) -> Path | None:
-    """The folder or file that `ckpt` means for the run or member in `place`; None where nothing was saved of it."""
-    if config["ckpt"] is None or not several(config):
-        return config["ckpt"] and Path(config["ckpt"])
-    member = run_folder(config["ckpt"]) / place.name
-    return member if _saved(member) else None
 
 
 def _check_there(given: str) -> None:
@@ -218,9 +154,3 @@ def find_begun(runs: Sequence[Run]) -> Path | None:
             continue
         return folder
     return None
-
-
-def _saved(folder: Path) -> int:
-    """When the newest checkpoint under a run folder was written, in ns; 0 where there is none."""
-    names = ("checkpoints/last.ckpt", "checkpoints/best.ckpt")
-    return max((p.stat().st_mtime_ns for name in names for p in folder.glob(f"**/{name}")), default=0)

@@ -13,17 +13,15 @@ from knep.engine.evaluate import batches_of, evaluate
 from knep.engine.fit import Member as Single
 from knep.engine.fit import fit_member
 from knep.engine.logging.csv_logger import CsvLogger
-from knep.engine.loops.interrupts import Interrupted
 from knep.ensemble import record
 from knep.ensemble.loop import fit
 from knep.ensemble.member import Member
 from knep.ensemble.support import folds, members_of, supports
-from knep.errors import RunFailed
+from knep.errors import Interrupted, RunFailed
 from knep.io import checkpoint
-from knep.io.run_folder import write_summary
-from knep.io.sealed import begin_reading, reads
+from knep.io.checkpoint import saved_of
+from knep.io.run_folder import begin_reading, reads, write_summary
 from knep.run import report
-from knep.run.resume import saved_of
 from knep.utils.text import shown
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from knep.errors import InputError, RunFailed
+from knep.io.atomic import write_atomic
 from knep.io.lock import held, in_use
-from knep.io.run_folder import write_atomic
 from knep.utils.text import console, shown
 
 JOBS = ".jobs"  # in the sweep's folder, until its table is written: the row of each job that was begun

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from knep.config.compose import compose_config, parse, said
+from knep.config.compose import compose_config, said
+from knep.config.overrides import parse
 from knep.config.search_path import own_hydra
 from knep.errors import InputError
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import lightning as L
 
-from knep.cli.train import hush
 from knep.config.instantiate import instantiate
 from knep.engine.build import about, threads
 from knep.engine.evaluate import evaluate
 from knep.engine.fit import fit_member
-from knep.engine.loops.interrupts import Interrupted, heard
-from knep.recipes.recipe import Recipe, named
+from knep.engine.loops.interrupts import heard
+from knep.errors import Interrupted, named
+from knep.recipes.recipe import Recipe
+from knep.run.run import hush
 
 
 def validated(

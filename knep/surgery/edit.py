@@ -1,5 +1,6 @@
 """Editing modules in place: what every model slot (norm, activation, dropout, init) is made of."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,26 +21,6 @@ class Change:
     path: str
     before: str
     after: str
-
-
-class Place(nn.Identity):
-    """A named place in a knep model where a slot may put a module; until then it passes its input through.
-
-    kind: "norm", "norm_after" (behind the activation), "hidden" (behind an activation of a linear layer),
-    "features" (behind a convolution stage, (N, C, H, W)), "head" (before the classifier) or "residual" (the end of a
-    residual branch, before the addition).
-    features: channels of the signal that passes, for the kinds that need it.
-    depth: share of the network's residual blocks passed, in (0, 1], for kind "residual".
-    """
-
-    def __init__(self, kind: str, features: int = 0, depth: float = 1.0) -> None:
-        super().__init__()
-        self.kind = kind
-        self.features = features
-        self.depth = depth
-
-    def extra_repr(self) -> str:
-        return self.kind
 
 
 def cut(model: nn.Module) -> dict[int, Any]:
@@ -141,3 +122,18 @@ def required(changes: list[Change], slot: str, reason: str) -> list[Change]:
     if not changes:
         raise NoEffectError(f"{slot} changed nothing: {reason}")
     return changes
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing. Raises InputError for a model that holds what cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"the model cannot be copied: use apply(model), which edits it in place ({text})") from error
+
+
+def _beside(model: nn.Module, sample: Tensor | None) -> Tensor | None:
+    """The sample on the model's device."""
+    like = next(model.parameters(), None)
+    return sample if sample is None or like is None else sample.to(like.device)

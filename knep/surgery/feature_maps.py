@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from knep.nn.norm import ACTIVATIONS, GATES, RMSNorm
+from knep.nn.kinds import ACTIVATIONS, GATES
+from knep.nn.norm import RMSNorm
 from knep.surgery.graph import bend_of, graph_of
 from knep.surgery.insert_module import function_of
 from knep.surgery.record import BENDS_OR_GATES, Bend, Pass, same_in_training

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from knep.nn.norm import ACTIVATIONS
+from knep.nn.kinds import ACTIVATIONS
 from knep.surgery.edit import Change
 from knep.surgery.rewrite_calls import Site, children_of, exchange, is_function, own_class, sites_of
 from knep.surgery.watch import FUNCTIONS, Call, Called, FunctionCall

@@ -19,8 +19,16 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.models.convnext import LayerNorm2d
 
 from knep.errors import InputError
-from knep.nn.norm import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm
-from knep.nn.tokens import LastAxis, TokenGroupNorm
+from knep.nn.norm import (
+    GhostBatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LastAxis,
+    LastRMSNorm,
+    PixelRMSNorm,
+    RMSNorm,
+    TokenGroupNorm,
+)
 from knep.surgery.edit import modules_of, refuse_hooks
 
 LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm)

@@ -9,8 +9,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
-from knep.nn.norm import ACTIVATIONS, classifier_of
+from knep.nn.kinds import ACTIVATIONS
 from knep.surgery.edit import Change, describe, modules_of, replace, required, text
+from knep.surgery.record import classifier_of
 from knep.surgery.watch import FUNCTIONS, hidden_gates, watch
 
 _WEIGHTED = (nn.Linear, _ConvNd)

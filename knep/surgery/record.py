@@ -5,10 +5,12 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -177,3 +179,51 @@ def _equal(a: list[Any], b: list[Any]) -> bool:
         return x.shape == y.shape and (x.is_meta or torch.equal(x.nan_to_num(), y.nan_to_num()))
 
     return len(a) == len(b) and all(map(same, a, b))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: its first tensor in, the tensor out, and how often that had been changed in place."""
+
+    module: nn.Module
+    input: Tensor
+    output: Tensor
+    version: int
+
+
+def calls(model: nn.Module, sample: Tensor, *, training: bool = False) -> list[Call]:
+    """The calls of all submodules, in the order in which they end, when the model reads two images of `sample`.
+
+    The model runs without gradients, in eval mode, so that nothing in it changes; or, for the parts that act only
+    then, in training mode, whose buffers are restored. Every module's own mode is restored.
+    Calls that take or give something other than a tensor are left out.
+    """
+    seen: list[Call] = []
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+            seen.append(Call(module, inputs[0], output, output._version))
+
+    modes = {m: m.training for m in model.modules()}
+    buffers = {b: b.clone() for b in model.buffers()} if training else {}
+    images = sample[:2] if len(sample) > 1 or not training else sample.expand(2, *sample.shape[1:])
+    hooks = [m.register_forward_hook(note) for m in model.modules() if m is not model]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(enabled=training):
+            model.train(training)(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        for buffer, value in buffers.items():
+            buffer.data.copy_(value)
+    return seen
+
+
+def classifier_of(model: nn.Module, sample: Tensor | None) -> nn.Module | None:
+    """The linear layer or convolution that acts last when the model reads `sample`; without, the last registered."""
+    kinds = (nn.Linear, _ConvNd)
+    if sample is not None:
+        return next((call.module for call in reversed(calls(model, sample)) if isinstance(call.module, kinds)), None)
+    return next((m for m in reversed(list(model.modules())) if isinstance(m, kinds)), None)

@@ -11,10 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
-from knep.nn.norm import ZeroGain, calls
-from knep.surgery.edit import Change, Place, bare, describe, modules_of, replace, required, text, unfuse
+from knep.nn.place import Place, ZeroGain
+from knep.surgery.edit import Change, bare, describe, modules_of, replace, required, text, unfuse
 from knep.surgery.find_norms import Found, norms_of
 from knep.surgery.insert_norms import insert
+from knep.surgery.record import calls
 
 _PLACES = {"before_activation": "norm", "after_activation": "norm_after"}
 

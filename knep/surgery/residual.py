@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torchvision import ops
 
-from knep.surgery.edit import Change, Place, describe, modules_of, replace
+from knep.nn.place import Place
+from knep.surgery.edit import Change, describe, modules_of, replace
 from knep.surgery.graph import graph_of, is_sum, own_parts, terms
 from knep.surgery.insert_module import function_of, inserted, put_behind, put_inside
 from knep.surgery.record import Pass, same_in_training

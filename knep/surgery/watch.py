@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from knep.nn.norm import ACTIVATIONS, GATES, Call, calls
+from knep.nn.kinds import ACTIVATIONS, GATES
+from knep.surgery.record import Call, calls
 
 _NAMES = {
     "relu": nn.ReLU,
@@ -89,7 +90,7 @@ class _Watch(TorchFunctionMode):
 
 
 def watch(model: nn.Module, sample: Tensor) -> tuple[list[Call], list[FunctionCall]]:
-    """The calls of modules (see `knep.nn.norm.calls`), and those of activation functions outside activation modules."""
+    """The calls of modules (see `knep.surgery.record.calls`), and those of activation functions outside activation modules."""
     with _Watch(model) as mode:
         return calls(model, sample), mode.seen
 

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from knep.errors import InputError
-from knep.optim.param_groups import is_norm
+from knep.nn.kinds import is_norm
 from knep.surgery.edit import Change, bare, required
 
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")

@@ -1,6 +1,9 @@
 """Randomness as a function of (seed, purpose, position): nothing to store, so a resumed run draws the same numbers."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 _MASK = (1 << 64) - 1
 
@@ -19,3 +22,27 @@ def mix(*words: int) -> int:
 def generator(*words: int) -> torch.Generator:
     """A CPU generator seeded by `mix(*words)`."""
     return torch.Generator().manual_seed(mix(*words) >> 1)
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Seeds the generators that a step on `device` draws from: the CPU's and its own.
+
+    `torch.manual_seed` asks every backend there could be, which takes longer than the step of a small network.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that a step on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

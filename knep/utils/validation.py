@@ -11,3 +11,9 @@ def check(name: str, value: object, interval: str) -> None:
     below = number <= high if interval[-1] == "]" else number < high
     if not (above and below):
         raise InputError(f"{name} must be a number in {interval}, got {value}")
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """InputError unless `value` is a whole number from `least` on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number from {least} on, got {value}")

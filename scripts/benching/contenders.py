@@ -19,10 +19,10 @@ from torchvision import transforms
 
 from benching.cases import Case, compose, read
 from benching.watch import StopWatch, Timing, screen
-from knep.cli.train import hush
 from knep.engine.build import about, build_module
 from knep.engine.fit import fit_member
-from knep.utils.hardware import precision
+from knep.engine.precision import precision
+from knep.run.run import hush
 from knep.utils.memory import keep_freed_memory
 
 Contender = Callable[[Case, Any], Timing]

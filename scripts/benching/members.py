@@ -11,11 +11,11 @@ from typing import Any
 
 from benching.cases import CASES, compose, read
 from benching.watch import Timing, screen
-from knep.cli.train import hush
 from knep.engine.build import about
 from knep.engine.fit import fit_member
 from knep.ensemble.loop import fit
 from knep.ensemble.support import members_of
+from knep.run.run import hush
 
 COUNT = 8
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from knep.config.schema import config_hash
 from knep.data import cache, folder_loader
 from knep.data.image_folder import ImageFolder
 from knep.errors import InputError
-from knep.io.run_folder import config_hash
 
 FORK = multiprocessing.get_context("fork")
 

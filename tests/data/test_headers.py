@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from knep.data.formats import canvas
 from knep.data.matlab import read_bytes_arrays
-from knep.data.webp_size import canvas
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,14 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 import knep.doctor
-from knep.cli.train import run
 from knep.config.compose import compose_config
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, ranked
 from knep.doctor.live.callback import Doctor
 from knep.doctor.live.history import Stream, fresh
 from knep.doctor.live.watch import Watch, following
-from knep.doctor.ranking import ranked
 from knep.ensemble.support import supports
 from knep.errors import InputError
+from knep.run.run import run
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
-from knep.cli.train import run
 from knep.config.compose import compose_config
 from knep.doctor.findings import Finding
 from knep.doctor.live.callback import Doctor
 from knep.doctor.live.fixes import again
 from knep.doctor.live.watch import following
 from knep.recipes import clip
+from knep.run.run import run
 
 MODES = {
     "accumulate": ["accumulate=2"],

@@ -2,8 +2,7 @@
 
 import json
 
-from knep.io.run_folder import write_summary
-from knep.io.sealed import read_again, reads
+from knep.io.run_folder import read_again, reads, write_summary
 
 
 def test_readings_are_counted_in_the_summary(tmp_path):

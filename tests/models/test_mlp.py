@@ -4,7 +4,8 @@ from torch import nn
 
 from knep.errors import InputError
 from knep.models.mlp import mlp
-from knep.surgery.edit import Place, modules_of
+from knep.nn.place import Place
+from knep.surgery.edit import modules_of
 
 
 def test_is_linear_act_linear():

@@ -5,8 +5,9 @@ from torch import nn
 
 from knep.errors import InputError
 from knep.models.resnet import PadShortcut, resnet
+from knep.nn.place import Place
 from knep.recipes import norm
-from knep.surgery.edit import Place, modules_of
+from knep.surgery.edit import modules_of
 
 
 def parameters(model):

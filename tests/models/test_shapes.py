@@ -15,8 +15,9 @@ from knep.models.mlp import mlp
 from knep.models.resnet import resnet
 from knep.models.torchvision import torchvision
 from knep.nn.norm import BatchNorm
+from knep.nn.place import Place
 from knep.recipes.norm import batch
-from knep.surgery.edit import Place, modules_of
+from knep.surgery.edit import modules_of
 
 SMALL = {
     "mlp": lambda *a, **k: mlp(*a, widths=[8, 8], **k),

@@ -16,9 +16,10 @@ from knep.models.cnn import cnn
 from knep.models.inception import inception
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
-from knep.nn.norm import DropBlock, StochasticDepth
+from knep.nn.dropout import DropBlock, StochasticDepth
+from knep.nn.place import Place
 from knep.recipes import activation, dropout, norm
-from knep.surgery.edit import Place, modules_of
+from knep.surgery.edit import modules_of
 
 P = 0.3
 

@@ -16,10 +16,10 @@ from knep.errors import InputError, NoEffectError
 from knep.models.cnn import cnn
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
-from knep.nn.norm import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm
-from knep.nn.tokens import TokenBatchNorm
+from knep.nn.norm import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm, TokenBatchNorm
+from knep.nn.place import Place
 from knep.recipes import norm
-from knep.surgery.edit import Place, describe, modules_of
+from knep.surgery.edit import describe, modules_of
 
 _DRAW = torch.Generator().manual_seed(0)
 MAPS = torch.randn(6, 8, 5, 5, dtype=torch.float64, generator=_DRAW) * 3 + 2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import knep
 from knep.optim.param_groups import decayed
-from knep.recipes.regularizer import Regularizer
+from knep.recipes.regularization import Regularizer
 
 CONF = Path(knep.__file__).parent / "conf" / "regularization"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))

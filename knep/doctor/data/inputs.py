@@ -10,8 +10,7 @@ from torch import Tensor
 
 from knep.doctor.data.first_layer import Entrance
 from knep.doctor.data.split_view import Split
-from knep.doctor.findings import Finding
-from knep.doctor.naming import row
+from knep.doctor.findings import Finding, row
 
 # Root of the mean square of what the first layer sees. Sound scalings of sound images: 0.28 (Fashion-MNIST / 255: 0.45,
 # digits / 16: 0.49, MNIST / 255: 0.33) to 1.1 (standardised); raw bytes: 85 to 150.

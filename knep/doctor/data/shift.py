@@ -12,8 +12,7 @@ from torch import Tensor
 
 from knep.doctor.data.layouts import LAYOUTS, undone
 from knep.doctor.data.split_view import Split
-from knep.doctor.findings import Finding
-from knep.doctor.naming import row
+from knep.doctor.findings import Finding, row
 
 _CELLS = 8  # of a side of the mean images that are compared
 _FAR_SHIFT, _FAR_RATIO = 0.7, 1.8  # certain

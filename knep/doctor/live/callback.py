@@ -10,11 +10,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, line, ranked
 from knep.doctor.live.fixes import again, mend
 from knep.doctor.live.history import middle
 from knep.doctor.live.watch import Watch
-from knep.doctor.ranking import line, ranked
 from knep.errors import InputError, RunFailed
 from knep.observe.step_observer import compiled, fused
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from knep.doctor.findings import Finding, Report, ordered
+from knep.doctor.findings import Finding, Report, line, ordered, ranked
 from knep.doctor.live.admission import check, number, scalar
 from knep.doctor.live.curve_checks import courses
 from knep.doctor.live.history import LABELS, Stream
 from knep.doctor.live.step_checks import symptoms
-from knep.doctor.ranking import line, ranked
 from knep.errors import InputError
 from knep.observe.step_observer import Eye, compiled, fused, takes_probabilities
 

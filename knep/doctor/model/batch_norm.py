@@ -6,8 +6,7 @@ import copy
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from knep.doctor.findings import Finding
-from knep.doctor.naming import finding, named, share
+from knep.doctor.findings import Finding, finding, named, share
 from knep.doctor.subject.setup import Patient
 from knep.observe.rows import Signals
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding, named, share
 from knep.doctor.model.healthy_ranges import hidden_bends
-from knep.doctor.naming import finding, named, share
 from knep.doctor.subject.setup import Patient
 from knep.observe.rows import Signals, Weight
 

@@ -7,9 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding
 from knep.doctor.model.signal_pass import chosen, isolated, like, widened
-from knep.doctor.naming import finding
 from knep.doctor.subject.setup import Patient
 from knep.observe.rows import Signals
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding, share
 from knep.doctor.model.signal_pass import chosen, forward, isolated, widened
-from knep.doctor.naming import finding, share
 from knep.doctor.subject.setup import Patient
 
 _FORMATS = {"bf16-true": torch.bfloat16, "16-true": torch.float16}

@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding, named, share
 from knep.doctor.model.healthy_ranges import above as over
 from knep.doctor.model.healthy_ranges import below as under
 from knep.doctor.model.healthy_ranges import between, hidden_bends, marks, quantile
-from knep.doctor.naming import finding, named, share
 from knep.observe.rows import Layer, Signals
 
 _DEAD, _SATURATED = 0.95, 0.6  # share of a layer's units, of its numbers, that leaves it nothing to do

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from knep.doctor.findings import Finding
-from knep.doctor.naming import finding, named, share
+from knep.doctor.findings import Finding, finding, named, share
 from knep.observe.rows import Signals
 
 _SAME = 1 - 1e-5  # cosine of two rows that count as one

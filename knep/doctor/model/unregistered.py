@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding, named
 from knep.doctor.model.gradient_flow import looks_drawn
 from knep.doctor.model.signal_pass import chosen, forward, isolated, like, still, widened
-from knep.doctor.naming import finding, named
 from knep.doctor.subject.copies import copied
 from knep.doctor.subject.setup import Patient
 

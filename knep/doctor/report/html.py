@@ -8,7 +8,7 @@ from typing import Any
 
 from knep.doctor.findings import Finding, Report
 from knep.doctor.report.figures import figures
-from knep.evidence.plots import svg
+from knep.utils.plotting import svg
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"

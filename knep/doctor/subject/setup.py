@@ -20,7 +20,7 @@ from knep.doctor.subject.rng_isolation import undisturbed
 from knep.errors import InputError
 from knep.recipes import augment as augments
 from knep.recipes import clip as clips
-from knep.recipes.regularizer import Regularizer
+from knep.recipes.regularization import Regularizer
 
 _MOST_BATCHES = 600
 
@@ -117,8 +117,8 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
     from knep.config.instantiate import instantiate
     from knep.data.base import refuse_loaders
     from knep.engine.build import about, build_module
-    from knep.recipes.recipe import named
-    from knep.utils.hardware import precision, wrong_in_bf16
+    from knep.engine.precision import precision, wrong_in_bf16
+    from knep.errors import named
 
     if data is None:
         with named("data"):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from knep.doctor.subject.batches import Batch
 from knep.doctor.subject.setup import Patient
-from knep.nn.norm import calls
+from knep.surgery.record import calls
 
 _MACS = 6e10  # of a whole trial: a few seconds on one core
 _OF_A_NUMBER = 30  # multiply-adds in the time that a number takes to be written: 10 in large layers, 60 in small ones

@@ -20,7 +20,7 @@ from knep.doctor.subject.setup import Patient
 from knep.errors import InputError
 from knep.recipes import activation, augment, clip, init, norm, scheduler
 from knep.recipes.recipe import Recipe
-from knep.recipes.regularizer import Regularizer
+from knep.recipes.regularization import Regularizer
 
 Remedy = Callable[[Patient], Patient]
 

@@ -19,7 +19,7 @@ from knep.doctor.trials.remedies import Remedy
 from knep.doctor.trials.run import Trial
 from knep.doctor.trials.scoring import norms_of
 from knep.recipes import augment, clip
-from knep.recipes.regularizer import Regularizer
+from knep.recipes.regularization import Regularizer
 
 _MANY = 0.1  # share of the images from which on far larger values belong to the data
 

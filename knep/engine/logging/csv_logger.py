@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from knep.errors import InputError
-from knep.io.run_folder import write_atomic
+from knep.io.atomic import write_atomic
 from knep.io.schema import MOST
 from knep.utils.text import shortened, shown
 

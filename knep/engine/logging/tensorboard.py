@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from knep.config.catalog import CONF
-from knep.io.run_folder import NOT_HASHED
+from knep.config.schema import NOT_HASHED
 from knep.io.run_names import events_folder
 
 _CURVES = ("train/", "val/")

@@ -15,20 +15,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from knep.errors import Interrupted
+
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # Launchers forward what their whole process group was sent already: seconds in which a signal is the same request.
 _SAME = 0.5
-
-
-class Interrupted(BaseException):
-    """A run was asked to stop; a checkpoint to go on from was written first. number: of the signal, 1, 2, 10 or 15.
-
-    No Exception, like KeyboardInterrupt: it may come anywhere, and libraries make errors of their own of those.
-    """
-
-    def __init__(self, number: int = signal.SIGINT) -> None:
-        super().__init__(f"signal {int(number)}")
-        self.number = int(number)
 
 
 def exit_code(number: int) -> int:
