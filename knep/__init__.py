@@ -9,7 +9,7 @@ from knep import doctor as doctor  # which imports nothing itself
 from knep.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from knep.recipes.recipe import Recipe
+    from knep.engine.apply_recipe import Recipe
 
 __all__ = ["__version__", "allow", "load"]
 
@@ -25,7 +25,7 @@ def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()
     """
     # Imported here, so that `import knep` costs nothing: torch alone takes seconds.
     from knep.config.compose import compose_recipe
-    from knep.recipes.recipe import Recipe
+    from knep.engine.apply_recipe import Recipe
 
     return Recipe.from_config(compose_recipe(name, overrides, search))
 

@@ -132,7 +132,7 @@ def _call(door: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> 
 
 
 def _give_back() -> None:
-    """Freed memory that the parent keeps (knep.utils.memory) goes to the system, so that what is taken anew is counted."""
+    """Freed memory that the parent keeps (`utils.memory`) goes to the system, so that what is taken anew is counted."""
     with suppress(OSError, AttributeError):  # of another C library, of another kernel
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here

@@ -57,7 +57,8 @@ def test_a_misspelt_name_gets_the_nearest(arguments, said, capsys):
 
 @pytest.mark.parametrize("arguments", [["ls", "optimizer"], ["show", "recipe", "modern"], ["--help"]])
 def test_it_answers_without_torch(arguments, tmp_path):
-    code = "import sys; from knep.cli.main import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    run = "import sys; from knep.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = f"{run}assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
 

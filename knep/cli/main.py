@@ -166,10 +166,12 @@ def _plan(args: argparse.Namespace) -> None:
 
     import torch
 
-    from knep import load
+    from knep.config.compose import compose_recipe
+    from knep.engine.apply_recipe import Recipe
     from knep.models.user_model import build
 
-    recipe = load(name, [line for line in args.overrides if not line.startswith("recipe=")])
+    lines = [line for line in args.overrides if not line.startswith("recipe=")]
+    recipe = Recipe.from_config(compose_recipe(name, lines))
     offered = {} if args.classes is None else {"num_classes": args.classes}
     if len(shape) == 4:
         offered |= {"in_channels": shape[1], "image_size": shape[-1]}
@@ -228,7 +230,3 @@ def _import_unsafe(args: argparse.Namespace) -> None:
     from knep.io.import_pickle import import_unsafe
 
     import_unsafe(args.source, args.target, args.i_trust_this_file, args.keep_network)
-
-
-if __name__ == "__main__":
-    main()

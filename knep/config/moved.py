@@ -1,4 +1,4 @@
-"""Targets that have moved: stored configs name them as they were, and runs are told apart by the name they had first."""
+"""Targets that have moved: stored configs name them as they were, `config_hash` reads the name they had first."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class ImageData(L.LightningDataModule):
             self._prepared = True
 
     def keep(self, facts: Mapping[str, Any]) -> None:
-        """Before `prepare`: reads images as the run did whose checkpoint tells these facts (`knep.engine.build.about`)."""
+        """Before `prepare`: reads images as the run did whose checkpoint tells these facts, of `knep.engine.build`."""
 
     def setup(self, stage: str) -> None:
         self.prepare()

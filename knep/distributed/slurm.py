@@ -14,7 +14,7 @@ def under_slurm() -> bool:
 
 
 def environment() -> list[Any]:
-    """Lightning's plugin for processes that srun started, which leaves signals to `knep.engine.loops.interrupts`; else nothing."""
+    """Lightning's plugin for processes that srun started; else nothing. Signals are left to `interrupts`."""
     from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def examine(model: Any, train: Any, val: Any = None, *, optimizer: Any, **how: Any) -> Report:
     """Why `model` does not learn from the batches (x, y) of `train` with `optimizer`; nothing is changed.
 
-    how: as `knep.doctor.subject.setup.of` takes it: loss, num_classes, epochs, clip, seed. Raises InputError for what is no
-    classifier of images, or fails on its data.
+    how: as `knep.doctor.subject.setup.of` takes it: loss, num_classes, epochs, clip, seed. Raises InputError for what
+    is no classifier of images, or fails on its data.
     """
     from knep.doctor.diagnose import diagnose
     from knep.doctor.subject.setup import of

@@ -1,29 +1,76 @@
-"""Lightning's Trainer with the parts of a recipe that are its: averaging, stopping, accumulation, the best weights."""
+"""A recipe at work: what it would do to a model, the module that trains by it, and a Trainer with its parts."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
 
 from knep.config.command_line.vocabulary import line_for
 from knep.engine.loops.accumulation import MeanOverWindow
 from knep.engine.module import Classifier
 from knep.errors import InputError
+from knep.recipes.dry_run import Plan, plan
+from knep.recipes.recipe import Recipe as Slots
+from knep.recipes.scaling import none as raw_pixels
 from knep.utils.monitors import logged, refuse_unlogged
 
-if TYPE_CHECKING:
-    from knep.recipes.recipe import Recipe
-
-
 _TIPS = ("💡", "Loading `train_dataloader` to estimate")
+
+
+class Recipe(Slots):
+    """A recipe as `knep.load` gives it: its slots, with Lightning's Trainer and module, and a dry run."""
+
+    def dry_run(self, model: nn.Module, sample: Tensor | None = None) -> Plan:
+        """Prints what `apply` and `optimizer` would do, as a table, and returns it; the model stays as it is.
+
+        sample: as for `apply`. Raises InputError where the model cannot be copied, or fails on the sample.
+        """
+        made = plan(self, model, sample)
+        print(made)
+        return made
+
+    def lightning(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        *,
+        images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]] | None = None,
+        seed: int = 0,
+    ) -> Classifier:
+        """A LightningModule that trains `model` as it is; call `apply` first. For any DataLoader or datamodule.
+
+        num_classes: width of the model's scores; images: raw training batches, x (N, C, H, W) in 0..255 or (x, y), on
+        which the recipe's scaling is fitted, to act in the model's module; without them batches must come scaled, and a
+        warning says so.
+        """
+        if images is None:
+            scaling = None
+            if getattr(self.make_scaling, "func", None) is not raw_pixels:
+                warnings.warn(
+                    "the recipe's scaling is left to your loader: give images=<raw training batches> to fit it here",
+                    stacklevel=2,
+                )
+        else:
+            scaling = self.scaling(x if isinstance(x, Tensor) else x[0] for x in images)
+        return Classifier(model, self, num_classes=num_classes, scaling=scaling, seed=seed)
+
+    def trainer(self, max_epochs: int | None = None, **trainer_kwargs: Any) -> Trainer:
+        """Lightning's Trainer with the recipe's averaging, stopping and accumulation; clipping is in `lightning`.
+
+        max_epochs: without it, the recipe's own. trainer_kwargs: any of lightning.pytorch.Trainer; they win.
+        Stopping restores the weights of the best epoch, which it needs checkpoints for.
+        Raises InputError for what contradicts the recipe.
+        """
+        return build_trainer(self, max_epochs, trainer_kwargs)
 
 
 class _Watched(Callback):
@@ -49,7 +96,7 @@ class _Watched(Callback):
             logged(trainer, self._monitor)
 
 
-def build_trainer(recipe: Recipe, max_epochs: int | None, options: Mapping[str, Any]) -> Trainer:
+def build_trainer(recipe: Slots, max_epochs: int | None, options: Mapping[str, Any]) -> Trainer:
     """As `Recipe.trainer` says; `options` are keywords of lightning.pytorch.Trainer."""
     _refuse_unknown(options)
     _refuse(recipe, options)
@@ -89,7 +136,7 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
             raise InputError(f"trainer({name}=...) is no keyword of lightning.pytorch.Trainer: {said}")
 
 
-def _refuse(recipe: Recipe, options: Mapping[str, Any]) -> None:
+def _refuse(recipe: Slots, options: Mapping[str, Any]) -> None:
     if options.get("gradient_clip_val") is not None:
         raise InputError(
             "trainer(gradient_clip_val=...) would do nothing, because the recipe clips: load it with clip=norm "

@@ -246,7 +246,7 @@ class Classifier(L.LightningModule):
         self._log_sums("test")
 
     def weight(self, images: int) -> float:
-        """Of the loss of a micro-batch, as `knep.engine.loops.accumulation.Window` says; 1 where each batch is a step."""
+        """Of the loss of a micro-batch, as `engine.loops.accumulation.Window` says; 1 where each batch is a step."""
         return 1.0 if self._window is None else self._window.weight(images)
 
     def _add(self, split: str, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.loops.progress import _BatchProgress, _OptimizationProgress, _Progress, _SchedulerProgress
 from torch import Tensor
 
-from knep.doctor.findings import diseases
+from knep.config.instantiate import instantiate
 from knep.engine.callbacks import History
 from knep.engine.checkpointing import BEST, Best, states_in
 from knep.engine.load import not_finite, weights_wrong
@@ -257,7 +257,7 @@ def _callbacks_wrong(path: Path, state: Mapping[str, Any], module: Any) -> Itera
         updates = {"updates": whole(0, step)} if isinstance(averaging, Ema) else {}
         checks[averaging.state_key] = record({"latest_update_step": whole(0, step), **updates})
     if "doctor" in config:
-        checks["Doctor"] = _doctor()
+        checks["Doctor"] = instantiate(config["doctor"]).state_schema()
     yield from _states_wrong(stored, checks)
     if isinstance(averaging, WeightAveraging):
         yield from _average_wrong(state, stored[averaging.state_key])
@@ -334,13 +334,6 @@ def _of_soup(soup: Soup, score: Check, step: int) -> Check:
         return wrong or (None if len(set(named)) == len(named) else " has a file twice")
 
     return record({"kept": check})
-
-
-def _doctor() -> Check:
-    finding = {"disease": one_of(*diseases()), "evidence": text(), "gravity": number(0, 1)}
-    more = {"certain": flag, "layers": listed(text()), "overrides": listed(listed(text())), "mend": text()}
-    more |= {"began": either(nothing, whole()), "gain": either(nothing, number())}
-    return record({"findings": listed(record(finding, more)), "turns": table(whole()), "cures": table(text())})
 
 
 def _average_wrong(state: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:

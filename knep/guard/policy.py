@@ -27,8 +27,8 @@ class Guard:
 
     action: none looks at nothing; stop ends the run and leaves a black box; skip drops the step; rollback drops it,
     goes back to the weights and the optimizer of the last checkpoint, and multiplies the learning rate by `backoff`.
-    The step counts, and the schedule goes on, in either case. spike: the z-score (`knep.guard.loss_spikes`) from which a loss
-    is a spike, in (0, inf), None for never; budget: interventions before the run is stopped, in [0, inf);
+    The step counts, and the schedule goes on, in either case. spike: the z-score (`knep.guard.loss_spikes`) from which
+    a loss is a spike, in (0, inf), None for never; budget: interventions before the run is stopped, in [0, inf);
     backoff: in (0, 1]. Raises InputError outside.
     """
 

@@ -81,7 +81,8 @@ def param_groups(
     Two groups, "decay" and "no_decay"; with layer_decay < 1 two for each depth, named "layer3.decay", whose rate is
     lr * layer_decay ** (layers behind it), so that the last layer has lr itself (Clark et al. 2020, sec. 3.2). Depth is
     the number of layers with weights on the longest path to a parameter when the model reads the sample
-    (`knep.surgery.layer_depth`); without a sample it is the order in which modules are registered. Empty groups are left out.
+    (`knep.surgery.layer_depth`); without a sample it is the order in which modules are registered. Empty groups are
+    left out.
 
     Each group holds params, param_names, name, lr, weight_decay, decayed (False where weight_decay is 0 by rule) and
     unreached, the names of parameters that have no path to an output (always empty without a sample).

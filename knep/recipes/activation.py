@@ -2,8 +2,8 @@
 
 Reached are the modules of `knep.nn.kinds.ACTIVATIONS`, and the same as functions: F.relu(x), torch.relu(x), x.relu(),
 also where a layer holds the function (self.act = F.relu), as nn.TransformerEncoderLayer does. A call becomes a child
-module, activation_0 and so on, of the module whose code makes it (see `knep.surgery.rewrite_calls`); torch's fused path of
-transformer layers, which has the old activation built in, is switched off.
+module, activation_0 and so on, of the module whose code makes it (see `knep.surgery.rewrite_calls`); torch's fused path
+of transformer layers, which has the old activation built in, is switched off.
 
 Sigmoid, tanh and hardsigmoid count where another module reads their output directly, which `sample` shows; else they
 are taken for gates, which a nonlinearity of another range would break, and stay. Attention's softmax is no activation.

@@ -85,10 +85,10 @@ def dropblock(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.1,
 def stochastic_depth(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.2) -> list[Change]:
     """Skips residual branch l of L with probability p l / L, image by image (Huang et al. 2016, sec. 3).
 
-    Without places: the branches that `knep.surgery.residual` proves, in the order in which they are called; those that end
-    with a stochastic depth of the model's own keep it, with the new rate. What cannot be read or told is listed, and
-    InputError names it if nothing else is found. A branch that does not end with one layer is changed in the block's
-    forward, in training only, after a comparison on the sample.
+    Without places: the branches that `knep.surgery.residual` proves, in the order in which they are called; those that
+    end with a stochastic depth of the model's own keep it, with the new rate. What cannot be read or told is listed,
+    and InputError names it if nothing else is found. A branch that does not end with one layer is changed in the
+    block's forward, in training only, after a comparison on the sample.
     """
     check("p", p, "[0, 1)")
     model = bare(model)

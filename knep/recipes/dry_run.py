@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from rich import box
@@ -13,12 +12,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from knep.errors import InputError
+from knep.recipes.recipe import Recipe
 from knep.surgery.check_forward import probe
 from knep.surgery.edit import Change, bare
 from knep.utils.text import console, shown
-
-if TYPE_CHECKING:
-    from knep.recipes.recipe import Recipe
 
 _SHAPES = ("norm", "activation", "dropout")
 

@@ -1,8 +1,8 @@
 """`init`: how weights start. `f(model, *, sample=None, **hp) -> list[Change]`, in place, once before the first step.
 
 n_in is the number of inputs that one output sums over: channels (of its group) x taps of a convolution; n_out the
-number of outputs that one input reaches. `knep.surgery.weights` says which layers are covered. Drawn from torch's global
-generator; every function raises NoEffectError for a model without such layers.
+number of outputs that one input reaches. `knep.surgery.weights` says which layers are covered. Drawn from torch's
+global generator; every function raises NoEffectError for a model without such layers.
 """
 
 import math

@@ -13,8 +13,8 @@ becomes layer and rms there, and else the norm of (N, C, H, W).
 insert=true: a model without norm layers and places gets a norm behind each linear layer and convolution whose output
 an activation reads, but not behind the classifier. `sample` shows which those are, or else torch.fx.
 
-Subclasses and look-alikes of norm layers, with what else they do: see `knep.surgery.find_norms`. A module that is called a norm but
-is none by its values stays, and is listed as not reached.
+Subclasses and look-alikes of norm layers, with what else they do: see `knep.surgery.find_norms`. A module that is
+called a norm but is none by its values stays, and is listed as not reached.
 
 Each function lists its changes, and raises NoEffectError where there is neither a place nor a norm layer, and
 InputError, before the first change, where its statistics make no sense for a layer's signal, or a new layer would lose

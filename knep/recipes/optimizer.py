@@ -133,7 +133,7 @@ def shampoo(
     max_dim: int = 512,
     graft: bool = True,
 ) -> Optimizer:
-    """Whitens the gradient along each axis of each weight tensor (Gupta, Koren and Singer 2018; `knep.optim.optimizers.Shampoo`).
+    """Whitens the gradient along each axis of each weight tensor (Gupta, Koren and Singer 2018; `optim.optimizers`).
 
     lr: in (0, inf), that of SGD with momentum when grafted; weight_decay: decoupled, in [0, inf); momentum: in [0, 1);
     beta2: decay of the second moments, in [0, 1], 1 sums them as in the paper; eps: share of the largest eigenvalue

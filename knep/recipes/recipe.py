@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,14 +18,12 @@ from knep.config.instantiate import instantiate
 from knep.errors import InputError, named
 from knep.optim.param_groups import param_groups
 from knep.recipes.regularization import Regularizer
-from knep.recipes.scaling import none as raw_pixels
 from knep.surgery.check_forward import probe
 from knep.surgery.edit import Change, _beside, bare, copied
 from knep.utils.monitors import mode_of
 
 if TYPE_CHECKING:
-    from knep.engine.module import Classifier
-    from knep.recipes.dry_run import Plan
+    from typing_extensions import Self
 
 MODEL_SLOTS = ("norm", "activation", "dropout", "init")
 # Slots whose options are functions still to be called.
@@ -74,7 +71,7 @@ class Recipe:
     schedule_at: dict[str, str] = field(default_factory=lambda: {"interval": "step"})
 
     @classmethod
-    def from_config(cls, cfg: Mapping[str, Any]) -> Recipe:
+    def from_config(cls, cfg: Mapping[str, Any]) -> Self:
         """From a composed config with one node per slot: one of knep's own, or the DictConfig of another Hydra app.
 
         A slot that the config leaves out is `none`; the optimizer must be there. A DictConfig is resolved, and checked
@@ -135,17 +132,6 @@ class Recipe:
                 changes[slot] = trick(target, sample=sample)
         return Report(changes, model if inplace else target)
 
-    def dry_run(self, model: nn.Module, sample: Tensor | None = None) -> Plan:
-        """Prints what `apply` and `optimizer` would do, as a table, and returns it; the model stays as it is.
-
-        sample: as for `apply`. Raises InputError where the model cannot be copied, or fails on the sample.
-        """
-        from knep.recipes.dry_run import plan
-
-        made = plan(self, model, sample)
-        print(made)
-        return made
-
     def optimizer(self, model: nn.Module, sample: Tensor | None = None) -> torch.optim.Optimizer:
         """The optimizer over the model's parameter groups: no decay on norms and biases, layer-wise rates.
 
@@ -173,44 +159,6 @@ class Recipe:
         rising = {"mode": "max"} if mode_of(self.schedule_at.get("monitor", "")) == "max" else {}
         with named("scheduler"):
             return self.make_scheduler(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, **rising)
-
-    def lightning(
-        self,
-        model: nn.Module,
-        num_classes: int,
-        *,
-        images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]] | None = None,
-        seed: int = 0,
-    ) -> Classifier:
-        """A LightningModule that trains `model` as it is; call `apply` first. For any DataLoader or datamodule.
-
-        num_classes: width of the model's scores; images: raw training batches, x (N, C, H, W) in 0..255 or (x, y), on
-        which the recipe's scaling is fitted, to act in the model's module; without them batches must come scaled, and a
-        warning says so.
-        """
-        from knep.engine.module import Classifier
-
-        if images is None:
-            scaling = None
-            if getattr(self.make_scaling, "func", None) is not raw_pixels:
-                warnings.warn(
-                    "the recipe's scaling is left to your loader: give images=<raw training batches> to fit it here",
-                    stacklevel=2,
-                )
-        else:
-            scaling = self.scaling(x if isinstance(x, Tensor) else x[0] for x in images)
-        return Classifier(model, self, num_classes=num_classes, scaling=scaling, seed=seed)
-
-    def trainer(self, max_epochs: int | None = None, **trainer_kwargs: Any) -> Trainer:
-        """Lightning's Trainer with the recipe's averaging, stopping and accumulation; clipping is in `lightning`.
-
-        max_epochs: without it, the recipe's own. trainer_kwargs: any of lightning.pytorch.Trainer; they win.
-        Stopping restores the weights of the best epoch, which it needs checkpoints for.
-        Raises InputError for what contradicts the recipe.
-        """
-        from knep.engine.apply_recipe import build_trainer
-
-        return build_trainer(self, max_epochs, trainer_kwargs)
 
     def scaling(self, batches: Iterable[Tensor]) -> nn.Module:
         """The input scaling, fitted on raw batches (N, C, H, W) of the training split."""

@@ -1,4 +1,4 @@
-"""`regularization`: penalties on weights or outputs. Objects with the three places of `knep.recipes.regularization.Regularizer`.
+"""`regularization`: penalties on weights or outputs. Objects with the three places of `Regularizer`.
 
 They see the decayed parameters only: weights of linear layers and convolutions, no norms, biases or embeddings.
 """
@@ -22,7 +22,7 @@ class Regularizer:
     label_smoothing: float = 0.0
 
     def penalty(self, params: Sequence[Tensor]) -> Tensor | float:
-        """What is added to the loss, from the decayed parameters (`knep.optim.param_groups.decayed`); a 0-dim tensor or 0."""
+        """What is added to the loss, from the decayed parameters of `optim.param_groups`; a 0-dim tensor or 0."""
         return 0.0
 
     def after_step(self, params: Sequence[Tensor], lr: float) -> None:

@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import knep
+from knep.version import __version__
 
-_KNEP = Path(knep.__file__).resolve().parent
+_KNEP = Path(__file__).resolve().parents[1]
 _INSTALLED = {"site-packages", "dist-packages"}
 _STANDARD = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 _BEFORE = frozenset(sys.modules)
@@ -51,7 +51,7 @@ def loaded_beside(config: Mapping[str, Any]) -> list[str]:
 @functools.cache
 def _of_knep() -> bytes:
     """Of its version and sources, committed or not, as they are when this process first asks."""
-    digest = hashlib.sha256(knep.__version__.encode())
+    digest = hashlib.sha256(__version__.encode())
     for path in sorted(_KNEP.rglob("*.py")):
         digest.update(str(path.relative_to(_KNEP)).encode() + b"\0" + _digest(path))
     return digest.digest()

@@ -90,7 +90,7 @@ class _Watch(TorchFunctionMode):
 
 
 def watch(model: nn.Module, sample: Tensor) -> tuple[list[Call], list[FunctionCall]]:
-    """The calls of modules (see `knep.surgery.record.calls`), and those of activation functions outside activation modules."""
+    """The calls of modules (see `record.calls`), and those of activation functions outside activation modules."""
     with _Watch(model) as mode:
         return calls(model, sample), mode.seen
 

@@ -10,11 +10,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from knep.doctor.findings import Finding, line, ranked
+from knep.doctor.findings import Finding, diseases, line, ranked
 from knep.doctor.live.fixes import again, mend
 from knep.doctor.live.history import middle
 from knep.doctor.live.watch import Watch
 from knep.errors import InputError, RunFailed
+from knep.io.schema import Check, either, flag, listed, nothing, number, one_of, record, table, text, whole
 from knep.observe.step_observer import compiled, fused
 
 ACTIONS = ("warn", "stop", "cure")
@@ -70,6 +71,14 @@ class Doctor(Callback):
             "turns": dict(self._turns),
             "cures": dict(self._cures),
         }
+
+    @staticmethod
+    def state_schema() -> Check:
+        """What `state_dict` may hold, for a checkpoint to be checked by before it is loaded."""
+        finding = {"disease": one_of(*diseases()), "evidence": text(), "gravity": number(0, 1)}
+        more = {"certain": flag, "layers": listed(text()), "overrides": listed(listed(text())), "mend": text()}
+        more |= {"began": either(nothing, whole()), "gain": either(nothing, number())}
+        return record({"findings": listed(record(finding, more)), "turns": table(whole()), "cures": table(text())})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier = [recalled(row) for row in state_dict["findings"]]

@@ -110,7 +110,7 @@ class Patient:
 
 
 def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: Any = None) -> Patient:
-    """The patient that a composed config of knep describes, on its own data or others (`knep.doctor.subject.user_loaders`).
+    """The patient that a composed config of knep describes, on its own data or others (see `user_loaders`).
 
     Raises InputError as training does.
     """
