@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow, instantiate
-from knep.engine import module
 from knep.engine.build import about
 from knep.engine.fit import fit_member
 from knep.errors import RunFailed
@@ -39,6 +38,7 @@ from knep.guard import deferred
 from knep.models.cnn import cnn
 from knep.run.replay import replay
 from knep.run.run import hush
+from knep.tasks import classification
 
 FAULTS = ("inputs", "loss", "layer", "gradient", "optimizer", "second")
 MOMENTS = {"optimizer": 0, "second": -1}  # of a parameter's state; SAM over SGD has one
@@ -138,12 +138,12 @@ def fault(case: Case, data: Any) -> Iterator[None]:
         images = images.float()
         images[(images == x[3].float()).flatten(1).all(1).nonzero()[0, 0], 0, 2, 2] = case.number
         data._splits["train"] = (images, labels)
-    real = module.F
-    module.F = _Functional()
+    real = classification.F
+    classification.F = _Functional()
     try:
         yield
     finally:
-        module.F = real
+        classification.F = real
         Fault.kind, Fault.image, Fault.labels = "", None, None
 
 

@@ -101,7 +101,7 @@ def recomputed(cfg, data, window):
     for part in order.split(10 * window):
         module.zero_grad()
         total = F.cross_entropy(module(images[part].double()), labels[part])
-        (total + module.recipe.regularization.penalty(module._decayed)).backward()
+        (total + module.recipe.regularization.penalty(module.step.decayed)).backward()
         with torch.no_grad():
             for p in module.model.parameters():
                 p -= 0.1 * p.grad

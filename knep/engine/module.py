@@ -1,36 +1,31 @@
-"""The LightningModule: a model, a recipe and a loss. One step, and where each slot acts:
+"""The LightningModule: it takes the steps of `engine.step` in Lightning's loops, counts them and logs what they show.
 
-    batch -- augment -- scaling --> model[norm, activation, dropout] --> loss (+ regularization) --> backward
-          -- clip --> optimizer -- regularization, scheduler --> averaging ... epoch end: validate --> stopping
-
-`init` acts once, before; the test split is read once, after. The guard looks at each step before it counts.
+The guard looks at each step before it counts.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from knep.engine.logging.step_metrics import Dynamics
 from knep.engine.loops.accumulation import Window, window_of
 from knep.engine.schedule_free import Average, average_of
+from knep.engine.step import Step, rate
 from knep.errors import InputError
 from knep.guard.deferred import sentry_of
 from knep.guard.policy import Guard
 from knep.guard.step_guard import BadStep, Sentry
-from knep.optim.gradients import gradients, scale_
-from knep.optim.param_groups import decayed
+from knep.optim.gradients import gradients
 from knep.optim.schedules import Unchanged
-from knep.recipes import clip
-from knep.recipes.regularization import Regularizer
+from knep.tasks.base import Batch, Counted, Sums
+from knep.tasks.classification import Classification
 from knep.utils.hardware import at_precision
 from knep.utils.monitors import logged
 from knep.utils.rng import mix, reseed
@@ -39,47 +34,8 @@ if TYPE_CHECKING:
     from knep.recipes.recipe import Recipe
 
 
-def _rate(optimizer: Any) -> float:
-    """The head's learning rate: the largest where layers decay towards the input."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)
-
-
 def _placeholder() -> torch.optim.Optimizer:
     return torch.optim.SGD([torch.zeros(())], lr=1.0)
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Without the checks that Hydra repeats at each call of a target which it has checked when it made it."""
-    if isinstance(function, functools.partial):
-        return functools.partial(function.func, *function.args, **function.keywords)
-    return function
-
-
-class _Sums:
-    """Loss, correct answers and images of an epoch so far, on the device; adding never waits for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._loss, self._correct, self._seen = torch.zeros(3, dtype=torch.float64, device=device).unbind()
-        self._images = 0
-
-    def add(self, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:
-        self._loss += loss
-        self._correct += correct
-        if isinstance(images, int):
-            self._images += images
-        else:
-            self._seen += images
-
-    def values(self) -> Tensor:
-        """The three sums, float64 (3,)."""
-        return torch.stack([self._loss, self._correct, self._seen + self._images])
-
-    @classmethod
-    def of(cls, values: Tensor, device: torch.device) -> _Sums:
-        """Goes on from the sums (3,) of an earlier life of the run."""
-        sums = cls(device)
-        sums._loss, sums._correct, sums._seen = values.to(device, copy=True).unbind()
-        return sums
 
 
 class Classifier(L.LightningModule):
@@ -119,16 +75,16 @@ class Classifier(L.LightningModule):
         self.about = about or {}  # plain data that travels in the checkpoint: config, class names
         self.guard = guard if guard is not None else Guard()
         self.sentry: Sentry | None = None  # while training
-        self._sums: dict[str, _Sums] = {}
-        self._met: list[tuple[Tensor, Tensor, int]] = []  # passes that have not been judged yet
+        self.task = Classification(num_classes, recipe.regularization.label_smoothing)
+        self.step = Step(
+            self, model, self.task, augment=self.augment, clip=recipe.clip, regularization=recipe.regularization
+        )
+        self._sums: dict[str, Sums] = {}
+        self._spare: dict[str, Sums] = {}
+        self._met: list[Counted] = []  # passes that have not been judged yet
         self._window: Window | None = None  # while training by windows of micro-batches
         self.window_scale = 1.0  # on the gradients of the last pass
         self.dynamics = Dynamics()
-        self._decayed = decayed(model)
-        self._clip = _plain(recipe.clip)
-        self._clips = getattr(self._clip, "func", self._clip) is not clip.none
-        self.edits = type(recipe.regularization).after_step is not Regularizer.after_step
-        self._owners: list[Tensor] = list(model.parameters())
         self._resumed: dict[str, Any] = {}
         self._resumed_weights: dict[str, Tensor] | None = None
         self._average: Average | None = None  # while training, of an optimizer that is evaluated elsewhere
@@ -150,44 +106,30 @@ class Classifier(L.LightningModule):
         """What the draws of a batch of this epoch follow from."""
         return mix(self.seed, self.global_rank, self.current_epoch, batch_idx) >> 1
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         sentry = self.sentry
         if sentry is None:
-            total, met = self.loss(batch, self.weight(batch[0].shape[0]))
-            self._add("train", *met)
-            return total
+            found = self.step.loss(batch, self.weight(batch[0].shape[0]))
+            self._add("train", found.counted)
+            return found.total
         sentry.before_pass()
-        total, met = self.loss(batch, self.weight(batch[0].shape[0]))
-        self._met.append(met)
-        sentry.after_pass(total)
-        return total
+        found = self.step.loss(batch, self.weight(batch[0].shape[0]))
+        self._met.append(found.counted)
+        sentry.after_pass(found.total)
+        return found.total
 
-    def loss(self, batch: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, tuple[Tensor, Tensor, int]]:
-        """The loss (0-dim) of a training batch, times `weight`; and its sums: loss, correct answers, images."""
-        x, y = self.augment(*batch, self.num_classes)
-        logits_NK = self(x)
-        loss = F.cross_entropy(logits_NK, y, label_smoothing=self.recipe.regularization.label_smoothing)
-        target_N = y if y.ndim == 1 else y.argmax(1)
-        images = x.shape[0]
-        with torch.no_grad():
-            met = (loss * images, (logits_NK.argmax(1) == target_N).sum(), images)
-        # Terms and factors that change nothing are left out: each would be a kernel forward and another backward.
-        penalty = self.recipe.regularization.penalty(self._decayed)
-        total = loss if isinstance(penalty, float) and not penalty else loss + penalty
-        return (total if weight == 1 else total * weight), met
+    def validation_step(self, batch: Batch, batch_idx: int, split: str = "val") -> None:
+        x, target = self.task.split(batch)
+        self._add(split, self.task.evaluated(self(x), target))
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str = "val") -> None:
-        x, y = batch
-        logits_NK = self(x)
-        loss = F.cross_entropy(logits_NK.double(), y, ignore_index=-1, reduction="sum")
-        self._add(split, loss, (logits_NK.argmax(1) == y).sum(), (y >= 0).sum())
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx, split="test")
 
     def on_train_start(self) -> None:
         if self._resumed and self.global_rank == 0:  # the sums of all processes were added up when they were saved
-            self._sums = {split: _Sums.of(values, self.device) for split, values in self._resumed["sums"].items()}
+            for split, values in self._resumed["sums"].items():
+                self._sums[split] = Sums(self.device)
+                self._sums[split].go_on(values)
             self.dynamics.load_state_dict(self._resumed)
         self._average = average_of(self)
         if self._average is not None:
@@ -249,10 +191,10 @@ class Classifier(L.LightningModule):
         """Of the loss of a micro-batch, as `engine.loops.accumulation.Window` says; 1 where each batch is a step."""
         return 1.0 if self._window is None else self._window.weight(images)
 
-    def _add(self, split: str, loss: Tensor, correct: Tensor, images: Tensor | int) -> None:
+    def _add(self, split: str, counted: Counted) -> None:
         if split not in self._sums:
-            self._sums[split] = _Sums(self.device)
-        self._sums[split].add(loss, correct, images)
+            self._sums[split] = self._spare.pop(split, None) or Sums(self.device)
+        self._sums[split].add(counted)
 
     def running(self, split: str) -> tuple[float, float]:
         """Mean loss and accuracy of the epoch so far; waits for the device."""
@@ -260,13 +202,15 @@ class Classifier(L.LightningModule):
         return loss / max(images, 1), correct / max(images, 1)
 
     def _log_sums(self, split: str) -> None:
-        sums = self.trainer.strategy.reduce(self._sums.pop(split).values(), reduce_op="sum")
+        own = self._spare[split] = self._sums.pop(split)
+        sums = self.trainer.strategy.reduce(own.values(), reduce_op="sum")
+        own.reset()
         loss, acc = (sums[0] / sums[2]).float(), (sums[1] / sums[2]).float()
         self.log_dict({f"{split}/loss": loss, f"{split}/acc": acc}, sync_dist=False, rank_zero_only=False)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optimizer(self.model)
-        self._owners = list(self.model.parameters())
+        self.step.parameters = list(self.model.parameters())  # a strategy may have exchanged them
         total, per_epoch = self._length()
         scheduler = self.recipe.scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.recipe.schedule_at}}
@@ -298,34 +242,27 @@ class Classifier(L.LightningModule):
             self._count(self.sentry.after_micro_batch())
 
     def _scale(self, factor: float | Tensor) -> None:
-        if isinstance(factor, Tensor) or factor != 1:
-            scale_(gradients(self._owners), factor)
+        self.step.scale(factor)
         self.window_scale = 1.0 if self.sentry is None else float(factor)
-
-    def clip(self) -> tuple[list[Tensor], Tensor]:
-        """Edits the gradients as the recipe says; returns their owners and the norm before, 0-dim."""
-        parameters = [p for p in self._owners if p.grad is not None]
-        return parameters, self._clip(parameters)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         # SAM clips twice in a step: once is enough in the log.
         logged = self.global_step % self.log_every == 0 and self.dynamics.last_step != self.global_step
-        if not (self._clips or logged):
+        if not (self.step.clips or logged):
             if self.sentry is not None:
                 self.sentry.judge(None)
             return
-        parameters, before = self.clip()
+        parameters, before = self.step.clip()
         if self.sentry is not None:
             self.sentry.judge(before)
         if logged:
-            after = nn.utils.get_total_norm(gradients(parameters)) if self._clips else before
-            self.dynamics.add(self.global_step, _rate(optimizer), before, after)
+            after = nn.utils.get_total_norm(gradients(parameters)) if self.step.clips else before
+            self.dynamics.add(self.global_step, rate(optimizer), before, after)
             if self.dynamics.due:
                 self.dynamics.write(self.loggers)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        for p in self._owners:  # what `optimizer.zero_grad` does, without its profiling
-            p.grad = None
+        self.step.clear()
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -333,12 +270,12 @@ class Classifier(L.LightningModule):
         sentry = self.sentry
         if sentry is None:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            self.after_optimizer(optimizer)
+            self.step.after(optimizer)
             return
         rates = sentry.begin(optimizer)
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            self.after_optimizer(optimizer)
+            self.step.after(optimizer)
             sentry.after_step()
         except BadStep as bad:
             self._count(False)
@@ -348,16 +285,10 @@ class Classifier(L.LightningModule):
         finally:
             sentry.end(optimizer, rates)
 
-    def after_optimizer(self, optimizer: Any) -> None:
-        """What the recipe's regularization does to the weights after the optimizer's step."""
-        if self.edits:
-            with torch.no_grad():
-                self.recipe.regularization.after_step(self._decayed, _rate(optimizer))
-
     def _count(self, good: bool) -> None:
         """Adds the passes since the last judgement to the epoch's sums where they were good."""
         for met in self._met if good else ():
-            self._add("train", *met)
+            self._add("train", met)
         self._met.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
@@ -84,8 +83,8 @@ class Member:
             for batch in data.val_dataloader():
                 x, y = (t.to(self.module.device) for t in batch)
                 logits_NK = self.module(x)
-                loss += F.cross_entropy(logits_NK.double(), y, ignore_index=-1, reduction="sum").item()
-                correct += int((logits_NK.argmax(1) == y).sum())
+                found = self.module.task.evaluated(logits_NK, y)
+                loss, correct = loss + found.loss.item(), correct + int(found.correct)
                 images += int((y >= 0).sum())
         self.module.train()
         row = {"val/loss": loss / images, "val/acc": correct / images}

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pytorch_optimizer import Adan, Lion, ScheduleFreeAdamW
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +19,7 @@ from knep.optim.gradients import gradients, scale_
 from knep.optim.optimizers import Idle
 from knep.optim.param_groups import decayed, param_groups
 from knep.recipes.regularization import Regularizer
+from knep.tasks.classification import Classification
 
 Batch = tuple[Tensor, Tensor]
 Context = Callable[[], AbstractContextManager]
@@ -60,28 +60,25 @@ class InTurn:
                 continue
             self.draws.seed(i, seed)
             if scale is not None:
+                step = member.module.step
                 with self.draws.of(i):
                     self.optimizers[i].step(lambda: self._pass(i, batch, weight, scale))  # noqa: B023
-                member.module.after_optimizer(self.optimizers[i])
-                for p in member.module._owners:
-                    p.grad = None
+                step.after(self.optimizers[i])
+                step.clear()
             else:
                 with self.draws.of(i):
                     self._pass(i, batch, weight, None)
 
     def _pass(self, i: int, batch: Batch, weight: float, scale: float | None) -> Tensor:
-        module = self.members[i].module
-        with torch.enable_grad():
-            with self.context():
-                loss, (total, correct, images) = module.loss(batch, weight)
-            loss.backward()
+        step = self.members[i].module.step
+        found = step.backward(batch, weight, self.context)
         if scale is not None:
-            if scale != 1:
-                scale_(gradients(module._owners), scale)
-            if module._clips:
-                module.clip()
-        self.sums[i] += torch.stack([total.detach(), correct, torch.full_like(correct, images)])
-        return loss
+            step.scale(scale)
+            if step.clips:
+                step.clip()
+        loss, correct, rows = found.counted
+        self.sums[i] += torch.stack([loss.detach(), correct, torch.full_like(correct, int(rows))])
+        return found.total
 
 
 class Together:
@@ -131,15 +128,15 @@ class Together:
             return
         if scale != 1:
             scale_(gradients(self.stack.values()), scale)
-        clips = any(m.module._clips for m in self.members)
+        clips = any(m.module.step.clips for m in self.members)
         if clips or not self._shared:
             self._give_gradients()
         for member in self.members if clips else ():
-            member.module.clip()
+            member.module.step.clip()
         for optimizer in self.optimizers:
             optimizer.step()
         for i, member in enumerate(self.members):
-            member.module.after_optimizer(self.optimizer_of(i))
+            member.module.step.after(self.optimizer_of(i))
         for p in self.stack.values():
             p.grad = None
 
@@ -148,11 +145,9 @@ class Together:
         x, y = self._inputs(batches, seeds)
         count = len(self.members)
         logits = self.folded(x)
-        smoothing = [m.module.recipe.regularization.label_smoothing for m in self.members]
-        losses = _cross_entropies(logits, y, smoothing)
+        losses = _losses([m.module.task for m in self.members], logits, y)
         with torch.no_grad():
-            target = y if y.ndim == 1 else y.argmax(1)
-            correct = (logits.argmax(1) == target).view(count, -1).sum(1)
+            correct = self.members[0].module.task.correct(logits, y).view(count, -1).sum(1)
             images = len(x) // count
             self.sums += torch.stack([losses * images, correct, torch.full_like(correct, images)], 1)
         return (losses.sum() + self._penalties()) * weight
@@ -163,7 +158,8 @@ class Together:
         for i, (member, batch, seed) in enumerate(zip(self.members, batches, seeds, strict=True)):
             self.draws.seed(i, seed)
             with self.draws.of(i):
-                got.append(member.module.augment(*batch, member.module.num_classes))
+                step = member.module.step
+                got.append(step.task.augmented(*step.task.split(batch), step.augment))
         x, y = (torch.cat(parts) for parts in zip(*got, strict=True))
         module = self.members[0].module
         return module.scaling(x).to(memory_format=module.layout), y
@@ -191,13 +187,12 @@ def _one_rule_for_all(members: Sequence[Member], optimizer: Optimizer) -> bool:
     return same and not own_metric and type(optimizer) in _ELEMENTWISE and set(first["optimizer"]) <= _SETTINGS
 
 
-def _cross_entropies(logits: Tensor, y: Tensor, smoothing: Sequence[float]) -> Tensor:
-    """Mean cross-entropy of each member, (N,), from logits (N B, K)."""
-    if len(set(smoothing)) == 1:
-        each = F.cross_entropy(logits, y, label_smoothing=smoothing[0], reduction="none")
-        return each.view(len(smoothing), -1).mean(1)
-    parts = zip(logits.chunk(len(smoothing)), y.chunk(len(smoothing)), smoothing, strict=True)
-    return torch.stack([F.cross_entropy(a, b, label_smoothing=s) for a, b, s in parts])
+def _losses(tasks: Sequence[Classification], logits: Tensor, y: Tensor) -> Tensor:
+    """Mean loss of each member, (N,), from outputs (N B, K)."""
+    if len({task.smoothing for task in tasks}) == 1:
+        return tasks[0].loss(logits, y, "none").view(len(tasks), -1).mean(1)
+    parts = zip(tasks, logits.chunk(len(tasks)), y.chunk(len(tasks)), strict=True)
+    return torch.stack([task.loss(a, b) for task, a, b in parts])
 
 
 def _schedulers(members: Sequence[Member], optimizers: Sequence[Optimizer], total: int, per_epoch: int) -> list[Any]:

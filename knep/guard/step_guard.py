@@ -62,7 +62,7 @@ class Sentry:
         self._looks_at_gradients = not scaled  # a loss scale overflows by design, and drops the step itself
         self._loss_so_far, self._spoiled = state.get("loss_so_far", 0.0), state.get("spoiled")
         # Looking at the weights after the step is enough where nothing has to be undone in the optimizer.
-        plain = guard.action == "stop" and whole and self._alone and self._window == 1 and not module.edits
+        plain = guard.action == "stop" and whole and self._alone and self._window == 1 and not module.step.edits
         self._weights_tell = plain and carries(self._optimizer)
         self._looks_at_state, self._looked = whole, -1
         every = (module.about.get("config") or {}).get("checkpoint", {}).get("every")

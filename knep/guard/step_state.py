@@ -62,12 +62,12 @@ def repeat(module: Any, moment: Moment, context: Callable[[], AbstractContextMan
     set_rng_state(moment.rng, module.device)
     with watched(module.model) as table, torch.enable_grad():
         with context():
-            loss = module.loss(moment.batch, moment.weight)[0]
+            loss = module.step.loss(moment.batch, moment.weight).total
             if moment.window > 1:
                 loss = loss / moment.window
         loss.backward()
     if moment.scale != 1:
         scale_(gradients(module.model.parameters()), moment.scale)
-    module.clip()
+    module.step.clip()
     found = grads(module)
     return Pass(float(loss.detach()), digest(found.items()), first_bad(found.items()), table)

@@ -94,7 +94,7 @@ def _step(box: Box, module: Any, context: Any) -> str | None:
     weights = {name: t.clone() for name, t in box.values["state_dict"].items()}
     module.load_state_dict(weights)
     optimizer.step(lambda: torch.tensor(repeat(module, box.moment, context).loss))
-    module.after_optimizer(optimizer)
+    module.step.after(optimizer)
     bad = first_bad(module.model.named_parameters()) or first_bad(module.model.named_buffers())
     return bad or first_bad(named_state(module.model, optimizer))
 

@@ -15,8 +15,11 @@ from knep.doctor.findings import Finding
 from knep.doctor.live.callback import Doctor
 from knep.doctor.live.fixes import again
 from knep.doctor.live.watch import following
-from knep.recipes import clip
+from knep.engine.step import Step
+from knep.recipes import augment, clip
+from knep.recipes.regularization import Regularizer
 from knep.run.run import run
+from knep.tasks.classification import Classification
 
 MODES = {
     "accumulate": ["accumulate=2"],
@@ -137,12 +140,15 @@ def test_all_processes_do_what_the_first_one_finds(what, capsys):
 
 
 def test_clipping_that_a_cure_changed_is_changed_in_a_run_that_goes_on():
-    module = SimpleNamespace(_clip=functools.partial(clip.norm, theta=1e-3), _clips=True)
+    plain = {"augment": augment.none(), "regularization": Regularizer()}
+    tight = functools.partial(clip.norm, theta=1e-3)
+    step = Step(torch.sin, nn.Linear(1, 1), Classification(1), clip=tight, **plain)
+    module = SimpleNamespace(step=step)
     again(module, {"clip_throttles": "clipping off", "lr_too_low": "learning rate x 10"})
-    assert (module._clip, module._clips) == (clip.none, False)
+    assert (step._clip, step.clips) == (clip.none, False)
     again(module, {"loss_spikes": "clipping to norm 1"})
-    assert module._clips
-    assert module._clip.keywords == {"theta": 1.0}
+    assert step.clips
+    assert step._clip.keywords == {"theta": 1.0}
 
 
 def test_looks_of_a_long_run_are_further_apart_and_its_last_ones_not_too_far():

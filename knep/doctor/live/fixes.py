@@ -71,14 +71,14 @@ def _keep_weights(module: Any, trainer: Any, finding: Finding) -> str | None:
 
 
 def _unclip(module: Any, trainer: Any, finding: Finding) -> str:
-    module._clip, module._clips = clips.none, False
+    module.step.clip_by(clips.none)
     return "clipping off"
 
 
 def _clip(module: Any, trainer: Any, finding: Finding) -> str | None:
-    if module._clips:
+    if module.step.clips:
         return None
-    module._clip, module._clips = functools.partial(clips.norm, theta=_CLIP), True
+    module.step.clip_by(functools.partial(clips.norm, theta=_CLIP))
     return f"clipping to norm {_CLIP:g}"
 
 

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from knep.doctor.model.signal_pass import forward
 from knep.doctor.subject.batches import Batch
 from knep.doctor.subject.setup import Patient
 from knep.doctor.trials.scoring import Score, norms_of, score, settled
+from knep.engine.step import Step
 from knep.optim.gradients import gradients
-from knep.optim.param_groups import decayed
+from knep.tasks.base import Reduction
+from knep.tasks.classification import Classification
 from knep.utils.rng import generator, mix
 
 _USUAL = 0.1  # momentum of batch norm, PyTorch's
@@ -112,7 +115,14 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
     if patient.make_scheduler is not None:
         scheduler = patient.make_scheduler(optimizer, total_steps=steps, steps_per_epoch=per_epoch)
     weights = [p for p in model.parameters() if p.ndim >= 2 and p.requires_grad]
-    penalised = decayed(model)  # once: looking for them takes longer than a step of a small model
+    taken = Step(
+        lambda x: forward(model, patient.scaling(x)),
+        model,
+        _Examined(patient),
+        augment=patient.augment,
+        clip=patient.clip,
+        regularization=patient.regularization,
+    )
     start = _norm(weights)
     looked = {max(1, round(steps * (i + 1) / looks)) for i in range(looks)}
     batches = order(patient)
@@ -125,11 +135,10 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
         getattr(optimizer, "train", _nothing)()
 
         def closure(micro: Sequence[Batch] = micro, step: int = step) -> Tensor:
-            return _pass(patient, model, penalised, trial, micro, step, watch)
+            return _pass(patient, taken, trial, micro, step, watch)
 
         optimizer.step(closure)
-        with torch.no_grad():
-            patient.regularization.after_step(penalised, trial.rates[-1])
+        taken.after(optimizer)
         if measured:
             _updates(trial, frozen, step, weights, before)
         if scheduler is not None and (patient.interval == "step" or (step + 1) % per_epoch == 0):
@@ -176,40 +185,39 @@ def _follow_sooner(model: nn.Module, stretch: float) -> None:
             m.momentum = min(_USUAL, 1 - (1 - m.momentum) ** max(1.0, stretch))
 
 
-def _pass(
-    patient: Patient,
-    model: nn.Module,
-    penalised: list[Tensor],
-    trial: Trial,
-    micro: Sequence[Batch],
-    step: int,
-    watch: Any,
-) -> Tensor:
+class _Examined(Classification):
+    """The patient's task: its own loss, on its own device."""
+
+    def __init__(self, patient: Patient) -> None:
+        super().__init__(patient.num_classes)
+        self._patient = patient
+
+    def split(self, batch: Batch) -> Batch:
+        x, y = batch
+        return x.to(self._patient.device), y.to(self._patient.device)
+
+    def loss(self, output: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+        return self._patient.criterion(output, target)
+
+
+def _pass(patient: Patient, taken: Step, trial: Trial, micro: Sequence[Batch], step: int, watch: Any) -> Tensor:
     """Forward and backward over the micro-batches of a step, and the clipping; a second pass of a step logs nothing."""
-    parameters = list(model.parameters())
-    for p in parameters:
-        p.grad = None
+    taken.clear()
     total, penalty = torch.zeros((), device=patient.device), 0.0
     correct = seen = 0
-    for x, y in micro:
-        x, y = patient.augment(x.to(patient.device), y.to(patient.device), patient.num_classes)
-        with cast(patient):
-            scores = forward(model, patient.scaling(x))
-            loss = patient.criterion(scores, y)
-        term = patient.regularization.penalty(penalised)
-        ((loss + term) / len(micro)).backward()
-        penalty += float(term.detach() if isinstance(term, Tensor) else term) / len(micro)
-        total += loss.detach() / len(micro)
-        target = y if y.ndim == 1 else y.argmax(1)
-        correct += int((scores.argmax(1) == target).sum())
-        seen += len(x)
+    for batch in micro:
+        found = taken.backward(batch, 1 / len(micro), partial(cast, patient))
+        penalty += float(found.penalty) / len(micro)
+        total += found.loss.detach() / len(micro)
+        correct += int(found.counted.correct)
+        seen += int(found.counted.rows)
     first = len(trial.losses) == step
     if watch is not None and first:
-        watch(step, model)
-    parameters = [p for p in parameters if p.grad is not None]
-    before = float(patient.clip(parameters)) if parameters else 0.0
+        watch(step, taken.model)
+    learns = any(p.grad is not None for p in taken.parameters)
+    before = float(taken.clip()[1]) if learns else 0.0
     if first:
-        after = float(nn.utils.get_total_norm(gradients(parameters))) if parameters else 0.0
+        after = float(nn.utils.get_total_norm(gradients(taken.parameters))) if learns else 0.0
         trial.losses.append(float(total))
         trial.accs.append(correct / max(1, seen))
         trial.norms.append(before)
