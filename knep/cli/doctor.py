@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from knep.config.schema import RunConfig, RuntimeConfig
 from knep.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ def doctor(args: argparse.Namespace) -> None:
     lines = [*_foreign(args), *args.overrides]
     tell = _teller()
     patient = _patient(lines, args.data)
-    if patient.config["keep_memory"] and patient.device.type == "cpu":
+    how = patient.run.runtime if patient.run is not None else RuntimeConfig()
+    if how.keep_memory and patient.device.type == "cpu":
         keep_freed_memory()
-    with threads(patient.config["threads"]):
+    with threads(how.threads):
         report = diagnose(patient, told=tell)
         tell("")
         print(report)
@@ -95,7 +97,7 @@ def _patient(lines: Sequence[str], data: str | None) -> Patient:
     config = compose_config(lines).config
     take_allowed(config)
     check_config(config)
-    return from_config(config, lines, Loaders(data, config["model"].get("path")) if data else None)
+    return from_config(RunConfig.of(config), lines, Loaders(data, config["model"].get("path")) if data else None)
 
 
 def _seconds(text: str) -> float:

@@ -30,7 +30,7 @@ from knep.config.external_app import slots_of, with_trainer
 from knep.config.instantiate import allow_typed, allowed
 from knep.config.overrides import _SEVERAL, _line, parse
 from knep.config.resolvers import SAFE, check_expansion, check_resolvers
-from knep.config.schema import _at, _flat, _shown, check_ranges
+from knep.config.schema import RunConfig, _at, _flat, _shown, check_ranges
 from knep.config.search_path import own_hydra
 from knep.errors import InputError
 
@@ -51,6 +51,11 @@ class Composed:
     choices: dict[str, str]
     overrides: list[str]
     folder: str = ""
+
+    @property
+    def run(self) -> RunConfig:
+        """The config, typed."""
+        return RunConfig.of(self.config)
 
 
 def compose_config(

@@ -1,4 +1,7 @@
-"""What a run is told apart by."""
+"""A run, typed: its plain config crosses into these classes once, and each part below takes its own.
+
+Options of slots stay open nodes, `_target_` and values. Ranges, and what a run is told apart by, stand here too.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,173 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from knep.config.catalog import SLOTS
 from knep.config.moved import with_first_names
 from knep.errors import InputError
+
+Node = Mapping[str, Any]  # an option: `_target_` and values, as its YAML or a user's has them
+
+
+class Described(Protocol):
+    """A data module that knows its images: `knep.data.base.ImageData`, or one of a user's."""
+
+    num_classes: int
+    channels: int
+    image_size: int
+    class_names: list[str]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model has to know of its data. image_size: pixels of a side; bits: of a number of an image, None for 8."""
+
+    num_classes: int
+    channels: int
+    image_size: int
+    class_names: tuple[str, ...]
+    bits: int | None = None
+
+    @classmethod
+    def of(cls, data: Described) -> DataSpec:
+        names = tuple(data.class_names)
+        return cls(data.num_classes, data.channels, data.image_size, names, getattr(data, "bits", None))
+
+    @classmethod
+    def stored(cls, facts: Node) -> DataSpec:
+        """From what `plain` gave."""
+        size = facts["num_classes"], facts["channels"], facts["image_size"]
+        return cls(*size, tuple(facts["class_names"]), facts.get("bits"))
+
+    def plain(self) -> dict[str, Any]:
+        """What a checkpoint keeps, to be rebuilt without the data."""
+        found = {name: getattr(self, name) for name in ("num_classes", "channels", "image_size")}
+        return ({} if self.bits is None else {"bits": self.bits}) | found | {"class_names": list(self.class_names)}
+
+    @property
+    def size(self) -> dict[str, int]:
+        """The keywords that every model's builder takes."""
+        return {"in_channels": self.channels, "num_classes": self.num_classes, "image_size": self.image_size}
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """`trainer`: what knep reads of it. lightning: all that Lightning's Trainer is built with, an open node."""
+
+    lightning: Node
+    members: int = 1
+    accelerator: str = "auto"
+    precision: str | int = "auto"
+    strategy: str = "auto"
+    devices: int | str | list[int] = 1
+    num_nodes: int = 1
+    max_epochs: int | None = None
+    max_steps: int = -1
+    max_time: str | Node | None = None
+    fast_dev_run: bool | int = False
+    deterministic: bool | str = False
+    limit_val_batches: int | float | None = None
+    limit_test_batches: int | float | None = None
+    check_val_every_n_epoch: int | None = 1
+
+    @classmethod
+    def of(cls, node: Node) -> TrainerConfig:
+        return cls({k: v for k, v in node.items() if k != "members"}, **_known(cls, node, "lightning"))
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a run is computed and shown; none of it is a trick."""
+
+    progress: bool = True
+    log_every: int = 10
+    compile: bool | str = False
+    profile: bool = False
+    lean: bool = True
+    channels_last: bool = False
+    test_flip: bool = False
+    keep_memory: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """every: optimizer steps or a time such as "5m"; None saves at the ends of epochs alone."""
+
+    every: int | str | None = None
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """ckpt: the run folder or checkpoint to go on from; resume: "auto", False or None."""
+
+    ckpt: str | None = None
+    resume: str | bool | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. plain: the config that it was made of, which is stored and hashed."""
+
+    data: Node
+    model: Node
+    slots: Mapping[str, Node]
+    trainer: TrainerConfig
+    plain: Node
+    seed: int = 0
+    layer_decay: float = 1.0
+    accumulate: int = 1
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    guard: Node | None = None
+    doctor: Node | None = None
+    callbacks: Node | None = None
+
+    @classmethod
+    def of(cls, config: Node) -> RunConfig:
+        """From a composed config, or one that a checkpoint has kept, in which later keys are missing."""
+        return cls(
+            data=config.get("data") or {},
+            model=config["model"],
+            slots={slot: config[slot] for slot in SLOTS},
+            trainer=TrainerConfig.of(config.get("trainer") or {}),
+            plain=config,
+            runtime=RuntimeConfig(**_known(RuntimeConfig, config)),
+            checkpoint=CheckpointConfig(**_known(CheckpointConfig, config.get("checkpoint") or {})),
+            resume=ResumeConfig(**_known(ResumeConfig, config)),
+            **{
+                k: config[k]
+                for k in ("seed", "layer_decay", "accumulate", "guard", "doctor", "callbacks")
+                if k in config
+            },
+        )
+
+    @property
+    def members(self) -> int:
+        """How many models are trained, each in a folder of its own where there are several."""
+        return max(self.trainer.members, self.slots["averaging"].get("members", 1))
+
+    def seeded(self, seed: int) -> RunConfig:
+        """The same run with another seed."""
+        return RunConfig.of({**self.plain, "seed": seed})
+
+    @property
+    def watched(self) -> tuple[str, str]:
+        """The validation metric by which epochs are compared, and its direction."""
+        return self.slots["stopping"].get("monitor", "val/loss"), self.slots["stopping"].get("mode", "min")
+
+    def facts(self, spec: DataSpec) -> dict[str, Any]:
+        """The plain data that a checkpoint needs to be rebuilt without the data set."""
+        return {**spec.plain(), "config": dict(self.plain)}
+
+
+def _known(kind: type, node: Node, *beside: str) -> dict[str, Any]:
+    names = kind.__dataclass_fields__
+    return {name: node[name] for name in names if name in node and name not in beside}
+
 
 # Where a run lies and how it is watched does not change what it computes.
 NOT_HASHED = (

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from knep.config.schema import Described
 from knep.data.loaders import EvalLoader, TrainLoader
 from knep.data.splits import stratified, subset
 from knep.errors import InputError
@@ -38,6 +39,24 @@ def refuse_loaders(data: Any) -> None:
             "knep.data.base.ImageData: write one, or use "
             "your own loaders with knep.load(...).lightning(model, num_classes) and .trainer()"
         )
+
+
+class Images(Described, Protocol):
+    """Prepared images in splits, as training and examination read them: an `ImageData`, or a stranger's loaders."""
+
+    sizes: dict[str, int]
+    seed: int
+
+    @property
+    def train_batches(self) -> int: ...
+
+    def train_images(self) -> Iterable[Tensor]: ...
+
+    def sample(self, count: int) -> Tensor: ...
+
+    def train_dataloader(self) -> Any: ...
+
+    def val_dataloader(self) -> Any: ...
 
 
 class ImageData(L.LightningDataModule):

@@ -10,59 +10,46 @@ import torch
 
 from knep.config.budget import check_room, layers_counted
 from knep.config.instantiate import instantiate
+from knep.config.schema import DataSpec, RunConfig
+from knep.data.base import Images
 from knep.engine.module import Classifier
 from knep.errors import InputError, named
 from knep.recipes.recipe import Recipe
 
 
-def about(config: Mapping[str, Any], data: Any) -> dict[str, Any]:
-    """The plain data that a checkpoint needs to be rebuilt without the data set."""
-    bits = getattr(data, "bits", None)
-    return ({} if bits is None else {"bits": bits}) | {
-        "config": dict(config),
-        "num_classes": data.num_classes,
-        "channels": data.channels,
-        "image_size": data.image_size,
-        "class_names": list(data.class_names),
-    }
+def build_module(
+    run: RunConfig, spec: DataSpec, data: Images | None = None, initialise: bool = True, seed: int = 0
+) -> Classifier:
+    """The Classifier that a run describes: scaling fitted on `data`, model built, recipe applied.
 
-
-def build_module(facts: Mapping[str, Any], data: Any = None, initialise: bool = True, seed: int = 0) -> Classifier:
-    """The Classifier that a config describes: scaling fitted on `data`, model built, recipe applied.
-
-    initialise: False leaves out `init` and the scaling's statistics, for weights that come from a checkpoint.
+    spec: of the data, which a checkpoint is rebuilt without; initialise: False leaves out `init` and the scaling's
+    statistics, for weights that come from a checkpoint.
     """
-    cfg = facts["config"]
-    recipe = Recipe.from_config(cfg)
+    recipe = Recipe.from_config(run.plain)
     if not initialise:
         recipe.model_slots = {k: v for k, v in recipe.model_slots.items() if k != "init"}
     torch.manual_seed(seed)
-    shape = (1, facts["channels"], facts["image_size"], facts["image_size"])
+    shape = (1, spec.channels, spec.image_size, spec.image_size)
     images = data.train_images() if data is not None else [torch.zeros(shape, dtype=torch.uint8)]
     scaling = recipe.scaling(images)
-    size = {"in_channels": facts["channels"], "num_classes": facts["num_classes"], "image_size": facts["image_size"]}
     with named("model"):
-        check_model(cfg["model"], size, members=_members(cfg, recipe) if data is not None else 1)
-        model = instantiate(cfg["model"])(**size)
+        check_model(run.model, spec.size, members=max(recipe.members, run.trainer.members) if data is not None else 1)
+        model = instantiate(run.model)(**spec.size)
     raw = data.sample(64) if data is not None else torch.zeros(shape, dtype=torch.uint8)
     recipe.apply(model, sample=scaling(raw))
-    if cfg["channels_last"]:
+    if run.runtime.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Classifier(
         model,
         recipe,
-        num_classes=facts["num_classes"],
+        num_classes=spec.num_classes,
         scaling=scaling,
         seed=seed,
-        log_every=cfg["log_every"],
-        channels_last=cfg["channels_last"],
-        about=dict(facts),
-        guard=instantiate(cfg["guard"]) if "guard" in cfg else None,
+        log_every=run.runtime.log_every,
+        channels_last=run.runtime.channels_last,
+        about=run.facts(spec),
+        guard=instantiate(run.guard) if run.guard is not None else None,
     )
-
-
-def _members(cfg: Mapping[str, Any], recipe: Recipe) -> int:
-    return max(recipe.members, cfg["trainer"].get("members") or 1)
 
 
 @contextlib.contextmanager

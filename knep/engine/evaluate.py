@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import ceil, log, sqrt
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from knep.config.schema import TrainerConfig
+from knep.data.base import ImageData
 from knep.engine.load import load_members, stored_data
 from knep.errors import InputError
 from knep.io.run_folder import read_again
@@ -90,16 +92,15 @@ def evaluate(
     return Evaluation(loss / images, right / images, images, [a / images for a in each], table, mistakes)
 
 
-def batches_of(config: Mapping[str, Any], data: Any, split: str) -> Iterable[tuple[Tensor, Tensor]]:
+def batches_of(trainer: TrainerConfig, data: ImageData, split: str) -> Iterable[tuple[Tensor, Tensor]]:
     """What a run measures of `val` or `test` at its end: all, or as much as the trainer's limits leave.
 
     limit_test_batches and fast_dev_run count batches of data.batch_size images, or a share of the images;
     limit_val_batches those that the validations have, which are larger. Without validation (0) all is measured.
     """
     batches = getattr(data, f"{split}_dataloader")()
-    trainer = config["trainer"]
-    quick = int(trainer["fast_dev_run"])
-    limit = quick or trainer.get(f"limit_{split}_batches")
+    quick = int(trainer.fast_dev_run)
+    limit = quick or (trainer.limit_val_batches if split == "val" else trainer.limit_test_batches)
     if not limit:
         return batches
     if split == "val" and not quick:

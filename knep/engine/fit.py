@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from knep.config.diff import Apply, Change, changes, said
 from knep.config.instantiate import instantiate
+from knep.config.schema import DataSpec, RunConfig
+from knep.data.base import ImageData
 from knep.distributed.watchdog import deaths_named
 from knep.engine.build import build_module
 from knep.engine.callbacks import Clock, History
@@ -24,7 +26,7 @@ from knep.engine.module import Classifier
 from knep.engine.precision import levers, why_not_bf16, wrong_in_bf16
 from knep.engine.profile import StepProfile
 from knep.engine.stored_state import check_stored_run
-from knep.engine.trainer import build_callbacks, build_trainer, watched
+from knep.engine.trainer import build_callbacks, build_trainer
 from knep.errors import InputError, Interrupted
 from knep.io import checkpoint
 from knep.io.checkpoint import find_whole, saved_of
@@ -59,37 +61,37 @@ class Member:
 
 
 def fit_member(
-    facts: Mapping[str, Any],
-    data: Any,
+    run: RunConfig,
+    data: ImageData,
     folder: Path,
     seed: int,
     callbacks: Sequence[Callback] = (),
     header: Sequence[str] = (),
 ) -> Member:
-    """Builds, fits and saves one model in `folder`; resumes where the config's `ckpt` has a checkpoint for it.
+    """Builds, fits and saves one model in `folder`; resumes where the run's `ckpt` has a checkpoint for it.
 
     callbacks: of Lightning, beside the recipe's and the run's own; header: lines to print before the first step.
     Raises InputError where the optimizer, the data and the checkpoint do not fit together.
     """
-    cfg = facts["config"]
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # here, and never again: see `knep.io.checkpoint.write`
     torch.manual_seed(seed)
-    module = build_module(facts, data, seed=seed)
+    spec = DataSpec.of(data)
+    module = build_module(run, spec, data, seed=seed)
     wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
-    compile_model(module.model, cfg["compile"])
+    compile_model(module.model, run.runtime.compile)
     parameters = sum(p.numel() for p in module.model.parameters())
     data.seed = seed
     data.drop_last = module.recipe.accumulate != "epoch"
     batches = data.train_batches
     clock, history = Clock(), History()
-    observers: list[Any] = [StepProfile(folder)] if cfg["profile"] else []
-    doctor = instantiate(cfg["doctor"]) if "doctor" in cfg else None
-    observers += [*([] if doctor is None else [doctor]), *build_callbacks(cfg)]
-    trainer = build_trainer(cfg, folder, module.recipe, batches, [clock, history, *callbacks, *observers], wrong)
-    kept = trainer.strategy.root_device.type == "cpu" and cfg.get("keep_memory", False) and keep_freed_memory()
-    start, changed = _resume_from(cfg, folder, module, trainer)
-    if seed == cfg["seed"]:
-        header = [*header, capacity(parameters, data.sizes["train"]), *_levers(cfg, trainer, wrong, kept)]
+    observers: list[Any] = [StepProfile(folder)] if run.runtime.profile else []
+    doctor = instantiate(run.doctor) if run.doctor is not None else None
+    observers += [*([] if doctor is None else [doctor]), *build_callbacks(run.callbacks)]
+    trainer = build_trainer(run, folder, module.recipe, batches, [clock, history, *callbacks, *observers], wrong)
+    kept = trainer.strategy.root_device.type == "cpu" and run.runtime.keep_memory and keep_freed_memory()
+    start, changed = _resume_from(run, folder, module, trainer)
+    if seed == run.seed:
+        header = [*header, capacity(parameters, data.sizes["train"]), *_levers(run, trainer, wrong, kept)]
     bar: Any = trainer.progress_bar_callback
     bar.header = [*header, *changed]
     interrupted = 0
@@ -107,9 +109,9 @@ def fit_member(
         raise InputError(f"{start} cannot be gone on from ({what}): give another checkpoint") from error
     data.trainer = None
     if trainer.is_global_zero and not interrupted:
-        final = {"state_dict": module.state_dict(), "knep": dict(facts)}
+        final = {"state_dict": module.state_dict(), "knep": run.facts(spec)}
         checkpoint.write(final, folder / "checkpoints" / "final.ckpt")
-    metric, mode = watched(cfg)
+    metric, mode = run.watched
     return Member(
         module=module,
         folder=folder,
@@ -126,39 +128,39 @@ def fit_member(
     )
 
 
-def _levers(cfg: Mapping[str, Any], trainer: Any, wrong: str | None, kept: bool) -> list[str]:
+def _levers(run: RunConfig, trainer: Any, wrong: str | None, kept: bool) -> list[str]:
     device = trainer.strategy.root_device
-    why = why_not_bf16(wrong) if cfg["trainer"]["precision"] == "auto" and device.type == "cpu" else None
+    why = why_not_bf16(wrong) if run.trainer.precision == "auto" and device.type == "cpu" else None
     lean = isinstance(trainer.fit_loop.epoch_loop, LeanEpoch)
-    return [*([why] if why else []), levers(cfg, trainer.precision, device, lean, trainer.world_size, kept)]
+    return [*([why] if why else []), levers(run, trainer.precision, device, lean, trainer.world_size, kept)]
 
 
-def check_resume(cfg: Mapping[str, Any], folder: Path) -> None:
-    """Raises InputError where `cfg` cannot go on from the checkpoint that its `ckpt` means for a member in `folder`."""
-    found = _stored(cfg, folder, warn=False)
+def check_resume(run: RunConfig, folder: Path) -> None:
+    """Raises InputError where a run cannot go on from what its `ckpt` means for a member in `folder`."""
+    found = _stored(run, folder, warn=False)
     if (folder / "metrics.csv").is_file():
         earlier_rows(folder / "metrics.csv")
     if found is None:
         return
     path, state = found
-    _changes(cfg, path, state)
+    _changes(run, path, state)
     with torch.random.fork_rng():
         check_stored_run(path, state, stored_module(path, state))
 
 
-def stored_facts(cfg: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+def stored_facts(run: RunConfig, folder: Path) -> Mapping[str, Any]:
     """What the checkpoint that `ckpt` means for a run in `folder` tells of its data; nothing where there is none."""
     places = [place for place in sorted(folder.glob("member_*")) if place.is_dir()] or [folder]
     for place in places:
-        found = _stored(cfg, place, warn=False)
+        found = _stored(run, place, warn=False)
         if found is not None and isinstance(found[1]["knep"], dict):
             return found[1]["knep"]
     return {}
 
 
-def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Path, Mapping[str, Any]] | None:
+def _stored(run: RunConfig, folder: Path, warn: bool = True) -> tuple[Path, Mapping[str, Any]] | None:
     """The checkpoint to go on from, and what is in it; None for a member that starts."""
-    saved = saved_of(cfg, folder)
+    saved = saved_of(run.resume.ckpt, run.members > 1, folder)
     if saved is None:
         return None
     path = find_whole(saved, warn)
@@ -172,31 +174,29 @@ def _stored(cfg: Mapping[str, Any], folder: Path, warn: bool = True) -> tuple[Pa
     return path, state
 
 
-def _changes(cfg: Mapping[str, Any], path: Path, state: Mapping[str, Any]) -> list[Change]:
+def _changes(run: RunConfig, path: Path, state: Mapping[str, Any]) -> list[Change]:
     counted: Any = state
     for key in ("loops", "fit_loop", "epoch_progress", "current", "completed"):
         counted = counted.get(key) if isinstance(counted, Mapping) else None
     if whole()(counted):
         raise InputError(f"{path} was not written by knep: it has no count of epochs, give another one")
-    return changes(state["knep"]["config"], cfg, state["global_step"], counted)
+    return changes(state["knep"]["config"], run.plain, state["global_step"], counted)
 
 
-def _resume_from(
-    cfg: Mapping[str, Any], folder: Path, module: Classifier, trainer: Any
-) -> tuple[str | None, list[str]]:
+def _resume_from(run: RunConfig, folder: Path, module: Classifier, trainer: Any) -> tuple[str | None, list[str]]:
     """The checkpoint to go on from, None for a member that starts, and lines on what has changed since."""
-    found = _stored(cfg, folder, trainer.is_global_zero)
+    found = _stored(run, folder, trainer.is_global_zero)
     if found is None:
         _log_from(trainer, 0)
         return None, []
     path, state = found
     load_weights(module, state.get("current_model_state", state["state_dict"]), path)
     step = state["global_step"]
-    changed = _changes(cfg, path, state)
+    changed = _changes(run, path, state)
     if changed:
         trainer.callbacks.append(Apply(changed))
     _log_from(trainer, step)
-    return str(path), [f"knep: {said(changed, cfg, step)}"] if changed else []
+    return str(path), [f"knep: {said(changed, run.plain, step)}"] if changed else []
 
 
 def _log_from(trainer: Any, step: int) -> None:

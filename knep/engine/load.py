@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from knep.config.instantiate import check_targets, instantiate
 from knep.config.moved import with_current_names
+from knep.config.schema import DataSpec, RunConfig
 from knep.engine.build import build_module, check_model
 from knep.errors import InputError
 from knep.io.checkpoint import read
@@ -116,7 +117,7 @@ def stored_module(path: Path, state: Mapping[str, Any]) -> Any:
     facts = read_facts(path, state)
     _check_size(path, facts, state["state_dict"])
     try:
-        return build_module(facts, initialise=False)
+        return build_module(RunConfig.of(facts["config"]), DataSpec.stored(facts), initialise=False)
     except InputError:
         raise
     except Exception as error:  # whatever a model's builder raises for values that it was not made for
@@ -127,9 +128,8 @@ def _check_size(path: Path, facts: Mapping[str, Any], weights: Mapping[str, Tens
     """Refuses a config that builds more than the file holds, before it is built."""
     if not isinstance(weights, Mapping) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise InputError(f"{path} was not written by knep: its weights are no tensors, give another checkpoint")
-    shape = {"in_channels": facts["channels"], "num_classes": facts["num_classes"], "image_size": facts["image_size"]}
     try:
-        check_model(facts["config"]["model"], shape, sum(w.numel() for w in weights.values()))
+        check_model(facts["config"]["model"], DataSpec.stored(facts).size, sum(w.numel() for w in weights.values()))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from knep.config.schema import RunConfig
 from knep.errors import InputError
 from knep.surgery.record import calls
 from knep.utils.hardware import cpu_bf16
@@ -55,21 +56,21 @@ def why_not_bf16(wrong: str | None) -> str | None:
     return f"precision 32-true: {_WRONG.format(wrong)}" if wrong and cpu_bf16() else None
 
 
-def levers(config: Any, chosen: Any, device: torch.device, lean: bool, processes: int = 1, kept: bool = False) -> str:
+def levers(
+    run: RunConfig, chosen: str, device: torch.device, lean: bool, processes: int = 1, kept: bool = False
+) -> str:
     """One line: where and how a run computes; kept: freed memory stays with the process."""
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     shown = [place, f"precision {chosen}"]
     if processes > 1:
-        shown.insert(
-            0, f"{processes} processes that share each batch of data.batch_size={config['data']['batch_size']}"
-        )
-    if config["channels_last"]:
+        shown.insert(0, f"{processes} processes that share each batch of data.batch_size={run.data['batch_size']}")
+    if run.runtime.channels_last:
         shown.append("channels_last")
-    if config["optimizer"].get("fused"):
+    if run.slots["optimizer"].get("fused"):
         shown.append("fused optimizer")
-    if config["compile"]:
-        shown.append("compiled" + (" with a search for kernels" if config["compile"] == "max" else ""))
-    if device.type == "cuda" and not config["trainer"]["deterministic"]:
+    if run.runtime.compile:
+        shown.append("compiled" + (" with a search for kernels" if run.runtime.compile == "max" else ""))
+    if device.type == "cuda" and not run.trainer.deterministic:
         shown.append("TF32, cudnn.benchmark")
     if kept:
         shown.append("freed memory kept")

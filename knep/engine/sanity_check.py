@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,34 +9,34 @@ from torch import nn
 
 from knep.config.budget import check_config
 from knep.config.instantiate import instantiate
+from knep.config.schema import Node, RunConfig
 from knep.data.base import refuse_loaders
 from knep.engine.trainer import build_callbacks
 from knep.errors import InputError, named
 from knep.models.user_model import find, imported
 from knep.recipes.recipe import Recipe, check_partial
 
-_BESIDE = ("guard", "doctor")  # what watches a training, beside the slots
-
 
 def _toy() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
-def rehearse(config: Mapping[str, Any]) -> None:
+def rehearse(run: RunConfig) -> None:
     """Builds every slot and runs it on a toy of two layers. Raises InputError naming the slot and its complaint."""
-    check_config(config)
+    check_config(run.plain)
     with torch.random.fork_rng(devices=[]):
-        recipe = Recipe.from_config(config)
+        recipe = Recipe.from_config(run.plain)
         with named("data"):
-            refuse_loaders(instantiate(config["data"]))
-        for part in (name for name in _BESIDE if name in config):
-            check_partial(part, config[part])
-            with named(part):
-                instantiate(config[part])
-        build_callbacks(config)
-        check_partial("model", config["model"])
+            refuse_loaders(instantiate(run.data))
+        for part, node in {"guard": run.guard, "doctor": run.doctor}.items():  # what watches a training
+            if node is not None:
+                check_partial(part, node)
+                with named(part):
+                    instantiate(node)
+        build_callbacks(run.callbacks)
+        check_partial("model", run.model)
         with named("model"):
-            _find_model(config["model"])
+            _find_model(run.model)
         for slot, trick in recipe.model_slots.items():
             _try_values(slot, trick)
         recipe.scaling([torch.zeros(1, 1, 2, 2, dtype=torch.uint8)])
@@ -48,7 +47,7 @@ def rehearse(config: Mapping[str, Any]) -> None:
             recipe.clip(list(toy.parameters()))
 
 
-def _find_model(node: Mapping[str, Any]) -> None:
+def _find_model(node: Node) -> None:
     """A model of another project is looked up; it is built when the shape of the images is known."""
     builder = instantiate(node)
     if getattr(builder, "func", None) is imported:

@@ -19,10 +19,10 @@ from lightning.pytorch.loops.progress import _BatchProgress, _OptimizationProgre
 from torch import Tensor
 
 from knep.config.instantiate import instantiate
+from knep.config.schema import RunConfig
 from knep.engine.callbacks import History
 from knep.engine.checkpointing import BEST, Best, states_in
 from knep.engine.load import not_finite, weights_wrong
-from knep.engine.trainer import watched
 from knep.errors import InputError
 from knep.guard.policy import KINDS
 from knep.io.checkpoint import read
@@ -237,7 +237,7 @@ def _counters_wrong(state: Mapping[str, Any]) -> Iterator[str]:
 def _callbacks_wrong(path: Path, state: Mapping[str, Any], module: Any) -> Iterator[str]:
     """The states of the callbacks that the config has, all there and each by its own schema."""
     config, stored, step = state["knep"]["config"], state["callbacks"], state["global_step"]
-    metric, mode = watched(config)
+    metric, mode = RunConfig.of(config).watched
     best = Best(path.parent, filename="best", monitor=metric, mode=mode, enable_version_counter=False)
     rows = record({"epoch": whole(0, state["epoch"])}, closed=False), table(_NUMBER, text(r"epoch|val/.{1,100}"))
     checks: dict[str, Check] = {History().state_key: record({"rows": listed(lambda row: rows[0](row) or rows[1](row))})}

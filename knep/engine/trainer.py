@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from knep.config.command_line.readers import own_callbacks
 from knep.config.instantiate import instantiate
+from knep.config.schema import Node, RunConfig
 from knep.distributed.slurm import environment
 from knep.distributed.watchdog import watch
 from knep.engine.checkpointing import Best, Keeper
@@ -27,22 +27,20 @@ from knep.recipes.recipe import Recipe
 from knep.utils.hardware import fast_products
 
 
-def build_callbacks(cfg: Mapping[str, Any]) -> list[Callback]:
+def build_callbacks(node: Node | None) -> list[Callback]:
     """The user's own callbacks. Raises InputError for what is none of Lightning's kind."""
     built = []
-    for path, node in own_callbacks(cfg).items():
+    for path, own in own_callbacks({"callbacks": node}).items():
         with named(path):
-            callback = instantiate(node)
+            callback = instantiate(own)
         if not isinstance(callback, Callback):
-            raise InputError(
-                f"{path}._target_={node['_target_']} is no lightning.pytorch.Callback: name a class of one"
-            )
+            raise InputError(f"{path}._target_={own['_target_']} is no lightning.pytorch.Callback: name a class of one")
         built.append(callback)
     return built
 
 
 def build_trainer(
-    cfg: Mapping[str, Any],
+    run: RunConfig,
     folder: Path,
     recipe: Recipe,
     batches: int,
@@ -53,23 +51,22 @@ def build_trainer(
 
     wrong: the convolution that forbids bfloat16 on a CPU, as `knep.engine.precision.wrong_in_bf16` finds it.
     """
-    node = dict(cfg["trainer"])
+    node = dict(run.trainer.lightning)
     if node["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError(f"trainer.accelerator={node['accelerator']}: this machine has no GPU, write trainer=cpu")
-    monitor, mode = watched(cfg)
+    monitor, mode = run.watched
     checkpoints = folder / "checkpoints"
     best = Best(checkpoints, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
     stop = StopOnSignal()
-    keeper = Keeper(cfg["checkpoint"]["every"], best, stop)
+    keeper = Keeper(run.checkpoint.every, best, stop)
     logged = [
         Board(folder),
         CsvLogger(folder),
     ]
     quiet = node.pop("fast_dev_run")
-    node.pop("members", None)  # each member has a Trainer of its own, or none
     node["precision"] = precision(node["precision"], node["accelerator"], wrong)
     accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
-    callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if cfg["progress"] else Lines()]
+    callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if run.runtime.progress else Lines()]
     try:
         trainer = instantiate(
             node,
@@ -82,18 +79,13 @@ def build_trainer(
             benchmark=fast_products(node["deterministic"]) or None,
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            log_every_n_steps=cfg["log_every"],
+            log_every_n_steps=run.runtime.log_every,
             use_distributed_sampler=False,
         )
     except (InputError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     use_exact_loops(trainer, keeper)
-    if cfg["lean"]:
+    if run.runtime.lean:
         use_lean_loop(trainer)
     watch(trainer, folder)
     return trainer
-
-
-def watched(cfg: Mapping[str, Any]) -> tuple[str, str]:
-    """The validation metric by which epochs are compared, and its direction."""
-    return cfg["stopping"].get("monitor", "val/loss"), cfg["stopping"].get("mode", "min")

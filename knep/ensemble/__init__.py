@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from knep.config.instantiate import instantiate
+from knep.config.schema import RunConfig
+from knep.data.base import ImageData
 from knep.engine.build import threads
 from knep.engine.evaluate import batches_of, evaluate
 from knep.ensemble.loop import fit
@@ -21,38 +23,38 @@ from knep.errors import InputError, named
 __all__ = ["members_of", "supports", "train"]
 
 
-def train(configs: Sequence[Mapping[str, Any]], *, together: bool | None = None) -> list[dict[str, Any]]:
-    """Trains and tests one member per config, and returns a record of each; nothing is written.
+def train(runs: Sequence[RunConfig], *, together: bool | None = None) -> list[dict[str, Any]]:
+    """Trains and tests one member per run, and returns a record of each; nothing is written.
 
-    configs: composed, alike but for `knep.ensemble.support.FREE`; `members_of(config, 8)` makes those of 8 seeds.
+    runs: composed, alike but for `knep.ensemble.support.FREE`; `members_of(run, 8)` makes those of 8 seeds.
     together: True takes one pass for all where the models allow it, False a pass for each; None what is faster.
 
     A record holds seed, status ("finished", "stopped_early" or "failed", where a loss was no number), test/acc,
     test/loss (NaN for a failed member), val/acc, val/loss of the weights that are tested, val/acc_best, best_epoch
     (from 1), epochs, steps, cpu_seconds (processor time of all, shared equally), and curve, a row for each validation:
     {"step", "epoch", "train/loss", "train/acc", "val/loss", "val/acc"}. The test split is read once for each member.
-    Raises InputError where `supports` gives a reason, and for configs that differ in more.
+    Raises InputError where `supports` gives a reason, and for runs that differ in more.
     """
-    check_alike(configs)
-    reason = supports(configs[0])
+    check_alike(runs)
+    reason = supports(runs[0])
     if reason:
         raise InputError(f"members: {reason}: train each config by a run of its own")
     began = time.process_time()
-    with threads(configs[0]["threads"]):
+    with threads(runs[0].runtime.threads):
         with named("data"):
-            data = instantiate(configs[0]["data"])
+            data = instantiate(runs[0].data)
             data.prepare()
-        records = [record(member, data) for member in fit(configs, data, together)]
+        records = [record(member, data) for member in fit(runs, data, together)]
     seconds = round((time.process_time() - began) / len(records), 3)
     return [{**r, "cpu_seconds": seconds} for r in records]
 
 
-def record(member: Member, data: Any) -> dict[str, Any]:
+def record(member: Member, data: ImageData) -> dict[str, Any]:
     """What came out of a settled member; reads the test split where it did not fail."""
-    mirrored = member.config["test_flip"]
+    mirrored = member.run.runtime.test_flip
 
     def measured(split: str) -> tuple[float, float]:
-        batches = batches_of(member.config, data, split)
+        batches = batches_of(member.run.trainer, data, split)
         found = evaluate([member.module], batches, data.num_classes, keep=0, mirrored=mirrored)
         return found.acc, found.loss
 
@@ -62,7 +64,7 @@ def record(member: Member, data: Any) -> dict[str, Any]:
         if all(p.isfinite().all() for p in member.module.model.parameters()):
             acc, loss = measured("test")
     return {
-        "seed": member.config["seed"],
+        "seed": member.run.seed,
         "status": member.ended if math.isfinite(loss) else "failed",
         "test/acc": acc,
         "test/loss": loss,

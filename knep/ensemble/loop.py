@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 
+from knep.config.schema import RunConfig
+from knep.data.base import ImageData
 from knep.engine.loops.accumulation import scale_of
 from knep.engine.precision import precision, wrong_in_bf16
 from knep.engine.schedule_free import has_two_points
@@ -22,22 +24,22 @@ from knep.utils.rng import mix
 
 
 def fit(
-    configs: Sequence[Mapping[str, Any]], data: Any, together: bool | None = None, header: Sequence[str] = ()
+    runs: Sequence[RunConfig], data: ImageData, together: bool | None = None, header: Sequence[str] = ()
 ) -> list[Member]:
-    """Trains the members that `configs` describe on prepared `data`; they are settled, and not tested.
+    """Trains the members that `runs` describe on prepared `data`; they are settled, and not tested.
 
     together: one pass for all, or a pass for each; None takes what is faster; header: lines to print before the first
     step.
     """
-    trainer = configs[0]["trainer"]
-    gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    trainer = runs[0].trainer
+    gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    members = [Member(config, data) for config in configs]
+    members = [Member(run, data) for run in runs]
     plugin = _plugin(members[0], data, device)
     for member in members:
         plugin.convert_module(member.module.to(device))
-    fast_products(trainer["deterministic"])
-    if not gpu and configs[0].get("keep_memory", False):
+    fast_products(trainer.deterministic)
+    if not gpu and runs[0].runtime.keep_memory:
         keep_freed_memory()
     data.drop_last = members[0].module.recipe.accumulate != "epoch"
     with quick_checks():
@@ -49,9 +51,9 @@ def fit(
 
 
 def _plugin(member: Member, data: Any, device: torch.device) -> Precision:
-    trainer = member.config["trainer"]
+    trainer = member.run.trainer
     wrong = wrong_in_bf16(member.module.model, member.module.scaling(data.sample(2)))
-    wanted = str(precision(trainer["precision"], trainer["accelerator"], wrong))
+    wanted = str(precision(trainer.precision, trainer.accelerator, wrong))
     if wanted.startswith("64"):
         return DoublePrecision()
     return MixedPrecision("bf16-mixed", device.type) if wanted == "bf16-mixed" else Precision()
@@ -62,8 +64,8 @@ def _stepper(
 ) -> InTurn | Together:
     draws = Draws(len(members), device)
     models = [m.module.model for m in members]
-    configs = [m.config for m in members]
-    wanted = folds(configs, models[0], device) if together is None else together and not apart(configs)
+    runs = [m.run for m in members]
+    wanted = folds(runs, models[0], device) if together is None else together and not apart(runs)
     if wanted and len(members) > 1 and same_shape(models):
         for member in members:
             member.module.train()
@@ -82,28 +84,28 @@ class _Fit:
         self, members: Sequence[Member], data: Any, device: torch.device, plugin: Precision, stepper: InTurn | Together
     ) -> None:
         self.members, self.data, self.device, self.plugin, self.stepper = members, data, device, plugin, stepper
-        self.trainer = members[0].config["trainer"]
+        self.trainer = members[0].run.trainer
         self.loaders = [self._loader(m) for m in members]
-        self.batches = _share(self.trainer["limit_train_batches"], len(self.loaders[0]))
+        self.batches = _share(self.trainer.lightning["limit_train_batches"], len(self.loaders[0]))
         accumulate = members[0].module.recipe.accumulate
         self.window = self.batches if accumulate == "epoch" else int(accumulate)
         self.at = members[0].module.recipe.schedule_at
         per_epoch = max(1, -(-self.batches // self.window))
-        self.length = per_epoch * self.trainer["max_epochs"], per_epoch
+        self.length = per_epoch * (self.trainer.max_epochs or 1), per_epoch
         self.schedulers = stepper.schedulers(*self.length)
         self.steps = 0
 
     def _loader(self, member: Member) -> Any:
-        self.data.seed = member.config["seed"]
+        self.data.seed = member.run.seed
         return self.data.train_dataloader()
 
     def run(self) -> None:
         for member in self.members:
             member.begin(*self.length)
-        epochs = self.trainer["max_epochs"]
+        epochs = self.trainer.max_epochs or 1
         for epoch in range(epochs):
             self._epoch(epoch)
-            if (epoch + 1) % self.trainer["check_val_every_n_epoch"] == 0:
+            if (epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0:
                 self._validate(epoch)
             if all(m.ended for m in self.members):
                 break
@@ -129,7 +131,7 @@ class _Fit:
             weight = images / typical if self.window > 1 else 1.0
             seen = images if batch % self.window == 0 else seen + images
             scale = scale_of(self.window, typical, seen) if now and self.window > 1 else 1.0
-            seeds = [mix(m.config["seed"], 0, epoch, batch) >> 1 for m in self.members]
+            seeds = [mix(m.run.seed, 0, epoch, batch) >> 1 for m in self.members]
             sent = [(x.to(self.device), y.to(self.device)) for x, y in got]
             self.stepper.step(sent, seeds, weight / self.window, scale if now else None)
             self.steps += now
@@ -146,7 +148,7 @@ class _Fit:
         for member, fine in zip(self.members, finite, strict=True):
             if not member.ended:
                 member.after_batch(epoch, self.steps, last)
-                if not fine and member.config.get("guard", {}).get("action") != "none":
+                if not fine and (member.run.guard or {}).get("action") != "none":
                     member.end("failed", epoch, self.steps)
 
     def _validate(self, epoch: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
-from knep.engine.build import about, build_module
+from knep.config.schema import DataSpec, RunConfig
+from knep.data.base import ImageData
+from knep.engine.build import build_module
 from knep.engine.schedule_free import estimate, put_back, statistics
-from knep.engine.trainer import watched
 from knep.recipes.averaging import Ema, Swa
 
 
@@ -25,22 +26,21 @@ class Member:
     until it ended; ended: "" while it trains, then "finished", "stopped_early" or "failed" (a loss that is no number).
     """
 
-    def __init__(self, config: Mapping[str, Any], data: Any) -> None:
-        self.config = config
-        self.facts = about(config, data)
-        torch.manual_seed(config["seed"])
-        self.module = build_module(self.facts, data, seed=config["seed"])
+    def __init__(self, run: RunConfig, data: ImageData) -> None:
+        self.run, self.spec = run, DataSpec.of(data)
+        torch.manual_seed(run.seed)
+        self.module = build_module(run, self.spec, data, seed=run.seed)
         self.curve: list[dict[str, float]] = []
         self.ended = ""
         self.epochs = self.steps = 0
-        self._monitor, self._mode = watched(config)
+        self._monitor, self._mode = run.watched
         self._best: dict[str, Tensor] = {}
         stopping, averaging = self.module.recipe.stopping, self.module.recipe.averaging
         self._stopping = stopping if isinstance(stopping, EarlyStopping) else None
         self._average: Any = averaging if isinstance(averaging, (Ema, Swa)) else None
         # What the callbacks of the averaging slot read of Lightning's Trainer.
         self._stage = SimpleNamespace(
-            state=SimpleNamespace(fn="fit"), datamodule=data, max_epochs=config["trainer"]["max_epochs"],
+            state=SimpleNamespace(fn="fit"), datamodule=data, max_epochs=run.trainer.max_epochs,
             precision_plugin=None, global_step=0, current_epoch=0, is_last_batch=False,
             accumulate_grad_batches=1, callbacks=[],
         )  # fmt: skip

@@ -181,10 +181,11 @@ class Together:
 
 
 def _one_rule_for_all(members: Sequence[Member], optimizer: Optimizer) -> bool:
-    first = members[0].config
-    same = all(m.config[k] == first[k] for m in members for k in ("optimizer", "scheduler", "layer_decay"))
+    first = members[0].run
+    same = all(m.run.slots[k] == first.slots[k] for m in members for k in ("optimizer", "scheduler"))
+    same = same and all(m.run.layer_decay == first.layer_decay for m in members)
     own_metric = "monitor" in members[0].module.recipe.schedule_at
-    return same and not own_metric and type(optimizer) in _ELEMENTWISE and set(first["optimizer"]) <= _SETTINGS
+    return same and not own_metric and type(optimizer) in _ELEMENTWISE and set(first.slots["optimizer"]) <= _SETTINGS
 
 
 def _losses(tasks: Sequence[Classification], logits: Tensor, y: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from knep.config.command_line.readers import FURTHER
+from knep.config.schema import Node, RunConfig
 from knep.errors import InputError
 
 # What members may differ in: nothing here changes the images, the model's shapes or the length of training.
@@ -16,47 +16,48 @@ _PRECISIONS = ("auto", "32-true", "32", "64-true", "64", "bf16-mixed")
 _AVERAGES = ("none", "Ema", "Swa", "Ensemble")
 
 
-def supports(config: Mapping[str, Any]) -> str | None:
-    """Why members of this config have to be trained by a run each; None where one fit can train them all."""
-    trainer, guard = config["trainer"], config.get("guard", {})
-    flag = next((key for key in FURTHER if trainer.get(key) is not None), None)
-    average = _name(config["averaging"])
+def supports(run: RunConfig) -> str | None:
+    """Why members of this run have to be trained by a run each; None where one fit can train them all."""
+    trainer, guard = run.trainer, run.guard or {}
+    flag = next((key for key in FURTHER if trainer.lightning.get(key) is not None), None)
+    average = _name(run.slots["averaging"])
     reasons = {
         f"averaging={average.lower()} keeps the checkpoints of a single run": average not in _AVERAGES,
-        f"trainer.devices={trainer['devices']} is more than one device": trainer["devices"] not in (1, "1", "auto")
-        or trainer["strategy"] != "auto"
-        or trainer["num_nodes"] != 1,
-        f"trainer.precision={trainer['precision']} is not among {', '.join(_PRECISIONS)}": str(trainer["precision"])
+        f"trainer.devices={trainer.devices} is more than one device": trainer.devices not in (1, "1", "auto")
+        or trainer.strategy != "auto"
+        or trainer.num_nodes != 1,
+        f"trainer.precision={trainer.precision} is not among {', '.join(_PRECISIONS)}": str(trainer.precision)
         not in _PRECISIONS,
-        "trainer.max_steps and trainer.max_time end a run inside an epoch": trainer["max_steps"] != -1
-        or trainer["max_time"] is not None,
+        "trainer.max_steps and trainer.max_time end a run inside an epoch": trainer.max_steps != -1
+        or trainer.max_time is not None,
         f"trainer.{flag} is a flag of Lightning's loop over a single run": flag is not None,
-        "trainer.fast_dev_run tries a single run": bool(trainer["fast_dev_run"]),
+        "trainer.fast_dev_run tries a single run": bool(trainer.fast_dev_run),
         f"guard.action={guard.get('action')} goes back to the steps of a single run": guard.get("action")
         in ("skip", "rollback"),
         "guard.spike looks at the losses of a single run": guard.get("spike") is not None,
-        "callbacks=doctor watches a single run": "doctor" in config,
-        "callbacks of your own watch a single run": "callbacks" in config,
-        "compile=true compiles a single model": bool(config["compile"]),
-        "profile=true watches a single run": bool(config["profile"]),
-        "ckpt resumes single runs": config["ckpt"] is not None,
-        "checkpoint.every saves single runs": config["checkpoint"]["every"] is not None,
-        "scheduler.monitor needs trainer.check_val_every_n_epoch=1": "monitor" in config["scheduler"]
-        and trainer["check_val_every_n_epoch"] != 1,
-        "trainer.limit_val_batches cuts the validation of a single run": trainer["limit_val_batches"] is not None,
-        "data=image_folder decodes its images batch by batch": _name(config["data"]) == "ImageFolder",
+        "callbacks=doctor watches a single run": run.doctor is not None,
+        "callbacks of your own watch a single run": run.callbacks is not None,
+        "compile=true compiles a single model": bool(run.runtime.compile),
+        "profile=true watches a single run": bool(run.runtime.profile),
+        "ckpt resumes single runs": run.resume.ckpt is not None,
+        "checkpoint.every saves single runs": run.checkpoint.every is not None,
+        "scheduler.monitor needs trainer.check_val_every_n_epoch=1": "monitor" in run.slots["scheduler"]
+        and trainer.check_val_every_n_epoch != 1,
+        "trainer.limit_val_batches cuts the validation of a single run": trainer.limit_val_batches is not None,
+        "data=image_folder decodes its images batch by batch": _name(run.data) == "ImageFolder",
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _name(node: Mapping[str, Any]) -> str:
+def _name(node: Node) -> str:
     return str(node["_target_"]).rpartition(".")[2]
 
 
-def check_alike(configs: Sequence[Mapping[str, Any]]) -> None:
-    """Raises InputError, naming the key, where configs differ in more than members of one fit may."""
-    if not configs:
+def check_alike(runs: Sequence[RunConfig]) -> None:
+    """Raises InputError, naming the key, where runs differ in more than members of one fit may."""
+    if not runs:
         raise InputError("members: there is no config to train: give at least one")
+    configs = [run.plain for run in runs]
     first = configs[0]
     for number, config in enumerate(configs):
         for key in sorted({*first, *config} - set(FREE)):
@@ -71,25 +72,25 @@ def check_alike(configs: Sequence[Mapping[str, Any]]) -> None:
                 raise InputError(f"members: scheduler.{key} differs between configs 0 and {number}: train them apart")
 
 
-def members_of(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The configs of `count` members: seeds seed, seed + 1, ..."""
-    return [{**config, "seed": config["seed"] + i} for i in range(count)]
+def members_of(run: RunConfig, count: int) -> list[RunConfig]:
+    """The runs of `count` members: seeds seed, seed + 1, ..."""
+    return [run.seeded(run.seed + i) for i in range(count)]
 
 
-def folds(configs: Sequence[Mapping[str, Any]], model: torch.nn.Module, device: torch.device) -> bool:
+def folds(runs: Sequence[RunConfig], model: torch.nn.Module, device: torch.device) -> bool:
     """Whether one pass for all members is faster than a pass for each.
 
     On a CPU a convolution over a batch keeps the cores busy, and its signals fill the cache: measured with torch 2.14
     on an AMD EPYC, a grouped convolution for 8 members took 1.2 to 8 times as long as 8 convolutions.
     """
     convolves = any(isinstance(m, torch.nn.modules.conv._ConvNd) for m in model.modules())
-    return not apart(configs) and (device.type != "cpu" or not convolves)
+    return not apart(runs) and (device.type != "cpu" or not convolves)
 
 
-def apart(configs: Sequence[Mapping[str, Any]]) -> bool:
+def apart(runs: Sequence[RunConfig]) -> bool:
     """Whether the optimizer needs a pass for each member.
 
     SAM asks for a second gradient in its step. SOAP's eigenvectors amplify rounding: a change of the first weights by
     1e-15 of their size becomes 0.2 after 20 steps in float64, so that only the same operations give the same run.
     """
-    return any(_name(config["optimizer"]) in ("sam", "SOAP") for config in configs)
+    return any(_name(run.slots["optimizer"]) in ("sam", "SOAP") for run in runs)

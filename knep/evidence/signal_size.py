@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from knep.config.instantiate import instantiate
-from knep.engine.build import about, build_module
+from knep.config.schema import DataSpec, RunConfig
+from knep.engine.build import build_module
 
 
 @dataclass
@@ -24,14 +25,14 @@ class Signal:
     backward: list[float] = field(default_factory=list)
 
 
-def signal(config: Mapping[str, Any]) -> Signal:
+def signal(run: RunConfig) -> Signal:
     """Measured on one training batch before the first step, in float64, where 50 layers neither over- nor underflow.
 
-    Raises InputError for a config that cannot be built.
+    Raises InputError for a run that cannot be built.
     """
-    data = instantiate(config["data"])
+    data = instantiate(run.data)
     data.prepare()
-    module = build_module(about(config, data), data, seed=config["seed"])
+    module = build_module(run, DataSpec.of(data), data, seed=run.seed)
     x, y = next(iter(data.train_dataloader()))
     found, model = Signal(), module.model.double()
     images = module.scaling(x).double()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from knep.config.schema import RunConfig
 from knep.errors import InputError
 from knep.evidence import effects, plots, report
 from knep.evidence.arguments import Settings, settings, take
@@ -132,7 +133,7 @@ def _figures(rows: Any, sides: effects.Records, classes: int, spec: Mapping[str,
 
         first = {t.arm: t.made.config for t in trials if t.seed == 0}
         sizes = {
-            group: {name.removesuffix(f", {group}"): signal(first[name]) for name in names}
+            group: {name.removesuffix(f", {group}"): signal(RunConfig.of(first[name])) for name in names}
             for group, names in (groups or {"": list(sides)}).items()
         }
         found["Signal per layer at the start"] = plots.signal(sizes)

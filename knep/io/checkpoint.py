@@ -243,16 +243,14 @@ def run_folder(ckpt: str | Path) -> Path:
     return path if path.is_dir() else path.parent.parent
 
 
-def several(config: Mapping[str, Any]) -> bool:
-    """Whether a run trains members, each in a folder of its own."""
-    return max(config["trainer"].get("members", 1), config["averaging"].get("members", 1)) > 1
+def saved_of(ckpt: str | None, several: bool, place: Path) -> Path | None:
+    """The folder or file that `ckpt` means for the run or member in `place`; None where nothing was saved of it.
 
-
-def saved_of(config: Mapping[str, Any], place: Path) -> Path | None:
-    """The folder or file that `ckpt` means for the run or member in `place`; None where nothing was saved of it."""
-    if config["ckpt"] is None or not several(config):
-        return config["ckpt"] and Path(config["ckpt"])
-    member = run_folder(config["ckpt"]) / place.name
+    several: the run trains members, each in a folder of its own.
+    """
+    if ckpt is None or not several:
+        return Path(ckpt) if ckpt else None
+    member = run_folder(ckpt) / place.name
     return member if _saved(member) else None
 
 

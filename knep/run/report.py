@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.config.catalog import recipe_choices
-from knep.config.schema import config_hash
+from knep.config.schema import RunConfig, config_hash
 from knep.engine.evaluate import batches_of, evaluate
 from knep.engine.fit import Member
 from knep.engine.logging.tensorboard import Board
@@ -89,10 +89,10 @@ def after(
 ) -> dict[str, Any]:
     """Validates the final weights, reads the test split once, writes and prints what came out, and draws it where
     figures are asked for."""
-    modules = [m.module for m in members]
-    val = evaluate(modules, batches_of(config, data, "val"), data.num_classes, mirrored=config["test_flip"])
+    modules, trainer = [m.module for m in members], RunConfig.of(config).trainer
+    val = evaluate(modules, batches_of(trainer, data, "val"), data.num_classes, mirrored=config["test_flip"])
     sealed = begin_reading(folder)
-    test = evaluate(modules, batches_of(config, data, "test"), data.num_classes, mirrored=config["test_flip"])
+    test = evaluate(modules, batches_of(trainer, data, "test"), data.num_classes, mirrored=config["test_flip"])
     low, high = test.interval()
     parameters = sum(p.numel() for m in modules for p in m.model.parameters())
     best, rates = members[0].best, [m.samples_per_second for m in members if m.samples_per_second]

@@ -10,9 +10,9 @@ from typing import Any
 
 from knep.config.command_line.aliases import check_length, path_typed, quoted, unquoted
 from knep.config.instantiate import check_stored, only_read
-from knep.config.schema import config_hash
+from knep.config.schema import RunConfig, config_hash
 from knep.errors import InputError
-from knep.io.checkpoint import _saved, find_checkpoint, find_whole, run_folder, several
+from knep.io.checkpoint import _saved, find_checkpoint, find_whole, run_folder
 from knep.io.run_folder import read_summary
 from knep.io.untrusted_folder import check_folder, check_kind, read_lines
 from knep.run.source_hash import code_hash
@@ -56,7 +56,7 @@ def check_ckpt(config: Mapping[str, Any]) -> None:
     """Raises InputError where there is nothing at `ckpt` to go on from. Members that had saved nothing start anew."""
     if config["ckpt"] is None:
         return
-    if not several(config):
+    if RunConfig.of(config).members < 2:
         find_checkpoint(config["ckpt"])
     elif (run_folder(config["ckpt"]) / "checkpoints").exists():
         raise InputError(f"ckpt={config['ckpt']} is a run of one model, without members: start one with members anew")

@@ -13,6 +13,7 @@ from knep.errors import InputError
 
 if TYPE_CHECKING:
     from knep.config.compose import Composed
+    from knep.config.schema import RunConfig
 
 
 def check(overrides: list[str], search: list[str], sweep: bool = False) -> Composed:
@@ -26,7 +27,7 @@ def check(overrides: list[str], search: list[str], sweep: bool = False) -> Compo
     def tried(lines: list[str]) -> Composed:
         made = compose_config(lines, search)
         take_allowed(made.config)
-        rehearse(made.config)
+        rehearse(made.run)
         return made
 
     try:
@@ -89,8 +90,9 @@ def _fit(
     from lightning.pytorch.utilities import rank_zero_only
 
     from knep.config.instantiate import instantiate
+    from knep.config.schema import RunConfig
     from knep.data.locate import only_reads
-    from knep.engine.build import about, threads
+    from knep.engine.build import threads
     from knep.engine.fit import check_resume, fit_member, stored_facts
     from knep.errors import named
     from knep.io.run_folder import write_identity, write_summary
@@ -99,24 +101,25 @@ def _fit(
     from knep.utils.text import shown
 
     began = time.perf_counter()
+    whole = RunConfig.of(config)
     leader = getattr(rank_zero_only, "rank", 0) == 0
     hush()
-    L.seed_everything(config["seed"], verbose=False)
-    with threads(config["threads"]):
+    L.seed_everything(whole.seed, verbose=False)
+    with threads(whole.runtime.threads):
         recipe = Recipe.from_config(config)
         with named("data"):
-            data = instantiate(config["data"])
-            if config["ckpt"] is not None:
+            data = instantiate(whole.data)
+            if whole.resume.ckpt is not None:
                 if hasattr(data, "keep"):
-                    data.keep(stored_facts(config, folder))
+                    data.keep(stored_facts(whole, folder))
                 if hasattr(data, "_download"):  # where its data lie, the file of a run says
                     only_reads(data)
             data.prepare()
-        seeds = config["trainer"].get("members", 1)
+        seeds = whole.trainer.members
         count = max(recipe.members, seeds)
         places = [folder / f"member_{i}" for i in range(count)] if count > 1 else [folder]
         for i, place in enumerate(places):
-            check_resume({**config, "seed": config["seed"] + i} if seeds > 1 else config, place)
+            check_resume(whole.seeded(whole.seed + i) if seeds > 1 else whole, place)
         if leader:
             if config["ckpt"] is None and (folder / "summary.json").is_file():
                 print(f"knep: {shown(str(folder))} held a run, which this one replaces")
@@ -126,10 +129,10 @@ def _fit(
         if seeds > 1:
             from knep.run.seeds import each_seed
 
-            return each_seed(folder, config, data, began, header)
-        members = _at_once(config, data, places, header) or []
+            return each_seed(folder, whole, data, began, header)
+        members = _at_once(whole, data, places, header) or []
         for i, place in enumerate(places[len(members) :]):
-            members.append(fit_member(about(config, data), data, place, config["seed"] + i, header=header))
+            members.append(fit_member(whole, data, place, whole.seed + i, header=header))
             header = []
             number = members[-1].interrupted
             if number and not leader:
@@ -141,10 +144,10 @@ def _fit(
         return report.after(folder, config, choices, overrides, data, members, began, figures)
 
 
-def _at_once(config: Mapping[str, Any], data: Any, places: list[Path], header: list[str]) -> list[Any] | None:
+def _at_once(whole: RunConfig, data: Any, places: list[Path], header: list[str]) -> list[Any] | None:
     """The members of an ensemble, fitted in one pass; None where they are to be fitted one after another."""
     if len(places) < 2:
         return None
     from knep.run.seeds import ensemble
 
-    return ensemble(config, data, places, header)
+    return ensemble(whole, data, places, header)

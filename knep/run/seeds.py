@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from knep.engine.build import about
+from knep.config.schema import RunConfig
+from knep.data.base import ImageData
 from knep.engine.evaluate import batches_of, evaluate
 from knep.engine.fit import Member as Single
 from knep.engine.fit import fit_member
@@ -25,30 +26,28 @@ from knep.run import report
 from knep.utils.text import shown
 
 
-def ensemble(
-    config: Mapping[str, Any], data: Any, places: Sequence[Path], header: Sequence[str]
-) -> list[Single] | None:
+def ensemble(run: RunConfig, data: ImageData, places: Sequence[Path], header: Sequence[str]) -> list[Single] | None:
     """The fitted members of an ensemble, saved in their places; None where a fit for each serves better.
 
     header: lines to print before the first step, where it trains them.
     That is for one member, for what `supports` refuses, and where one pass for all is no faster, since single fits can
     be resumed. Raises RunFailed where a member's loss was no number.
     """
-    config = _afresh(config, places)
-    if len(places) < 2 or supports(config):
+    run = _afresh(run, places)
+    if len(places) < 2 or supports(run):
         return None
-    trial = Member(config, data)
-    if not folds([config], trial.module.model, trial.module.device):
+    trial = Member(run, data)
+    if not folds([run], trial.module.model, trial.module.device):
         return None
     began = time.perf_counter()
     said = [*header, f"trains {len(places)} members in one pass"]
-    members = fit(members_of(config, len(places)), data, header=said)
+    members = fit(members_of(run, len(places)), data, header=said)
     images = sum(m.steps for m in members) * data.batch_size
     rate = images / len(places) / (time.perf_counter() - began)
     for member, place in zip(members, places, strict=True):
         if member.ended == "failed":
             raise RunFailed(
-                f"{place}: the loss of seed {member.config['seed']} is no number after step {member.steps}: lower "
+                f"{place}: the loss of seed {member.run.seed} is no number after step {member.steps}: lower "
                 "optimizer.lr"
             )
         _save(member, place)
@@ -58,47 +57,46 @@ def ensemble(
     ]
 
 
-def each_seed(
-    folder: Path, config: Mapping[str, Any], data: Any, began: float, header: Sequence[str]
-) -> dict[str, Any]:
+def each_seed(folder: Path, run: RunConfig, data: ImageData, began: float, header: Sequence[str]) -> dict[str, Any]:
     """Trains and tests `trainer.members` seeds, each in a folder of its own; returns the summary of all.
 
     header: lines to print before the first step.
     At once where `supports` gives no reason against it, which is printed otherwise, and one after another then.
     """
-    places = [folder / f"member_{i}" for i in range(config["trainer"]["members"])]
-    config = _afresh(config, places)
-    configs = members_of(config, len(places))
-    reason = supports(config)
+    places = [folder / f"member_{i}" for i in range(run.trainer.members)]
+    run = _afresh(run, places)
+    runs = members_of(run, len(places))
+    reason = supports(run)
     if reason:
-        said = [*header, f"trains {len(configs)} members one after another: {reason}"]
+        said = [*header, f"trains {len(runs)} members one after another: {reason}"]
         begin_reading(folder)
         records = [
-            _alone(c, data, place, said if c is configs[0] else ()) for c, place in zip(configs, places, strict=True)
+            _alone(one, data, place, said if one is runs[0] else ()) for one, place in zip(runs, places, strict=True)
         ]
     else:
-        members = fit(configs, data, header=header)
+        members = fit(runs, data, header=header)
         for member, place in zip(members, places, strict=True):
             _save(member, place)
         begin_reading(folder)
         records = [
-            _told(record(member, data), member.config, place) for member, place in zip(members, places, strict=True)
+            _told(record(member, data), member.run, place) for member, place in zip(members, places, strict=True)
         ]
-    return _summary(folder, config, records, began)
+    return _summary(folder, run, records, began)
 
 
-def _afresh(config: Mapping[str, Any], places: Sequence[Path]) -> Mapping[str, Any]:
+def _afresh(run: RunConfig, places: Sequence[Path]) -> RunConfig:
     """Without `ckpt` where no member has saved anything: what is trained in one pass starts anew."""
-    if config["ckpt"] is None or any(saved_of(config, place) for place in places):
-        return config
-    print(f"knep: no member in {config['ckpt']} has saved a checkpoint: they start anew")
-    return {**config, "ckpt": None}
+    ckpt = run.resume.ckpt
+    if ckpt is None or any(saved_of(ckpt, run.members > 1, place) for place in places):
+        return run
+    print(f"knep: no member in {ckpt} has saved a checkpoint: they start anew")
+    return RunConfig.of({**run.plain, "ckpt": None})
 
 
-def _told(found: dict[str, Any], config: Mapping[str, Any], place: Path) -> dict[str, Any]:
+def _told(found: dict[str, Any], run: RunConfig, place: Path) -> dict[str, Any]:
     """The record of a member, which is its summary too; `sealed` counts what earlier lives of the run have read."""
     found = {**found, "sealed": found.get("sealed", 0) + reads(place)}
-    write_summary(place, {k: v for k, v in found.items() if k != "curve"} | report.identity(config))
+    write_summary(place, {k: v for k, v in found.items() if k != "curve"} | report.identity(run.plain))
     return found
 
 
@@ -106,7 +104,7 @@ def _save(member: Member, place: Path) -> None:
     """The weights and the curve of a settled member, where a single run leaves them."""
     place.mkdir(exist_ok=True)
     (place / "checkpoints").mkdir(exist_ok=True)
-    state = {"state_dict": member.module.state_dict(), "knep": dict(member.facts)}
+    state = {"state_dict": member.module.state_dict(), "knep": member.run.facts(member.spec)}
     checkpoint.write(state, place / "checkpoints" / "final.ckpt")
     table = CsvLogger(place)
     for row in member.curve:
@@ -114,29 +112,27 @@ def _save(member: Member, place: Path) -> None:
     table.save()
 
 
-def _alone(config: Mapping[str, Any], data: Any, place: Path, header: Sequence[str]) -> dict[str, Any]:
+def _alone(run: RunConfig, data: ImageData, place: Path, header: Sequence[str]) -> dict[str, Any]:
     try:
-        fitted = fit_member(about(config, data), data, place, config["seed"], header=header)
+        fitted = fit_member(run, data, place, run.seed, header=header)
     except RunFailed as failure:
-        found = {"findings": list(failure.findings)} if "doctor" in config else {}
-        return _told({"seed": config["seed"], "status": "failed", "reason": str(failure), **found}, config, place)
+        found = {"findings": list(failure.findings)} if run.doctor is not None else {}
+        return _told({"seed": run.seed, "status": "failed", "reason": str(failure), **found}, run, place)
     if fitted.interrupted:
         raise Interrupted(fitted.interrupted)
-    found: dict[str, Any] = {"findings": list(fitted.findings)} if "doctor" in config else {}
+    found: dict[str, Any] = {"findings": list(fitted.findings)} if run.doctor is not None else {}
     if fitted.stopped_by:
         found["stopped_by"] = fitted.stopped_by
     for split in ("val", "test"):
-        batches = batches_of(config, data, split)
-        measured = evaluate([fitted.module], batches, data.num_classes, keep=0, mirrored=config["test_flip"])
+        batches = batches_of(run.trainer, data, split)
+        measured = evaluate([fitted.module], batches, data.num_classes, keep=0, mirrored=run.runtime.test_flip)
         found |= {f"{split}/acc": measured.acc, f"{split}/loss": measured.loss}
     ended = {"status": "stopped_early" if fitted.stopped_early or fitted.stopped_by else "finished"}
     counts = {"sealed": 1, "epochs": fitted.epochs, "steps": fitted.steps}
-    return _told({"seed": config["seed"], **ended, **found, **counts}, config, place)
+    return _told({"seed": run.seed, **ended, **found, **counts}, run, place)
 
 
-def _summary(
-    folder: Path, config: Mapping[str, Any], records: Sequence[Mapping[str, Any]], began: float
-) -> dict[str, Any]:
+def _summary(folder: Path, run: RunConfig, records: Sequence[Mapping[str, Any]], began: float) -> dict[str, Any]:
     """Written and returned: means over the members that finished, and what each reached."""
     whole = [r for r in records if r["status"] != "failed"]
     if not whole:
@@ -153,9 +149,9 @@ def _summary(
         "members/test_acc_mean": statistics.fmean(accuracies),
         "members/test_acc_std": statistics.stdev(accuracies) if len(whole) > 1 else 0.0,
         "seconds": round(time.perf_counter() - began, 2),
-        **report.identity(config),
+        **report.identity(run.plain),
     }
-    if "doctor" in config:
+    if run.doctor is not None:
         summary["findings"] = [row for r in records for row in r["findings"]]
     write_summary(folder, summary)
     mean, std = summary["members/test_acc_mean"], summary["members/test_acc_std"]

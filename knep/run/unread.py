@@ -9,7 +9,8 @@ from typing import Any
 import lightning as L
 
 from knep.config.instantiate import instantiate
-from knep.engine.build import about, threads
+from knep.config.schema import RunConfig
+from knep.engine.build import threads
 from knep.engine.evaluate import evaluate
 from knep.engine.fit import fit_member
 from knep.engine.loops.interrupts import heard
@@ -34,6 +35,7 @@ def validated(
 
 def _fit(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     hush()
+    whole = RunConfig.of(config)
     L.seed_everything(config["seed"], verbose=False)
     with threads(config["threads"]):
         members = Recipe.from_config(config).members
@@ -41,7 +43,7 @@ def _fit(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             data = instantiate(config["data"])
             data.prepare()
         fitted = [
-            fit_member(about(config, data), data, folder / f"member_{i}" if members > 1 else folder, config["seed"] + i)
+            fit_member(whole, data, folder / f"member_{i}" if members > 1 else folder, config["seed"] + i)
             for i in range(members)
         ]
         modules = [m.module for m in fitted]

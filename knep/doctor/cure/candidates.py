@@ -152,8 +152,7 @@ def _longer(patient: Patient) -> Iterator[Way]:
 
 
 def _node(patient: Patient, group: str) -> Mapping[str, Any]:
-    node = patient.config.get(group)
-    return node if isinstance(node, Mapping) else {}
+    return patient.option(group)
 
 
 _USUAL: Mapping[str, Callable[[Patient], Iterator[Way]]] = {

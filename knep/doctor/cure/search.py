@@ -145,7 +145,7 @@ def measured(patient: Patient) -> Score:
 
 def patient_of(lines: Sequence[str]) -> Patient:
     """The patient that override lines describe."""
-    return from_config(compose_config(lines).config, lines)
+    return from_config(compose_config(lines).run, lines)
 
 
 def _treated(ward: _Ward, lines: Way, report: Report) -> tuple[Way, list[tuple[Way, float]], bool]:

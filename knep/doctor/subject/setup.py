@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from knep.config.schema import DataSpec, Node, RunConfig
+from knep.data.base import Images
 from knep.doctor.subject.batches import Batch, Form, Labelled, NoClasses, gathered, held_back, reshuffles
 from knep.doctor.subject.copies import copied, unwrapped
 from knep.doctor.subject.rng_isolation import undisturbed
-from knep.errors import InputError
+from knep.errors import InputError, named
 from knep.recipes import augment as augments
 from knep.recipes import clip as clips
 from knep.recipes.regularization import Regularizer
@@ -35,7 +37,7 @@ class Patient:
     make_scheduler: f(optimizer, total_steps=, steps_per_epoch=) or None; interval: "step" or "epoch", when it is
     stepped; loss: f(scores, labels), None where it is cross-entropy; form: of the labels that it is given; precision:
     as Lightning names it; stopping, min_delta, monitor: of early stopping, its patience in epochs, None without;
-    overrides: the lines that made it, config: what they say; both empty for a patient that was not made by a config.
+    overrides: the lines that made it, run: what they say; empty and None for a patient that was not made by a config.
     """
 
     model: nn.Module
@@ -62,7 +64,11 @@ class Patient:
     monitor: str = "val/loss"
     seed: int = 0
     overrides: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
+    run: RunConfig | None = None
+
+    def option(self, group: str) -> Node:
+        """What the run's lines chose in a group; nothing for a patient of somebody else's."""
+        return (self.run.plain.get(group) if self.run is not None else None) or {}
 
     @property
     def total_steps(self) -> int:
@@ -109,25 +115,29 @@ class Patient:
         return x, torch.cat([b[1] for b in itertools.islice(batches, most)])[:most]
 
 
-def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: Any = None) -> Patient:
+def _prepared(run: RunConfig) -> Images:
+    from knep.config.instantiate import instantiate
+    from knep.data.base import refuse_loaders
+
+    with named("data"):
+        data = instantiate(run.data)
+        refuse_loaders(data)
+        data.prepare()
+    return data
+
+
+def from_config(run: RunConfig, overrides: Sequence[str] = (), data: Images | None = None) -> Patient:
     """The patient that a composed config of knep describes, on its own data or others (see `user_loaders`).
 
     Raises InputError as training does.
     """
-    from knep.config.instantiate import instantiate
-    from knep.data.base import refuse_loaders
-    from knep.engine.build import about, build_module
+    from knep.engine.build import build_module
     from knep.engine.precision import precision, wrong_in_bf16
-    from knep.errors import named
 
-    if data is None:
-        with named("data"):
-            data = instantiate(config["data"])
-            refuse_loaders(data)
-            data.prepare()
-    module = build_module(about(config, data), data, seed=config["seed"])
+    data = _prepared(run) if data is None else data
+    module = build_module(run, DataSpec.of(data), data, seed=run.seed)
     recipe = module.recipe
-    data.seed = config["seed"]
+    data.seed = run.seed
     loader = data.train_dataloader()
     batches = data.train_batches
     accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
@@ -146,17 +156,17 @@ def from_config(config: Mapping[str, Any], overrides: Sequence[str] = (), data: 
         interval=recipe.schedule_at["interval"],
         regularization=recipe.regularization,
         accumulate=accumulate,
-        precision=str(precision(config["trainer"]["precision"], config["trainer"]["accelerator"], wrong)),
+        precision=str(precision(run.trainer.precision, run.trainer.accelerator, wrong)),
         images=data.sizes["train"],
         batches=batches,
         shuffled=getattr(data, "shuffled", True),
-        epochs=config["trainer"]["max_epochs"] or 1,
-        stopping=config["stopping"].get("patience"),
-        min_delta=config["stopping"].get("min_delta") or 0.0,
-        monitor=config["stopping"].get("monitor", "val/loss"),
-        seed=config["seed"],
+        epochs=run.trainer.max_epochs or 1,
+        stopping=run.slots["stopping"].get("patience"),
+        min_delta=run.slots["stopping"].get("min_delta") or 0.0,
+        monitor=run.slots["stopping"].get("monitor", "val/loss"),
+        seed=run.seed,
         overrides=tuple(overrides),
-        config=config,
+        run=run,
     )
 
 

@@ -48,11 +48,11 @@ def rate(factor: float) -> Remedy:
 
     def remedy(patient: Patient) -> Patient:
         owner = getattr(patient.make_optimizer, "__self__", None)
-        if not isinstance(owner, Recipe):
+        if not isinstance(owner, Recipe) or patient.run is None:
             return with_groups(edit)(patient)
         # Optimizers of two arms have a rate of their own for the other one, which `optimizer.lr` leaves alone.
-        node = dict(patient.config["optimizer"])
-        changed = Recipe.from_config(dict(patient.config) | {"optimizer": node | {"lr": node["lr"] * factor}})
+        node = patient.option("optimizer")
+        changed = Recipe.from_config({**patient.run.plain, "optimizer": {**node, "lr": node["lr"] * factor}})
         return replace(patient, make_optimizer=changed.optimizer, make_scheduler=changed.scheduler)
 
     return remedy

@@ -196,8 +196,7 @@ def _dropout(patient: Patient, trial: Trial) -> Iterator[Suspect]:
 
 
 def _dropout_lines(patient: Patient) -> tuple[str, ...]:
-    stored = (patient.config.get("dropout") or {}) if patient.config else {}
-    return ("dropout.p=0.1",) if "p" in stored else ("dropout=standard", "dropout.p=0.1")
+    return ("dropout.p=0.1",) if "p" in patient.option("dropout") else ("dropout=standard", "dropout.p=0.1")
 
 
 def _smoothing(patient: Patient, trial: Trial) -> Iterator[Suspect]:

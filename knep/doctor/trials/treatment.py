@@ -178,7 +178,7 @@ def _rate_finding(
     patient: Patient, base: Trial, curve: Mapping[str, Any], disease: str, factor: float, gain: float
 ) -> Finding:
     lr = max(base.rates, default=0.0)
-    own = (patient.config.get("optimizer") or {}).get("lr") or max(group_values(patient, "lr"), default=lr)
+    own = patient.option("optimizer").get("lr") or max(group_values(patient, "lr"), default=lr)
     end = "diverged" if base.diverged else f"ended at loss {base.losses[-1]:.3g} (from {base.losses[0]:.3g})"
     evidence = (
         f"at rate {own:.3g} the trial {end}; {factor:g} times it reaches {100 * gain:.1f} points more{_takeoff(curve)}"
