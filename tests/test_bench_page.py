@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benching import bars
+from scripts.bench import bars
 
 _STORED = {
     "kind": "guard",

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import seeds
-from benching import bars, race
+
+from knep.evidence import seeds
+from scripts.bench import bars, race
 
 
 def _measured(test: float, curves: list[list[float]], cpu: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import readme
 import torch
 from hydra import compose, initialize_config_dir
 from tensorboard.program import TensorBoard
@@ -19,6 +18,7 @@ from knep.config.compose import compose_config
 from knep.recipes.recipe import Recipe
 from knep.run.run import check
 from knep.run.sweep_space import space
+from scripts import readme
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

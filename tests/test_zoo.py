@@ -1,7 +1,8 @@
 """A slice of the zoo: one net of each of twelve torchvision families under every slot that touches a model."""
 
 import pytest
-import zoo
+
+from tests.exhaustive import zoo
 
 # The large ones have shapes only here; `python scripts/zoo.py` runs them all with real numbers up to 100 million.
 MILLIONS = 10

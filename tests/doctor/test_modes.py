@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
 from knep.config.compose import compose_config
 from knep.doctor.findings import Finding
 from knep.doctor.live.callback import Doctor
@@ -17,6 +16,7 @@ from knep.doctor.live.fixes import again
 from knep.doctor.live.watch import following
 from knep.recipes import clip
 from knep.run.run import run
+from tests.doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
 
 MODES = {
     "accumulate": ["accumulate=2"],

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from intervals import coverage
 
 from knep.evidence.stats import Effect, holm, interval, paired, prediction_interval, verdict
+from tests.exhaustive.intervals import coverage
 
 
 @pytest.mark.parametrize("n", [5, 10])

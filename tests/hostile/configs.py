@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arena import Outcome
+from tests.exhaustive.fuzzing.arena import Outcome
 
 from .attack import Attack, Place
 from .runs import SMALL, a_run, spoilt

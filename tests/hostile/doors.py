@@ -63,7 +63,7 @@ def command(arguments: Sequence[str]) -> None:
 def script(arguments: Sequence[str]) -> None:
     """One of scripts/: evaluate or predict, by name, with its arguments."""
     sys.argv = list(arguments)
-    importlib.import_module(arguments[0]).main()
+    importlib.import_module(f"scripts.{arguments[0]}").main()
 
 
 def read(arguments: Sequence[str]) -> None:

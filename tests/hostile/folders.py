@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arena import Outcome
+from tests.exhaustive.fuzzing.arena import Outcome
 
 from .attack import Attack, Place
 from .configs import SGD, _images, _set, _untouched, extra, listed, option, stored

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arena import Outcome
 from PIL import Image
+
+from tests.exhaustive.fuzzing.arena import Outcome
 
 from .attack import Attack, Place
 from .bombs import bomb

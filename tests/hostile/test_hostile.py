@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
-from arena import run
 
 from knep.utils.memory import keep_freed_memory
+from tests.exhaustive.fuzzing.arena import run
 
 from .attack import fight
 from .catalogue import ATTACKS

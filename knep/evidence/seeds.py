@@ -1,0 +1,97 @@
+"""Accuracy of a command over several seeds: `python scripts/seeds.py --seeds 5 recipe=digits_best`.
+
+Prints mean and deviation of the test accuracy, the validation accuracy that chose, and the seconds; `--out` keeps them,
+and goes on where an earlier call of the same config was stopped. With `--processes 2 threads=1` seeds run side by
+side; the seconds are then those of a run that shares the machine; its processor time hardly changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from knep.config.compose import compose_config
+from knep.config.schema import config_hash
+from knep.io.provenance import processor
+
+
+def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:
+    """The summary of one run in a process of its own, with its processor time and validation accuracy by epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "knep.cli.train", *overrides, f"seed={seed}", "progress=false"]
+        with subprocess.Popen([*command, f"hydra.run.dir={folder}/run"], stdout=subprocess.DEVNULL) as child:
+            _, status, used = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise SystemExit(f"seed {seed} ended with exit code {child.returncode}: {' '.join(command)}")
+        with Path(folder, "run", "metrics.csv").open(newline="") as f:
+            curve = [float(row["val/acc"]) for row in csv.DictReader(f) if row["val/acc"]]
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+        return summary | {"cpu_seconds": round(used.ru_utime + used.ru_stime, 1), "val_curve": curve}
+
+
+def result(overrides: Sequence[str], runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation over the runs so far, with the command, how many they are, and where they ran."""
+    ordered = [runs[seed] for seed in sorted(runs)]
+    tests = [run["test/acc"] for run in ordered]
+    return {
+        "command": " ".join(["python train.py", *overrides]),
+        "n": len(runs),
+        "test_acc_mean": statistics.fmean(tests),
+        "test_acc_std": statistics.stdev(tests) if len(tests) > 1 else None,
+        "val_acc_mean": statistics.fmean(run["val/acc"] for run in ordered),
+        "cpu_seconds_mean": statistics.fmean(run["cpu_seconds"] for run in ordered),
+        "seconds_mean": statistics.fmean(run["seconds"] for run in ordered),
+        "parameters": ordered[0]["parameters"],
+        "hardware": f"{platform.machine()}, {processor()}",
+        "runs": {str(seed): runs[seed] for seed in sorted(runs)},
+    }
+
+
+def earlier(path: Path | None, overrides: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """The runs that `path` already holds of what these overrides mean today: a recipe may have changed since."""
+    if path is None or not path.is_file():
+        return {}
+    kept = {int(seed): run for seed, run in json.loads(path.read_text()).get("runs", {}).items()}
+    return {seed: run for seed, run in kept.items() if run["config_hash"] == hashed(overrides, seed)}
+
+
+def hashed(overrides: Sequence[str], seed: int) -> str:
+    """The hash of the config that a run with this seed has."""
+    return config_hash(compose_config([*overrides, f"seed={seed}", "progress=false"]).config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    runs = earlier(args.out, args.overrides)
+    with ThreadPoolExecutor(args.processes) as pool:
+        waiting = {pool.submit(one, args.overrides, s): s for s in range(args.seeds) if s not in runs}
+        for done in as_completed(waiting):
+            seed, run = waiting[done], done.result()
+            runs[seed] = run
+            print(f"seed {seed}: test {run['test/acc']:.2%}, {run['seconds']:.0f} s", flush=True)
+            if args.out:  # after each seed, so that an interruption leaves what was measured, with its n
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps(result(args.overrides, runs), indent=2) + "\n")
+    measured = result(args.overrides, runs)
+    print(json.dumps({k: v for k, v in measured.items() if k != "runs"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
