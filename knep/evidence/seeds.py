@@ -1,4 +1,4 @@
-"""Accuracy of a command over several seeds: `python scripts/seeds.py --seeds 5 recipe=digits_best`.
+"""Accuracy of a command over several seeds: `knep seeds --seeds 5 recipe=digits_best`.
 
 Prints mean and deviation of the test accuracy, the validation accuracy that chose, and the seconds; `--out` keeps them,
 and goes on where an earlier call of the same config was stopped. With `--processes 2 threads=1` seeds run side by
@@ -7,7 +7,6 @@ side; the seconds are then those of a run that shares the machine; its processor
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -23,7 +22,45 @@ from typing import Any
 
 from knep.config.compose import compose_config
 from knep.config.schema import config_hash
+from knep.errors import InputError, RunFailed
+from knep.io.atomic import write_atomic
 from knep.io.provenance import processor
+from knep.utils.text import shown
+
+
+def seeds(overrides: Sequence[str], count: int = 5, processes: int = 1, out: Path | None = None) -> None:
+    """Runs the seeds 0 ... count - 1 that `out` does not hold yet, and prints what came of all of them."""
+    for option, value in (("seeds", count), ("processes", processes)):
+        if value < 1:
+            raise InputError(f"--{option}={value} must be at least 1")
+    compose_config(list(overrides))  # refuses a line that is wrong here, not once in each run
+    runs = earlier(out, overrides)
+    _check(out)
+    with ThreadPoolExecutor(processes) as pool:
+        waiting = {pool.submit(one, overrides, seed): seed for seed in range(count) if seed not in runs}
+        try:
+            for done in as_completed(waiting):
+                runs[waiting[done]] = run = done.result()
+                print(f"seed {waiting[done]}: test {run['test/acc']:.2%}, {run['seconds']:.0f} s", flush=True)
+                if out:  # after each seed, so that an interruption leaves what was measured, with its n
+                    write_atomic(out, json.dumps(result(overrides, runs), indent=2) + "\n")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C or a failure no other seed begins
+            raise
+    measured = result(overrides, runs)
+    print(json.dumps({k: v for k, v in measured.items() if k != "runs"}, indent=2))
+
+
+def _check(out: Path | None) -> None:
+    """Refuses before hours of training what could not be written after them."""
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out={shown(out)} cannot be written ({error.strerror}): choose another folder") from error
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out={shown(out)} cannot be written: choose another folder")
 
 
 def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:
@@ -34,7 +71,7 @@ def one(overrides: Sequence[str], seed: int) -> dict[str, Any]:
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            raise SystemExit(f"seed {seed} ended with exit code {child.returncode}: {' '.join(command)}")
+            raise RunFailed(f"seed {seed} ended with exit code {child.returncode}: {' '.join(command)}")
         with Path(folder, "run", "metrics.csv").open(newline="") as f:
             curve = [float(row["val/acc"]) for row in csv.DictReader(f) if row["val/acc"]]
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
@@ -61,37 +98,15 @@ def result(overrides: Sequence[str], runs: dict[int, dict[str, Any]]) -> dict[st
 
 def earlier(path: Path | None, overrides: Sequence[str]) -> dict[int, dict[str, Any]]:
     """The runs that `path` already holds of what these overrides mean today: a recipe may have changed since."""
-    if path is None or not path.is_file():
+    if path is None or not (path.exists() or path.is_symlink()):
         return {}
-    kept = {int(seed): run for seed, run in json.loads(path.read_text()).get("runs", {}).items()}
-    return {seed: run for seed, run in kept.items() if run["config_hash"] == hashed(overrides, seed)}
+    try:
+        kept = {int(seed): run for seed, run in json.loads(path.read_text(encoding="utf-8"))["runs"].items()}
+        return {seed: run for seed, run in kept.items() if run["config_hash"] == hashed(overrides, seed)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"--out={shown(path)} holds no runs of earlier seeds: choose another file") from error
 
 
 def hashed(overrides: Sequence[str], seed: int) -> str:
     """The hash of the config that a run with this seed has."""
     return config_hash(compose_config([*overrides, f"seed={seed}", "progress=false"]).config)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
-    runs = earlier(args.out, args.overrides)
-    with ThreadPoolExecutor(args.processes) as pool:
-        waiting = {pool.submit(one, args.overrides, s): s for s in range(args.seeds) if s not in runs}
-        for done in as_completed(waiting):
-            seed, run = waiting[done], done.result()
-            runs[seed] = run
-            print(f"seed {seed}: test {run['test/acc']:.2%}, {run['seconds']:.0f} s", flush=True)
-            if args.out:  # after each seed, so that an interruption leaves what was measured, with its n
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps(result(args.overrides, runs), indent=2) + "\n")
-    measured = result(args.overrides, runs)
-    print(json.dumps({k: v for k, v in measured.items() if k != "runs"}, indent=2))
-
-
-if __name__ == "__main__":
-    main()

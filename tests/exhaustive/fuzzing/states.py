@@ -16,7 +16,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,10 +98,9 @@ def resume(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    from scripts import evaluate as script
+    from knep.cli.main import main
 
-    sys.argv = ["evaluate", arguments[0]]
-    script.main()
+    main(["evaluate", arguments[0]])
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -131,7 +129,7 @@ def warm() -> None:
         "torch.utils.tensorboard",
         "knep.run.replay",
         "knep.export.export",
-        "scripts.evaluate",
+        "knep.engine.evaluate",
         "tests.exhaustive.resume_matrix",
     ):
         importlib.import_module(name)
