@@ -1,4 +1,4 @@
-"""A slice of `python scripts/fuzz.py`: random lines, damaged folders, mutated fields end in a sane run or one line."""
+"""A slice of tests/exhaustive/fuzz.py: random lines, damaged folders, mutated fields end in a sane run or one line."""
 
 import pytest
 

@@ -24,7 +24,7 @@ from knep.guard.policy import Guard
 from tests.exhaustive import guard_matrix as matrix
 from tests.exhaustive import resume_matrix
 
-# A slice of scripts/guard_matrix.py: (fault, value, action, precision, variant, batch).
+# A slice of tests/exhaustive/guard_matrix.py: (fault, value, action, precision, variant, batch).
 CASES = [
     ("inputs", "nan", "stop", "bf16-mixed", "plain", 4),
     ("inputs", "inf", "skip", "32-true", "lightning", 5),

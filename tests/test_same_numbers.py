@@ -1,4 +1,4 @@
-"""The same seed gives the same numbers, whoever decodes, watches, or shares the work. See scripts/same_numbers.py."""
+"""The same seed gives the same numbers, whoever decodes, watches, or shares the work: a slice of same_numbers."""
 
 import pytest
 

@@ -31,7 +31,7 @@ def test_seeds_keeps_its_runs_and_goes_on(tmp_path, capsys):
         (["seeds", "--out", "foreign"], "--out=foreign holds no runs of earlier seeds"),
         (["seeds", "--out", "foreign/kept.json"], "--out=foreign/kept.json cannot be written"),
         (["cards", "--write"], "--write goes with --readme"),
-        (["cards", "folder", "--readme"], "--readme takes no folder"),
+        (["cards", "folder", "--readme"], "folder: --readme takes no folder"),
     ],
 )
 def test_bad_words_are_one_line(words, said, capsys, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from tests.exhaustive import zoo
 
-# The large ones have shapes only here; `python scripts/zoo.py` runs them all with real numbers up to 100 million.
+# The large ones have shapes only here; tests/exhaustive/zoo.py runs them all with real numbers up to 100 million.
 MILLIONS = 10
 FAMILIES = (
     "resnet18",

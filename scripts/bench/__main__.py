@@ -1,6 +1,6 @@
 """The bench: knep beside a hand-written loop and the usual Lightning set-up, in turn, on the same data and threads.
 
-python scripts/bench.py [steps|startup|accuracy|memory|peers|race|guard|saving|doctor|members]; `report` writes the page
+python -m scripts.bench [steps|startup|accuracy|memory|peers|race|guard|saving|doctor|members]; `report` writes the page
 (docs/performance.md).
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
         found = _measured(args)
         where = _where()
     OUT.mkdir(parents=True, exist_ok=True)
-    command = f"python scripts/bench.py {' '.join(sys.argv[1:])}"
+    command = f"python -m scripts.bench {' '.join(sys.argv[1:])}"
     stored = {"kind": args.kind, "command": command, "where": where, "found": found}
     (OUT / f"{args.kind}.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
     if args.kind != "peers":

@@ -106,7 +106,7 @@ def page(folder: Path, earlier: str = "") -> str:
     parts = [
         "# Performance",
         "",
-        "Written by `python scripts/bench.py report` from the measurements of `scripts/bench.py`; do not edit.",
+        "Written by `python -m scripts.bench report` from the measurements of `scripts/bench`; do not edit.",
         "Contenders take turns, in steps and peers in a process each; a ratio is the median over neighbouring runs,",
         "with the lowest and the highest in brackets, and beside it the ratio of processor time, which a busy machine",
         "disturbs less. The load is that of the machine when a measurement ended: above the number of cores it was",
@@ -161,11 +161,11 @@ def _rates(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _images(stored: dict[str, Any]) -> Iterator[str]:
-    """What scripts/bench_images.py measured."""
+    """What scripts/bench/images.py measured."""
     where = stored["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     where = f"{where['cores']} cores, {where['threads']} threads, load {where['load'][0]:.1f}, {versions}"
-    yield f"`python scripts/bench_images.py`: {where}."
+    yield f"`python -m scripts.bench.images`: {where}."
     yield ""
     yield "| loader | images/s | over timm's | bar | |"
     yield "|---|---|---|---|---|"

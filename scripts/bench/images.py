@@ -4,7 +4,7 @@ Same work for all: JPEG 256 x 256 to 64 x 64, random flip and shift of up to 4 p
 batches of 128 in the main process, two workers where a loader has workers. A round times one epoch of each contender
 after one to warm up; ratios are taken within a round. Wall clock, and processor time over all processes beside it.
 
-`python scripts/bench_images.py` writes outputs/bench/images.json and prints the bars; exit code 1 for a shortfall.
+`python -m scripts.bench.images` writes outputs/bench/images.json and prints the bars; exit code 1 for a shortfall.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two ways to an accuracy, by processor time: a speed recipe, and plain Adam on the same network, from docs/evidence.
 
-Both are measured by scripts/seeds.py with threads=1; an epoch of a run takes the same work, so a run's processor time
+Both are measured by `knep seeds` with threads=1; an epoch of a run takes the same work, so a run's processor time
 is shared out evenly over its epochs.
 """
 
@@ -40,7 +40,7 @@ def race() -> dict[str, Any]:
 def _command(path: Path, measured: Mapping[str, Any]) -> str:
     """What measures again what lies at `path`."""
     _, _, overrides = measured["command"].partition("train.py ")
-    return f"python scripts/seeds.py --seeds {measured['n']} --out {path} {overrides}"
+    return f"knep seeds --seeds {measured['n']} --out {path} {overrides}"
 
 
 def _seconds_to_best(run: Mapping[str, Any]) -> float:

@@ -1,6 +1,6 @@
 """The clinic: sick and healthy training runs with known causes, judged by knep's doctor and by others.
 
-`python scripts/clinic.py` first trains every sick case against its healthy twin: a case counts only if training
+`python -m scripts.clinic` first trains every sick case against its healthy twin: a case counts only if training
 measurably suffers. Then each case is examined in a child process, and a table says, per disease and in all, how many of
 the sick were found and how many of the healthy were called sick, whether the cause was named, on top or among the
 findings, and the seconds an examination took. `--cure` also says how many of those that overrides can mend were mended.
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--note" in words:  # it stands on the page itself
             at = words.index("--note")
             del words[at : at + 2]
-        command = shlex.join(["python", "scripts/clinic.py", *words])
+        command = shlex.join(["python", "-m", "scripts.clinic", *words])
         asked.page.write_text(page(sections, command, asked.note), encoding="utf-8")
     return 0
 

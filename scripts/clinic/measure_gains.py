@@ -1,7 +1,8 @@
-"""What remedies gain where nothing is wrong: `python scripts/healthy_gains.py` writes knep/doctor/trials/gains.json.
+"""What remedies gain where nothing is wrong, for the doctor: knep/doctor/trials/gains.json.
 
-Examines those healthy cases of the clinic's half A that learn; for each disease the largest gain, as accuracy, of any
-remedy tried for it. The doctor believes a remedy only where it gains more.
+`python -m scripts.clinic.measure_gains` writes it. Examines those healthy cases of the clinic's half A that learn; for
+each disease the largest gain, as accuracy, of any remedy tried for it. The doctor believes a remedy only where it gains
+more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from scripts.clinic.cases.catalogue import cases
 from scripts.clinic.rounds import checked
 from scripts.clinic.workers import each
 
-OUT = Path(__file__).parents[2] / "knep" / "doctor" / "gains.json"
+OUT = Path(__file__).parents[2] / "knep" / "doctor" / "trials" / "gains.json"
 LIMIT = 300.0  # seconds
 
 

@@ -1,8 +1,8 @@
-"""Measures the marks of networks that learn: `python scripts/healthy.py` writes knep/doctor/model/healthy.json.
+"""Measures the marks of networks that learn, for the doctor: knep/doctor/model/healthy.json.
 
-Each network is a patient on digits or synthetic images. Its marks are taken before training, and count only if it then
-learns in a short trial, to a validation accuracy far above chance. The file keeps all values of each mark,
-sorted: the doctor reads quantiles of them.
+`python -m scripts.clinic.measure_healthy` writes it. Each network is a patient on digits or synthetic images. Its marks
+are taken before training, and count only if it then learns in a short trial, to a validation accuracy far above chance.
+The file keeps all values of each mark, sorted: the doctor reads quantiles of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from knep.doctor.model.signal_pass import signals
 from knep.doctor.trials import run
 from scripts.clinic.healthy_nets import sound
 
-OUT = Path(__file__).parents[2] / "knep" / "doctor" / "healthy.json"
+OUT = Path(__file__).parents[2] / "knep" / "doctor" / "model" / "healthy.json"
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Random lines, keys that nobody reads, damaged folders, mutated fields: `python scripts/fuzz.py` (counts: `--help`).
+"""Random lines, keys that nobody reads, damaged folders, mutated fields of what a run leaves.
 
-Each case must end in a run of two steps that is sane, or in one line that names what was wrong, with exit code 2: no
-traceback, no hang over 30 s, nothing written outside the run folder, none left behind by what was refused. A sound
-line whose numbers overflow all the same, such as N(0, 1) weights in fifty layers, is stopped by the guard in one line,
-with a black box and exit code 1, and counted apart. How mutated fields are judged, `fuzz_states` says.
+`python -m tests.exhaustive.fuzz` throws them; `--help` says how many. Each case must end in a run of two steps that is
+sane, or in one line that names what was wrong, with exit code 2: no traceback, no hang over 30 s, nothing written
+outside the run folder, none left behind by what was refused. A sound line whose numbers overflow all the same, such as
+N(0, 1) weights in fifty layers, is stopped by the guard in one line, with a black box and exit code 1, and counted
+apart. How mutated fields are judged, `fuzzing.states` says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Losses of 20 steps of each model on fixed data: `python scripts/golden.py` compares, `--write` stores them anew."""
+"""Losses of 20 steps of each model on fixed data, beside those of tests/golden.
+
+`python -m tests.exhaustive.golden` compares them, `--write` stores them anew.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ Each with NaN and Inf, under each action of the guard, in float32 and bfloat16, 
 checkpoint after every step. Wanted: caught at the very step, no checkpoint with a number that is not finite, and, where
 the run stops, a black box under twice the checkpoint's size whose replay is the same step, to the bit, and as bad.
 
-`python scripts/guard_matrix.py` prints a row per run; exit code 1 where anything is missed. --every n takes each n-th.
+`python -m tests.exhaustive.guard_matrix` prints a row per run; exit code 1 where anything is missed. --every n takes
+each n-th.
 """
 
 from __future__ import annotations

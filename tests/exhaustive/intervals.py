@@ -1,4 +1,8 @@
-"""How often the intervals of `knep.evidence.stats` hold a known effect: `python scripts/intervals.py --rounds 1000`."""
+"""How often the intervals of `knep.evidence.stats` hold a known effect.
+
+`python -m tests.exhaustive.intervals --rounds 1000` prints the shares; exit code 1 where Student's t, by which verdicts
+go, holds the effect less often or more often than 95 % of the rounds by more than chance does.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
     rounds = parser.parse_args().rounds
+    chance = 4 * (0.95 * 0.05 / rounds) ** 0.5  # four standard deviations of the share
+    wrong = 0
     for n in (3, 5, 10, 20):
         found = coverage(n, rounds)
+        wrong += abs(found.t - 0.95) > chance
         print(f"{n} pairs: Student's t {found.t:.1%}, BCa bootstrap {found.bootstrap:.1%} of {rounds} rounds")
+    raise SystemExit(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Kills a process while it writes checkpoints, damages whole ones, and counts what is lost or passes for whole.
 
-`python scripts/kill_checkpoints.py` does the full counts on files of 50 MB and prints them; exit code 1 where a kill
-left no whole checkpoint, or one more than an interval old, or where damage was not found.
+`python -m tests.exhaustive.kill_checkpoints` does the full counts on files of 50 MB and prints them; exit code 1 where
+a kill left no whole checkpoint, or one more than an interval old, or where damage was not found.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every option of every slot on every model: members in one pass against members in turn, 20 steps in float64.
 
-`python scripts/members_exact.py [MODEL ...]` prints what differs by more than 1e-5, what is refused, and the counts.
-That members in turn are single runs to the bit is tested in tests/test_members.py, for a recipe of each model.
+`python -m tests.exhaustive.members_exact [MODEL ...]` prints what differs by more than 1e-5, what is refused, and the
+counts. That members in turn are single runs to the bit is tested in tests/test_members.py, for a recipe of each model.
 """
 
 from __future__ import annotations

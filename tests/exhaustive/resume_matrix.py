@@ -4,9 +4,10 @@ Rows: every option of every slot, every recipe and model, the kinds of data, two
 killed: at the start of an epoch, inside one, inside an accumulation window. Compared: the final and the best weights,
 everything in last.ckpt (optimizer, scheduler, averages, callbacks, counters), metrics.csv.
 
-`python scripts/resume_matrix.py` prints option x position: identical, refused (with the reason), or what differs, and
-by how much; exit code 1 where anything differs. --every n takes each n-th row, --limit n the first n of them, --rows
-those that start so; --storm n kills one run with everything on n times at random points, several times in a row.
+`python -m tests.exhaustive.resume_matrix` prints option x position: identical, refused (with the reason), or what
+differs, and by how much; exit code 1 where anything differs. --every n takes each n-th row, --limit n the first n of
+them, --rows those that start so; --storm n kills one run with everything on n times at random points, several times in
+a row.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Kills whole runs of the command with SIGKILL, one to three times each, goes on, and compares all that they leave.
 
-`python scripts/resume_storm.py --runs 200` is the whole storm: 200 runs over every averaging, members and stopping
-option, with intervals of checkpoints, accumulation, guards, schedules and optimizers with odd states drawn beside. Each
-is killed within steps, validations, saves (between the bytes of a file, its sync and its renaming), between two files,
-or in what follows training; or after any time. It goes on by `ckpt=` or by the same line again (resume=auto). Compared
-with the run that was left alone, file by file: every tensor and number of every checkpoint, metrics.csv, summary.json
-without times, TensorBoard's points and pictures, the config, and that no other file is left; but not what the doctor
-notes, which begins to watch anew in each life. Prints a line per run and the count; exit code 1 where one is not
-identical. --seed draws others, --only 17 repeats one; a run takes about 6 s of one core.
+`python -m tests.exhaustive.resume_storm --runs 200` is the whole storm: 200 runs over every averaging, members and
+stopping option, with intervals of checkpoints, accumulation, guards, schedules and optimizers with odd states drawn
+beside. Each is killed within steps, validations, saves (between the bytes of a file, its sync and its renaming),
+between two files, or in what follows training; or after any time. It goes on by `ckpt=` or by the same line again
+(resume=auto). Compared with the run that was left alone, file by file: every tensor and number of every checkpoint,
+metrics.csv, summary.json without times, TensorBoard's points and pictures, the config, and that no other file is left;
+but not what the doctor notes, which begins to watch anew in each life. Prints a line per run and the count; exit code 1
+where one is not identical. --seed draws others, --only 17 repeats one; a run takes about 6 s of one core.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Same seed, same numbers: what must not change a run is changed, and the runs are compared to the bit.
 
-`python scripts/same_numbers.py` compares (1) every recipe with itself and with another seed, (2) 0 and 2 processes that
-decode images, (3) runs that are watched and runs that are not, (4) two processes with one process on the same global
-batch: same images in the same order, training losses within 1e-5 relative over 100 steps in float64, validation and
-test metrics to the digit. Exit code 1 where one of them differs.
+`python -m tests.exhaustive.same_numbers` compares (1) every recipe with itself and with another seed, (2) 0 and 2
+processes that decode images, (3) runs that are watched and runs that are not, (4) two processes with one process on the
+same global batch: same images in the same order, training losses within 1e-5 relative over 100 steps in float64,
+validation and test metrics to the digit. Exit code 1 where one of them differs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Two network namespaces that stand for two hosts: one process each by torchrun, a cut cable, a killed host.
 
-`sudo python scripts/two_hosts.py` trains (1) two processes on one host, (2) the same on two hosts, (3) on two hosts
-whose cable is cut, (4) on two hosts of which one is killed; (3) and (4) are then gone on with. All weights must be the
-same to the bit, and whoever is left must end within 30 s with the other's rank and address.
+`sudo python -m tests.exhaustive.two_hosts` trains (1) two processes on one host, (2) the same on two hosts, (3) on two
+hosts whose cable is cut, (4) on two hosts of which one is killed; (3) and (4) are then gone on with. All weights must
+be the same to the bit, and whoever is left must end within 30 s with the other's rank and address.
 
 A stand-in: the namespaces have a network of their own (veth, 10.231.0.0/30), and share the processor, the clock and the
 file system that real hosts would share by NFS. Needs root and `ip` (iproute2). Exit code 1 where a bar is missed.

@@ -6,7 +6,8 @@ Three more columns ask whether the function is kept to the bit in eval mode: nor
 themselves, dropout of p = 0. Models over --meta million parameters have shapes only (the meta device): marked *. For
 them glorot_uniform stands in for lsuv, which measures signals.
 
-`python scripts/zoo.py` prints a row per model and the reasons of all that was refused; exit code 1 for any failure.
+`python -m tests.exhaustive.zoo` prints a row per model and the reasons of all that was refused; exit code 1 for any
+failure.
 """
 
 from __future__ import annotations
