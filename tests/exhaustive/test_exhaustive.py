@@ -1,4 +1,4 @@
-"""Each script of this folder at its whole default size: `pytest -m exhaustive`, which takes a day or so on two cores."""
+"""Each script of this folder at its whole default size, hours in all: `pytest -m exhaustive`."""
 
 import os
 import shutil
