@@ -13,10 +13,10 @@ test: ## the test suite on two processes
 	pytest -n 2
 
 golden: ## write the golden losses anew (look at the difference before you commit it)
-	python scripts/golden.py --write
+	python -m tests.exhaustive.golden --write
 
 pairs: ## every pair of options: trained or refused (about 20 minutes on two cores)
-	python scripts/pairs.py
+	python -m tests.exhaustive.pairs
 
 bench: ## knep beside a hand-written loop and the usual Lightning set-up (about half an hour)
-	python scripts/bench.py steps
+	python -m scripts.bench steps

@@ -6,7 +6,6 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from members_exact import composed, data_of
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -18,6 +17,7 @@ from knep.engine.loops.accumulation import Window
 from knep.ensemble import members_of
 from knep.ensemble.loop import fit
 from knep.errors import InputError
+from tests.exhaustive.members_exact import composed, data_of
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
          "enable_model_summary": False}  # fmt: skip

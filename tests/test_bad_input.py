@@ -5,11 +5,11 @@ import shutil
 import struct
 from pathlib import Path
 
-import formats
 import pytest
 import torch
 
 from knep.cli.train import main
+from tests.exhaustive import formats
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=100", "data.batch_size=50", "progress=false", "threads=1"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from benching import bars, overhead
-from benching.watch import Timing
+
+from scripts.bench import bars, overhead
+from scripts.bench.watch import Timing
 
 
 def test_short_runs_save_twice_and_the_cost_is_scaled_to_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benching import bars
+from scripts.bench import bars
 
 _STORED = {
     "kind": "guard",
-    "command": "python scripts/bench.py guard",
+    "command": "python -m scripts.bench guard",
     "where": {"processor": "a CPU", "threads": 1},
     "found": {"mlp_64": {"wall": 0.1, "wall_fastest": 0.1, "cpu": 0.125, "cpu_fastest": 0.1, "steps": 400}},
 }

@@ -4,13 +4,13 @@ import csv
 import math
 
 import pytest
-import resume_matrix as matrix
 import torch
 
 from knep.cli.train import main
 from knep.config.compose import compose_config
 from knep.config.diff import changes
 from knep.errors import InputError
+from tests.exhaustive import resume_matrix as matrix
 
 # Epochs of 7 batches, at a rate that never moves by itself.
 BASE = [*matrix.BASE, "optimizer=momentum", "scheduler=none", "trainer.max_epochs=2"]

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from traces import difference, traces
+
+from tests.exhaustive.traces import difference, traces
 
 ROOT = Path(__file__).parent.parent
 LINES = [

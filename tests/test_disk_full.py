@@ -6,12 +6,12 @@ import shutil
 import subprocess
 
 import pytest
-import resume_matrix as matrix
 from lightning.pytorch import Callback
 
 from knep.cli.train import main
 from knep.engine.fit import build_trainer
 from knep.io.run_folder import read_summary
+from tests.exhaustive import resume_matrix as matrix
 
 LINES = [*matrix.BASE, "checkpoint.every=2"]
 AT = 12  # the batch in which the disk fills: the checkpoint of step 10 is the last good one

@@ -1,10 +1,11 @@
-"""A slice of `python scripts/fuzz.py`: random lines, damaged folders, mutated fields end in a sane run or one line."""
+"""A slice of tests/exhaustive/fuzz.py: random lines, damaged folders, mutated fields end in a sane run or one line."""
 
-import fuzz
-import fuzz_states
 import pytest
-from arena import Outcome
-from mutations import Mutation
+
+from tests.exhaustive import fuzz
+from tests.exhaustive.fuzzing import states as fuzz_states
+from tests.exhaustive.fuzzing.arena import Outcome
+from tests.exhaustive.fuzzing.mutations import Mutation
 
 LINES, FOLDERS, STATES, SEED = 30, 20, 24, 1
 

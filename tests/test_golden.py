@@ -1,7 +1,8 @@
 """The same losses as on the day they were stored: 20 steps of each model, within 1e-6 in float64."""
 
-import golden
 import pytest
+
+from tests.exhaustive import golden
 
 
 @pytest.mark.parametrize("model", golden.MODELS)

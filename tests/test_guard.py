@@ -5,9 +5,7 @@ import json
 import signal
 from typing import ClassVar
 
-import guard_matrix as matrix
 import pytest
-import resume_matrix
 import torch
 from lightning.pytorch import Callback
 from torch import nn
@@ -23,8 +21,10 @@ from knep.guard import deferred
 from knep.guard.finite import Copies, digest, finite, first_bad
 from knep.guard.loss_spikes import Spikes
 from knep.guard.policy import Guard
+from tests.exhaustive import guard_matrix as matrix
+from tests.exhaustive import resume_matrix
 
-# A slice of scripts/guard_matrix.py: (fault, value, action, precision, variant, batch).
+# A slice of tests/exhaustive/guard_matrix.py: (fault, value, action, precision, variant, batch).
 CASES = [
     ("inputs", "nan", "stop", "bf16-mixed", "plain", 4),
     ("inputs", "inf", "skip", "32-true", "lightning", 5),
@@ -83,7 +83,7 @@ def test_a_late_sentry_reads_no_number_of_a_step_while_it_runs(tmp_path):
             self.mode.__exit__(None, None, None)
             self.counts.append(self.mode.count)
 
-    allow("guard_matrix.")
+    allow("tests.exhaustive.guard_matrix.")
     lines = [*matrix.BASE, "checkpoint.every=null", "log_every=1000", "clip=norm"]
     config = compose_config(lines).config
     data = instantiate(config["data"])

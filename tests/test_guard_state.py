@@ -3,9 +3,7 @@
 import csv
 import signal
 
-import guard_matrix
 import pytest
-import resume_matrix
 import torch
 from lightning.pytorch import Callback
 from torch import nn
@@ -14,6 +12,7 @@ from knep.guard import step_guard
 from knep.guard.finite import digest
 from knep.guard.optimizer_state import carries, forget_bad_state, state_is_finite
 from knep.recipes.optimizer import sam
+from tests.exhaustive import guard_matrix, resume_matrix
 
 OPTIMIZERS = {
     "sgd": lambda p, **k: torch.optim.SGD(p, **k),

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from members_exact import BAR, MODELS, SLOTS, TINY, composed, config, data_of, distance, states, together_and_in_turn
 
 from knep.config.catalog import options
 from knep.config.compose import compose_config
@@ -18,6 +17,18 @@ from knep.ensemble.stacked_model import Linear
 from knep.ensemble.steps import Together
 from knep.errors import InputError, NoEffectError
 from knep.run.run import run as train_run
+from tests.exhaustive.members_exact import (
+    BAR,
+    MODELS,
+    SLOTS,
+    TINY,
+    composed,
+    config,
+    data_of,
+    distance,
+    states,
+    together_and_in_turn,
+)
 
 REFUSED = {("averaging", "soup")}
 

@@ -1,7 +1,8 @@
 """Options across slots meet: each of 200 pairs, spread over the whole table, trains two steps or is refused."""
 
-import pairs
 import pytest
+
+from tests.exhaustive import pairs
 
 ALL = list(pairs.all_pairs())
 SAMPLE = ALL[:: len(ALL) // 200]

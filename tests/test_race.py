@@ -1,4 +1,4 @@
-"""The race to an accuracy, from the runs that scripts/seeds.py keeps; and which of them it keeps."""
+"""The race to an accuracy, from the runs that `knep seeds` keeps; and which of them it keeps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import seeds
-from benching import bars, race
+
+from knep.evidence import seeds
+from scripts.bench import bars, race
 
 
 def _measured(test: float, curves: list[list[float]], cpu: float) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def test_times_go_to_the_end_of_the_recipe_and_to_the_best_epoch_of_plain_adam(
     assert found["plain"]["seconds"] == (75 + 25) / 2
     assert found["ratio"] == 1.25
     assert found["shared"] == {"val": 0.925, "seconds": (20 + 30) / 2, "ratio": 2.0}
-    fast_again = f"python scripts/seeds.py --seeds 2 --out {tmp_path}/FAST.json seed=3"
+    fast_again = f"knep seeds --seeds 2 --out {tmp_path}/FAST.json seed=3"
     assert found["commands"] == [fast_again, fast_again.replace("FAST", "PLAIN")]
     assert (tmp_path / "plot.png").stat().st_size > 1000
     verdicts = [row[3] for row in bars.rows("race", found)]

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import readme
 import torch
 from hydra import compose, initialize_config_dir
 from tensorboard.program import TensorBoard
@@ -16,6 +15,7 @@ import knep.engine.module
 from knep.cli import main as cli
 from knep.cli.train import main
 from knep.config.compose import compose_config
+from knep.evidence import readme_table
 from knep.recipes.recipe import Recipe
 from knep.run.run import check
 from knep.run.sweep_space import space
@@ -39,7 +39,7 @@ QUICK = ["trainer=cpu", "trainer.max_epochs=1", "progress=false", "threads=1"]
 
 
 def test_the_tables_and_the_recipes_heads_are_up_to_date():
-    assert [path.name for path, text in readme.generated().items() if path.read_text() != text] == []
+    assert [path.name for path, text in readme_table.generated().items() if path.read_text() != text] == []
 
 
 def test_every_block_has_a_language_that_is_tested():

@@ -2,7 +2,6 @@
 
 import json
 
-import guard_matrix as matrix
 import pytest
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from knep.errors import InputError
 from knep.io import checkpoint
 from knep.observe.layer_table import watched
 from knep.run.replay import replay
+from tests.exhaustive import guard_matrix as matrix
 
 # A learning rate at which the very first step of the optimizer overflows.
 RUN = ["recipe=none", "trainer=cpu", "trainer.max_epochs=1", "model=cnn", "data.limit=150", "data.batch_size=15"]

@@ -5,14 +5,14 @@ import json
 import signal
 
 import pytest
-import resume_matrix as matrix
 import torch
-from resume_storm import storm
 from torchvision.io import write_png
 
 from knep.cli.train import main
 from knep.errors import InputError
 from knep.io.untrusted_folder import check_folder
+from tests.exhaustive import resume_matrix as matrix
+from tests.exhaustive.resume_storm import storm
 
 # What a checkpoint inside an epoch has to carry, each with the batches within which the run is stopped (7 an epoch).
 RUNS = {

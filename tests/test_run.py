@@ -213,8 +213,7 @@ def test_evaluate_finds_the_same_accuracy(run, knep):
 
 def test_predict_prints_classes_with_probabilities(run, images):
     black = images / "ant" / "0.png"
-    arguments = [sys.executable, ROOT / "scripts" / "predict.py", run, black]  # a thin call of the command
-    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "knep.cli", "predict", run, black], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(black))
     assert done.stdout.count("%") == 3

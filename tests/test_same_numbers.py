@@ -1,8 +1,9 @@
-"""The same seed gives the same numbers, whoever decodes, watches, or shares the work. See scripts/same_numbers.py."""
+"""The same seed gives the same numbers, whoever decodes, watches, or shares the work: a slice of same_numbers."""
 
 import pytest
-import resume_matrix as matrix
-import same_numbers as same
+
+from tests.exhaustive import resume_matrix as matrix
+from tests.exhaustive import same_numbers as same
 
 
 @pytest.mark.parametrize("name", ["modern", "digits_best"])

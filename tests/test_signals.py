@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import resume_matrix as matrix
 from lightning.pytorch import Callback
 
 from knep.cli.train import main
@@ -16,6 +15,7 @@ from knep.engine.loops import interrupts
 from knep.engine.trainer import build_trainer
 from knep.io.run_folder import read_summary
 from knep.run import report
+from tests.exhaustive import resume_matrix as matrix
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=60", "data.batch_size=15", "progress=false", "threads=1"]
 

@@ -5,7 +5,6 @@ import signal
 import sys
 
 import pytest
-import resume_matrix as matrix
 
 from knep.cli.train import main
 from knep.engine import fit as member
@@ -13,6 +12,7 @@ from knep.errors import InputError
 from knep.io.run_folder import read_summary, write_summary
 from knep.run import report
 from knep.run.resume import resumes
+from tests.exhaustive import resume_matrix as matrix
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=60", "data.batch_size=15", "progress=false", "threads=1"]
 

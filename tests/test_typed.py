@@ -12,7 +12,6 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bad_input import QUICK, refused
 
 from knep.cli.train import main
 from knep.config.catalog import CONF, GROUPS, options
@@ -20,6 +19,7 @@ from knep.config.command_line import aliases
 from knep.config.compose import compose_config
 from knep.errors import InputError
 from knep.io.run_folder import read_summary
+from tests.test_bad_input import QUICK, refused
 
 WORDS = yaml.safe_load((CONF.parent / "config" / "command_line" / "vocabulary.yaml").read_text())
 # What a value may be where a line leaves it to the user.

@@ -1,9 +1,10 @@
 """A slice of the zoo: one net of each of twelve torchvision families under every slot that touches a model."""
 
 import pytest
-import zoo
 
-# The large ones have shapes only here; `python scripts/zoo.py` runs them all with real numbers up to 100 million.
+from tests.exhaustive import zoo
+
+# The large ones have shapes only here; tests/exhaustive/zoo.py runs them all with real numbers up to 100 million.
 MILLIONS = 10
 FAMILIES = (
     "resnet18",

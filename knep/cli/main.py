@@ -75,7 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, what) in _STUDIES.items():
         study = commands.add_parser(name, help=what)
         study.add_argument("words", nargs="*", metavar="KEY=VALUE")
-        study.set_defaults(run=_study, study=name)
+        study.set_defaults(run=_cards if name == "cards" else _study, study=name)
+        if name == "cards":
+            study.add_argument("--readme", action="store_true", help="what a clone's README.md and recipes say instead")
+            study.add_argument("--write", action="store_true", help="with --readme: bring them up to date")
+    seeds = commands.add_parser("seeds", help="accuracy over seeds, mean and deviation: knep seeds recipe=digits_best")
+    seeds.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N - 1 are run, 5 by default")
+    seeds.add_argument("--processes", type=int, default=1, metavar="N", help="runs side by side, 1 by default")
+    seeds.add_argument("--out", type=Path, metavar="FILE", help="keeps each run, and goes on where an earlier call was")
+    seeds.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for train.py: recipe=digits_best threads=1")
+    seeds.set_defaults(run=_seeds)
     doctor.add_to(commands)
     evaluate = commands.add_parser("evaluate", help="a run, tested again: knep evaluate RUN")
     evaluate.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
@@ -109,7 +118,8 @@ _STUDIES = {
     "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
     "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
 }
-_COMMANDS = ("ls", "show", "cp", "plan", "doctor", *_STUDIES, "evaluate", "predict", "export", "import-unsafe", "train")
+_COMMANDS = ("ls", "show", "cp", "plan", "doctor", *_STUDIES, "seeds", "evaluate", "predict", "export")
+_COMMANDS += ("import-unsafe", "train")
 
 
 def _study(args: argparse.Namespace) -> None:
@@ -119,6 +129,25 @@ def _study(args: argparse.Namespace) -> None:
     code = getattr(module, args.study)(args.words)
     if code:
         raise SystemExit(code)
+
+
+def _cards(args: argparse.Namespace) -> None:
+    if args.write and not args.readme:
+        raise InputError("--write goes with --readme: knep cards by itself writes the pages")
+    if not args.readme:
+        _study(args)
+        return
+    if args.words:
+        raise InputError(f"{shown(args.words[0])}: --readme takes no folder, it fills the files of the clone")
+    from knep.evidence.readme_table import readme
+
+    readme(args.write)
+
+
+def _seeds(args: argparse.Namespace) -> None:
+    from knep.evidence.seeds import seeds
+
+    seeds(args.overrides, args.seeds, args.processes, args.out)
 
 
 def _known(word: str, known: Sequence[str], what: str) -> str:

@@ -18,10 +18,10 @@ from knep.errors import InputError
 from knep.evidence import effects
 from knep.evidence.arguments import settings, take
 from knep.evidence.arms import Arm
-from knep.evidence.provenance import hardware
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
 from knep.io.atomic import write_atomic
+from knep.io.provenance import hardware
 from knep.version import __version__
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from knep.evidence.effects import Records, Row, accuracy, plain
-from knep.evidence.provenance import commit, hardware
 from knep.evidence.stats import Effect
 from knep.io.atomic import write_atomic
+from knep.io.provenance import commit, hardware
 from knep.utils.plotting import svg
 
 _COLUMNS = ("trick", "compared", "test accuracy", "steps to target", "time", "memory", "p (Holm)", "verdict")

@@ -28,8 +28,8 @@ from knep.config.compose import Composed, compose_config
 from knep.config.schema import config_hash
 from knep.errors import InputError
 from knep.evidence.arms import Arm
-from knep.evidence.provenance import commit
 from knep.io.atomic import write_atomic
+from knep.io.provenance import commit
 from knep.utils.orphans import ends_with
 
 # Stands for the seed while an arm is composed: the largest that a run takes, so that no other value is equal to it.

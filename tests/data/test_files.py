@@ -4,7 +4,6 @@ import gzip
 import pickle
 from pathlib import Path
 
-import formats
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from knep.data.image_folder import ImageFolder
 from knep.data.mnist import FashionMnist, Mnist
 from knep.data.svhn import Svhn
 from knep.errors import InputError
+from tests.exhaustive import formats
 
 rng = np.random.default_rng(0)
 

@@ -5,19 +5,19 @@ from typing import ClassVar
 
 import pytest
 import torch
-from clinic import select
-from clinicing import suffering
-from clinicing.bad_data import cut, leaked, rare, shifted_labels, sorted_by_class
-from clinicing.bad_model import narrow, partly_optimized
-from clinicing.case import Case, patient, twin
-from clinicing.catalogue import cases
-from clinicing.peers import _AUDIT, _DOCTOR, _MORTEM, watched
-from clinicing.rounds import _kept, examine
-from clinicing.table import page, rows, shown, totals
-from clinicing.workers import each
 
 from knep.config.catalog import options
 from knep.doctor.findings import diseases
+from scripts.clinic import suffering
+from scripts.clinic.__main__ import select
+from scripts.clinic.cases.bad_data import cut, leaked, rare, shifted_labels, sorted_by_class
+from scripts.clinic.cases.bad_model import narrow, partly_optimized
+from scripts.clinic.cases.case import Case, patient, twin
+from scripts.clinic.cases.catalogue import cases
+from scripts.clinic.peers import _AUDIT, _DOCTOR, _MORTEM, watched
+from scripts.clinic.rounds import _kept, examine
+from scripts.clinic.table import page, rows, shown, totals
+from scripts.clinic.workers import each
 
 # One of each kind of mistake and of net, cheap to examine; the bars below are on exactly these.
 SICK = (
@@ -84,7 +84,7 @@ def test_no_two_cases_of_different_halves_are_the_same_instance():
 
 
 def test_every_recipe_and_every_sound_option_is_among_the_healthy():
-    from clinicing.healthy import SLOTS, UNSOUND
+    from scripts.clinic.cases.healthy import SLOTS, UNSOUND
 
     said = " ".join(case.name for case in cases().values() if not case.disease)
     for recipe in options("recipe"):

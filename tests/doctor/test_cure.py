@@ -11,7 +11,6 @@ import torch
 import yaml
 from torch import nn
 
-from doctor.ward import made, patient
 from knep.config.catalog import CONF, SLOTS, options
 from knep.config.compose import compose_config, compose_recipe
 from knep.doctor.cure import candidates
@@ -25,6 +24,7 @@ from knep.doctor.trials import remedies, treatment
 from knep.doctor.trials.scoring import Score
 from knep.errors import InputError
 from knep.recipes import norm
+from tests.doctor.ward import made, patient
 
 _SICK = (
     "recipe=baseline",

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from doctor.ward import batched, digits, made, net, patient, without_relation
 from knep.config.compose import compose_config
 from knep.doctor.data.examine import Data
 from knep.doctor.subject.setup import from_config, of
 from knep.doctor.trials.suspects import broken_images
 from knep.errors import InputError
 from knep.utils.rng import generator
+from tests.doctor.ward import batched, digits, made, net, patient, without_relation
 
 
 def named(p):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
 from knep.config.compose import compose_config
 from knep.doctor.findings import Finding
 from knep.doctor.live.callback import Doctor
@@ -20,6 +19,7 @@ from knep.recipes import augment, clip
 from knep.recipes.regularization import Regularizer
 from knep.run.run import run
 from knep.tasks.classification import Classification
+from tests.doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
 
 MODES = {
     "accumulate": ["accumulate=2"],

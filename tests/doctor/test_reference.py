@@ -6,11 +6,11 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from doctor.ward import digits, made, patient, without_relation
 from knep.doctor.data.baseline_accuracy import reference
 from knep.doctor.data.baselines import nearest, ridge, voted
 from knep.doctor.data.label_noise import noise
 from knep.utils.rng import generator
+from tests.doctor.ward import digits, made, patient, without_relation
 
 
 def test_neighbours_are_those_of_scikit_learn():

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from intervals import coverage
 
 from knep.evidence.stats import Effect, holm, interval, paired, prediction_interval, verdict
+from tests.exhaustive.intervals import coverage
 
 
 @pytest.mark.parametrize("n", [5, 10])
@@ -14,7 +14,7 @@ def test_students_interval_covers_the_truth_in_93_to_97_per_cent_of_1000_simulat
 
 @pytest.mark.parametrize(("n", "least"), [(5, 0.80), (10, 0.88)])
 def test_the_bootstrap_covers_less_on_few_pairs_and_not_much_less(n, least):
-    """BCa is too narrow there (scripts/intervals.py measures it), so that the verdict goes by Student's t."""
+    """BCa is too narrow there (tests/exhaustive/intervals.py measures it), so that the verdict goes by Student's t."""
     assert least <= coverage(n, 150).bootstrap <= 0.97
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from arena import Outcome, run
+from tests.exhaustive.fuzzing.arena import Outcome, run
 
 from .doors import DOORS
 

@@ -222,16 +222,16 @@ FINAL = "final.ckpt"
 
 
 def _call(function: Any, *args: Any) -> Attack:
-    return Attack("script", gadget(lambda p: Call(function, *(touch(p) if a is ... else a for a in args))), FINAL)
+    return Attack("command", gadget(lambda p: Call(function, *(touch(p) if a is ... else a for a in args))), FINAL)
 
 
 def _hand(module: str, name: str, *args: Any) -> Attack:
     make = by_hand(lambda p: named(module, name, *(touch(p) if a is ... else a for a in args)))
-    return Attack("script", make, FINAL)
+    return Attack("command", make, FINAL)
 
 
 def _lie(value: Callable[[], Any], records: dict[str, bytes] | None = None) -> Attack:
-    return Attack("script", by_hand(lambda p: with_storages(value()), records=records), FINAL)
+    return Attack("command", by_hand(lambda p: with_storages(value()), records=records), FINAL)
 
 
 def _into(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -255,15 +255,15 @@ ATTACKS = {
     "checkpoint: codecs": _hand("codecs", "open", "../outside/canary", "w"),
     "checkpoint: a class of knep": _hand("knep.data.image_folder", "ImageFolder"),
     "checkpoint: rebuild from a callable type": Attack(
-        "script", gadget(lambda p: Call(torch._tensor._rebuild_from_type_v2, os.system, str, (touch(p),), {})), FINAL
+        "command", gadget(lambda p: Call(torch._tensor._rebuild_from_type_v2, os.system, str, (touch(p),), {})), FINAL
     ),
     "checkpoint: rebuild around a gadget": Attack(
-        "script",
+        "command",
         gadget(lambda p: Call(torch._utils._rebuild_parameter, Call(os.system, touch(p)), False, OrderedDict())),
         FINAL,
     ),
     "checkpoint: gadget within state": Attack(
-        "script", lambda p: _weights(p, lambda s: s["state_dict"].update({"x": [{"y": Call(os.system, touch(p))}]})),
+        "command", lambda p: _weights(p, lambda s: s["state_dict"].update({"x": [{"y": Call(os.system, touch(p))}]})),
         FINAL,
     ),
     "checkpoint: bytearray of terabytes": _call(bytearray, GIANT),
@@ -290,50 +290,52 @@ ATTACKS = {
     "checkpoint: path in a storage's key": _lie(
         lambda: {"state_dict": {"w": tensor("../../../outside/secret", 4, (4,), (1,))}, "knep": {}}
     ),
-    "checkpoint: zip bomb": Attack("script", bomb, FINAL),
-    "checkpoint: two records of one name": Attack("script", two_data, FINAL),
-    "checkpoint: a pickle before the archive": Attack("script", foreign(polyglot), FINAL),
-    "checkpoint: old format": Attack("script", foreign(legacy), FINAL),
-    "checkpoint: old format with a gadget": Attack("script", foreign(legacy_gadget), FINAL),
-    "checkpoint: bare pickle": Attack("script", foreign(lambda p: pickle.dumps(Call(os.system, touch(p)))), FINAL),
-    "checkpoint: TorchScript": Attack("script", script, FINAL),
-    "checkpoint: lists a hundred thousand deep": Attack("script", by_hand(lambda p: deep(100_000)), FINAL),
-    "checkpoint: pickle that ends early": Attack("script", by_hand(lambda p: b"\x80\x02}"), FINAL),
-    "checkpoint: memo of 2 billion": Attack("script", by_hand(lambda p: b"\x80\x02}r\xff\xff\xff\x7f."), FINAL),
-    "checkpoint: a text of 4 GB declared": Attack("script", by_hand(lambda p: b"\x80\x02X\xff\xff\xff\xffa."), FINAL),
+    "checkpoint: zip bomb": Attack("command", bomb, FINAL),
+    "checkpoint: two records of one name": Attack("command", two_data, FINAL),
+    "checkpoint: a pickle before the archive": Attack("command", foreign(polyglot), FINAL),
+    "checkpoint: old format": Attack("command", foreign(legacy), FINAL),
+    "checkpoint: old format with a gadget": Attack("command", foreign(legacy_gadget), FINAL),
+    "checkpoint: bare pickle": Attack("command", foreign(lambda p: pickle.dumps(Call(os.system, touch(p)))), FINAL),
+    "checkpoint: TorchScript": Attack("command", script, FINAL),
+    "checkpoint: lists a hundred thousand deep": Attack("command", by_hand(lambda p: deep(100_000)), FINAL),
+    "checkpoint: pickle that ends early": Attack("command", by_hand(lambda p: b"\x80\x02}"), FINAL),
+    "checkpoint: memo of 2 billion": Attack("command", by_hand(lambda p: b"\x80\x02}r\xff\xff\xff\x7f."), FINAL),
+    "checkpoint: a text of 4 GB declared": Attack("command", by_hand(lambda p: b"\x80\x02X\xff\xff\xff\xffa."), FINAL),
     "checkpoint: laughs in its config": Attack(
-        "script", lambda p: _weights(p, lambda s: s["knep"]["config"].update(extra=laughs())), FINAL
+        "command", lambda p: _weights(p, lambda s: s["knep"]["config"].update(extra=laughs())), FINAL
     ),
     "checkpoint: a config that holds itself": Attack(
-        "script", lambda p: _weights(p, lambda s: s["knep"]["config"].update(extra=endless())), FINAL
+        "command", lambda p: _weights(p, lambda s: s["knep"]["config"].update(extra=endless())), FINAL
     ),
-    "checkpoint: a billion classes": Attack("script", lambda p: _weights(p, _into("num_classes", 10**9)), FINAL),
-    "checkpoint: images a million wide": Attack("script", lambda p: _weights(p, _into("image_size", 10**6)), FINAL),
+    "checkpoint: a billion classes": Attack("command", lambda p: _weights(p, _into("num_classes", 10**9)), FINAL),
+    "checkpoint: images a million wide": Attack("command", lambda p: _weights(p, _into("image_size", 10**6)), FINAL),
     "checkpoint: classes that are numbers": Attack(
-        "script", lambda p: _weights(p, _into("class_names", [1] * 10)), FINAL
+        "command", lambda p: _weights(p, _into("class_names", [1] * 10)), FINAL
     ),
     "checkpoint: a model of terabytes": Attack(
-        "script", lambda p: _weights(p, lambda s: s["knep"]["config"]["model"].update(widths=[10**6, 10**6])), FINAL
+        "command", lambda p: _weights(p, lambda s: s["knep"]["config"]["model"].update(widths=[10**6, 10**6])), FINAL
     ),
     "checkpoint: a model of a million layers": Attack(
-        "script", lambda p: _weights(p, lambda s: s["knep"]["config"]["model"].update(widths=[8] * 10**6)), FINAL
+        "command", lambda p: _weights(p, lambda s: s["knep"]["config"]["model"].update(widths=[8] * 10**6)), FINAL
     ),
     "checkpoint: weights that are no tensors": Attack(
-        "script", lambda p: _weights(p, lambda s: s.update(state_dict=dict.fromkeys(s["state_dict"], "x"))), FINAL
+        "command", lambda p: _weights(p, lambda s: s.update(state_dict=dict.fromkeys(s["state_dict"], "x"))), FINAL
     ),
     "checkpoint: linked to be overwritten": Attack("resume", linked, "leads outside"),
-    "checkpoint: versions of text": Attack("script", lambda p: _weights(p, _versions("x")), FINAL),
-    "checkpoint: versions of lists": Attack("script", lambda p: _weights(p, _versions({"": [1]})), FINAL),
+    "checkpoint: versions of text": Attack("command", lambda p: _weights(p, _versions("x")), FINAL),
+    "checkpoint: versions of lists": Attack("command", lambda p: _weights(p, _versions({"": [1]})), FINAL),
     "checkpoint: weights under numbers": Attack(
-        "script", lambda p: _weights(p, lambda s: s.update(state_dict=dict(enumerate(s["state_dict"].values())))), FINAL
+        "command",
+        lambda p: _weights(p, lambda s: s.update(state_dict=dict(enumerate(s["state_dict"].values())))),
+        FINAL,
     ),
     "checkpoint: weights of whole numbers": Attack(
-        "script",
+        "command",
         lambda p: _weights(p, lambda s: s.update(state_dict={k: w.long() for k, w in s["state_dict"].items()})),
         FINAL,
     ),
     "checkpoint: a tensor in its config": Attack(
-        "script", lambda p: _weights(p, lambda s: s["knep"]["config"].update(threads=torch.zeros(2))), FINAL
+        "command", lambda p: _weights(p, lambda s: s["knep"]["config"].update(threads=torch.zeros(2))), FINAL
     ),
     "resume: moments of three numbers": _moments(lambda p: torch.zeros(3)),
     "resume: moments that are views of one number": _moments(lambda p: torch.zeros(1).expand(p.shape)),

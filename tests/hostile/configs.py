@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arena import Outcome
+from tests.exhaustive.fuzzing.arena import Outcome
 
 from .attack import Attack, Place
 from .runs import SMALL, a_run, spoilt
@@ -37,7 +37,7 @@ def stored(change: Callable[[dict[str, Any]], Any], said: str = "") -> Attack:
         (place.work / "evil.py").write_text(EVIL)
         return ["evaluate", *spoilt(place, lambda state: change(state["knep"]["config"]))]
 
-    return Attack("script", build, said)
+    return Attack("command", build, said)
 
 
 def option(text: str, said: str = "", file: str = "optimizer/evil.yaml", *chosen: str) -> Attack:
@@ -239,8 +239,8 @@ ATTACKS = {
     "stored: weights of torchvision": stored(
         _set("model", {"_target_": "knep.models.torchvision.torchvision", "weights": "x"})
     ),
-    "stored: cache of images elsewhere": Attack("script", cached, tamed=_untouched),
-    "stored: downloads elsewhere": Attack("script", fetched, "data.root"),
+    "stored: cache of images elsewhere": Attack("command", cached, tamed=_untouched),
+    "stored: downloads elsewhere": Attack("command", fetched, "data.root"),
     "option: os.system": target("os.system", "command: touch ../outside/canary\n"),
     "option: evil.build": target("evil.build"),
     "option: hydra.utils.instantiate": target("hydra.utils.instantiate", "config: {_target_: os.system}\n"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,16 +53,10 @@ def resume(arguments: Sequence[str]) -> None:
 
 
 def command(arguments: Sequence[str]) -> None:
-    """`knep ...`: export, cp, import-unsafe."""
+    """`knep ...`: evaluate, predict, export, cp, import-unsafe."""
     from knep.cli.main import main
 
     main(arguments)
-
-
-def script(arguments: Sequence[str]) -> None:
-    """One of scripts/: evaluate or predict, by name, with its arguments."""
-    sys.argv = list(arguments)
-    importlib.import_module(arguments[0]).main()
 
 
 def read(arguments: Sequence[str]) -> None:
@@ -82,4 +75,4 @@ def read(arguments: Sequence[str]) -> None:
                 pass
 
 
-DOORS = {"train": train, "resume": resume, "command": command, "script": script, "read": read}
+DOORS = {"train": train, "resume": resume, "command": command, "read": read}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arena import Outcome
+from tests.exhaustive.fuzzing.arena import Outcome
 
 from .attack import Attack, Place
 from .configs import SGD, _images, _set, _untouched, extra, listed, option, stored
@@ -49,7 +49,7 @@ def files(kind: Callable[[Path], object], name: str, *more: str, said: str = "",
         run = str(place.work / "run")
         return {
             "resume": [run, "trainer.max_epochs=2"],
-            "script": ["evaluate", run],
+            "command": ["evaluate", run],
             "train": ["recipe=none", f"hydra.run.dir={run}", "data.limit=100", *more],
         }[door]
 
@@ -77,14 +77,14 @@ def linked(name: str, door: str, said: str = "leads outside") -> Attack:
         (place.work / "sweep" / "0").symlink_to(run)
         return {
             "resume": [str(run), "trainer.max_epochs=2"],
-            "script": ["evaluate", str(run)],
+            "command": ["evaluate", str(run)],
             "train": [*SMALL, f"hydra.run.dir={run}"],
             "sweep": [*SMALL, "-m", "seed=0,1", f"hydra.sweep.dir={run}"],
             "job": [*SMALL, "-m", "seed=0,1", f"hydra.sweep.dir={place.work / 'sweep'}"],
         }[door]
 
     entrance = {"sweep": "train", "job": "train"}.get(door, door)
-    if door == "script":
+    if door == "command":
         return Attack(entrance, build, tamed=_untouched)
     return Attack(entrance, build, said)
 
@@ -327,10 +327,10 @@ _ALL = {
     "run folder: overrides are a pipe": files(os.mkfifo, "overrides.txt"),
     "run folder: the checkpoint is a pipe": files(os.mkfifo, "checkpoints/last.ckpt", said="last.ckpt"),
     "run folder: the tested checkpoint is a pipe": files(
-        os.mkfifo, "checkpoints/final.ckpt", said="did not finish", door="script"
+        os.mkfifo, "checkpoints/final.ckpt", said="did not finish", door="command"
     ),
     "run folder: the tested checkpoint is a device": files(
-        zero, "checkpoints/final.ckpt", said="did not finish", door="script"
+        zero, "checkpoints/final.ckpt", said="did not finish", door="command"
     ),
     "run folder: a socket": files(bind, "metrics.csv"),
     "run folder: the log of another run is a pipe": files(os.mkfifo, "train.log", door="train"),
@@ -345,7 +345,7 @@ _ALL = {
         for door in ("resume", "train")
         for name in (".lock", "train.log", "metrics.csv", "summary.json", "checkpoints/.best.ckpt.part")
     },
-    "run folder: half a summary is a link": linked(".summary.json.{}", "script"),
+    "run folder: half a summary is a link": linked(".summary.json.{}", "command"),
     "run folder: half a config is a link": linked(".config.yaml.{}", "resume"),
     "sweep folder: the rows are a link": linked(".jobs", "sweep"),
     "sweep folder: the list is a link": linked("multirun.yaml", "sweep"),

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arena import Outcome
 from PIL import Image
+
+from tests.exhaustive.fuzzing.arena import Outcome
 
 from .attack import Attack, Place
 from .bombs import bomb
@@ -212,7 +213,7 @@ ATTACKS = {
     "links: to a folder above": linked(lambda p, r: (r / "cow").symlink_to("../..")),
     "links: an endless device": linked(fifo),
     "names: codes and HTML in class folders": Attack("train", named_classes, tamed=quiet),
-    "names: codes and HTML in a checkpoint": Attack("script", stored_names, tamed=quiet),
-    "names: codes in an image's name": Attack("script", predicted, tamed=quiet),
+    "names: codes and HTML in a checkpoint": Attack("command", stored_names, tamed=quiet),
+    "names: codes in an image's name": Attack("command", predicted, tamed=quiet),
     "names: HTML in a config": Attack("train", typed, tamed=quiet),
 }  # fmt: skip

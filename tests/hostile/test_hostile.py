@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
-from arena import run
 
 from knep.utils.memory import keep_freed_memory
+from tests.exhaustive.fuzzing.arena import run
 
 from .attack import fight
 from .catalogue import ATTACKS
@@ -23,7 +23,7 @@ def _warm():
 
 def test_there_are_enough_attacks():
     assert len(LIGHT) >= 60
-    assert {attack.door for attack in ATTACKS.values()} >= {"train", "resume", "script", "read"}
+    assert {attack.door for attack in ATTACKS.values()} >= {"train", "resume", "command", "read"}
 
 
 @pytest.mark.parametrize("name", LIGHT)

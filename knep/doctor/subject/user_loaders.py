@@ -61,7 +61,8 @@ class Loaders:
                 f"--data: {path} gives images of {height} x {width}, and knep's models take square ones: give your own "
                 "with --model package.module:name"
             )
-        self.image_size = height if height == width else (height, width)
+        # Other than squares are for nets of one's own, which ask for no size.
+        self.image_size: int = height if height == width else (height, width)  # pyright: ignore[reportAttributeAccessIssue]
         known = max(2, int(labels.max()) + 1, self.form.columns or 0)
         self.num_classes = self._outputs(model, x, known) or known
         self.class_names = [str(k) for k in range(self.num_classes)]

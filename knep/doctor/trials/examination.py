@@ -38,7 +38,7 @@ _GAINS = Path(__file__).with_name("gains.json")
 def healthy_gains() -> dict[str, float]:
     """Disease -> the most that its remedy gained, as accuracy, in a healthy run of the clinic's half A.
 
-    Written by `scripts/healthy_gains.py`.
+    Written by `scripts/clinic/measure_gains.py`.
     """
     return json.loads(_GAINS.read_text(encoding="utf-8"))["largest"]
 

@@ -1,0 +1,1 @@
+"""The rooms of the bench: cases, contenders, measuring, bars, the page in docs."""

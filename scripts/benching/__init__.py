@@ -1,1 +1,0 @@
-"""The rooms of `scripts/bench.py`: cases, contenders, measuring, bars, the page in docs."""

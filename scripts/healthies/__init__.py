@@ -1,1 +1,0 @@
-"""Networks that are thought to be sound."""

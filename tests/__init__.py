@@ -1,0 +1,1 @@
+"""Tests of knep, and what they share."""

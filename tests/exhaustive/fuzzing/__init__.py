@@ -1,0 +1,1 @@
+"""What the fuzzer throws, and where it is let loose."""
