@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import knep
+from knep.config.schema import DataSpec, RunConfig
 from knep.data.loaders import order_of
-from knep.engine.build import about, build_module
+from knep.engine.build import build_module
 from knep.engine.fit import fit_member
 from knep.engine.loops.accumulation import Window
 from knep.ensemble import members_of
@@ -95,7 +96,7 @@ def test_any_loader_in_lightnings_loop(name, own, tmp_path):
 
 def recomputed(cfg, data, window):
     """The weights after an epoch of plain SGD with an l2 penalty, window by window, from the whole window at once."""
-    module = build_module(about(cfg, data), data, seed=cfg["seed"]).double()
+    module = build_module(RunConfig.of(cfg), DataSpec.of(data), data, seed=cfg["seed"]).double()
     images, labels = data._splits["train"]
     order = order_of(len(images), cfg["seed"], 0)[: len(images) // 10 * 10]
     for part in order.split(10 * window):
@@ -115,9 +116,9 @@ def test_kneps_own_loops(loop, tmp_path):
     cfg, data = composed("mlp", *lines), data_of("mlp")
     want = recomputed(cfg, data, 4)
     if loop in ("lean", "lightning"):
-        modules = [fit_member(about(cfg, data), data, tmp_path, 0).module]
+        modules = [fit_member(RunConfig.of(cfg), data, tmp_path, 0).module]
     else:
-        modules = [m.module for m in fit(members_of(cfg, 2), data, loop == "in one pass")]
+        modules = [m.module for m in fit(members_of(RunConfig.of(cfg), 2), data, loop == "in one pass")]
     found = torch.cat([p.detach().flatten() for p in modules[0].model.parameters()])
     torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-7)
 

@@ -8,7 +8,7 @@ import torch
 from knep.cli.train import main
 from knep.config import budget, instantiate
 from knep.config.compose import compose_config
-from knep.config.schema import config_hash
+from knep.config.schema import RunConfig, config_hash
 from knep.engine.build import check_model
 from knep.engine.sanity_check import rehearse
 from knep.errors import InputError
@@ -47,7 +47,7 @@ def machine(monkeypatch):
 def test_what_a_machine_cannot_do_is_refused_before_it_begins(lines, said):
     config = compose_config(["recipe=none", "trainer=cpu", *lines]).config
     with pytest.raises(InputError) as refused:
-        rehearse(config)
+        rehearse(RunConfig.of(config))
     assert said in str(refused.value)
 
 

@@ -15,6 +15,7 @@ from knep.cli.main import main as knep
 from knep.cli.train import main
 from knep.config import instantiate
 from knep.config.compose import compose_config
+from knep.config.schema import DataSpec, RunConfig
 from knep.engine.build import build_module
 from knep.engine.load import load_members
 from knep.errors import InputError
@@ -31,7 +32,7 @@ def saved(folder, overrides, channels=1, size=8):
     config = compose_config(["recipe=none", "scaling=symmetric", *overrides]).config
     about = {"config": config, "num_classes": 10, "channels": channels, "image_size": size}
     about["class_names"] = [f"class {k}" for k in range(10)]
-    module = build_module(about, initialise=False).train()
+    module = build_module(RunConfig.of(config), DataSpec.stored(about), initialise=False).train()
     with torch.no_grad():
         module(torch.randint(0, 256, (16, channels, size, size)).float())
         for parameter in module.model.parameters():

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import knep
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow, instantiate
-from knep.engine.build import about
+from knep.config.schema import RunConfig
 from knep.engine.fit import fit_member
 from knep.errors import InputError, RunFailed
 from knep.guard import deferred
@@ -92,7 +92,7 @@ def test_a_late_sentry_reads_no_number_of_a_step_while_it_runs(tmp_path):
     for on in (False, True):
         Counting.counts = []
         with matrix.judged_late(on):
-            fit_member(about(config, data), data, tmp_path / str(on), config["seed"], [Counting()])
+            fit_member(RunConfig.of(config), data, tmp_path / str(on), config["seed"], [Counting()])
         counts[on] = Counting.counts
     quiet = [i for i in range(matrix.BATCHES) if i not in (0, matrix.BATCHES - 1)]  # the first is logged
     assert all(counts[False][i] > 0 for i in quiet)

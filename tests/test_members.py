@@ -8,7 +8,7 @@ import torch
 
 from knep.config.catalog import options
 from knep.config.compose import compose_config
-from knep.engine.build import about
+from knep.config.schema import RunConfig
 from knep.engine.fit import fit_member
 from knep.ensemble import members_of, supports, train
 from knep.ensemble.loop import fit
@@ -52,8 +52,8 @@ RECIPES = {
 def test_a_member_is_the_single_run_of_its_seed(model, recipe, tmp_path):
     """Lightning's loop over 20 batches: to the bit in its turn, to rounding in one pass (in float64)."""
     cfg, data = composed(model, *recipe), data_of(model)
-    seeds = members_of(cfg, 2)
-    single = [fit_member(about(c, data), data, tmp_path / str(c["seed"]), c["seed"]) for c in seeds]
+    seeds = members_of(RunConfig.of(cfg), 2)
+    single = [fit_member(c, data, tmp_path / str(c.seed), c.seed) for c in seeds]
     for together in (False, True) if cfg["trainer"]["precision"] == "64-true" else (False,):
         members = fit(seeds, data, together)
         assert [m.steps for m in members] == [s.steps for s in single]
@@ -68,14 +68,14 @@ def test_one_pass_equals_a_pass_for_each_with_every_option(slot):
     """Options that a fully connected net cannot have are tried on the convolutional one; all but REFUSED are exact."""
     for option in options(slot):
         cfg = config("mlp", **{slot: option})
-        if supports(cfg):
+        if supports(RunConfig.of(cfg)):
             assert (slot, option) in REFUSED
             continue
         try:
-            far = together_and_in_turn(members_of(cfg, 2), "mlp")
+            far = together_and_in_turn(members_of(RunConfig.of(cfg), 2), "mlp")
         except (NoEffectError, InputError):
             model = "resnet" if option == "stochastic_depth" else "cnn"
-            far = together_and_in_turn(members_of(config(model, **{slot: option}), 2), model)
+            far = together_and_in_turn(members_of(RunConfig.of(config(model, **{slot: option})), 2), model)
         assert far <= BAR, (slot, option, far)
     assert {o for s, o in REFUSED if s == slot} <= set(options(slot))
 
@@ -89,7 +89,8 @@ def test_members_may_differ_in_settings_that_change_no_shapes():
         ("clip", "theta", 0.1),
         ("regularization", "epsilon", 0.3),
     ]
-    configs = [base, *({**base, slot: {**base[slot], key: value}} for slot, key, value in sets)]
+    changed = [base, *({**base, slot: {**base[slot], key: value}} for slot, key, value in sets)]
+    configs = [RunConfig.of(c) for c in changed]
     assert together_and_in_turn(configs, "mlp") <= BAR
     weights = [s["model.classifier.weight"] for s in states(fit(configs, data_of("mlp"), True))]
     assert all(not torch.equal(weights[0], w) for w in weights[1:])
@@ -99,8 +100,8 @@ def test_a_member_that_diverges_is_failed_and_disturbs_no_other():
     base = config("mlp", optimizer="sgd")
     wild = {**base, "optimizer": {**base["optimizer"], "lr": 1e308}}
     for together in (False, True):
-        records = train([base, wild, {**base, "seed": 1}], together=together)
-        alone = train(members_of(base, 2), together=together)
+        records = train([RunConfig.of(c) for c in (base, wild, {**base, "seed": 1})], together=together)
+        alone = train(members_of(RunConfig.of(base), 2), together=together)
         assert [r["status"] for r in records] == ["finished", "failed", "finished"]
         assert math.isnan(records[1]["test/acc"])
         for mine, lone in zip((records[0], records[2]), alone, strict=True):
@@ -108,7 +109,7 @@ def test_a_member_that_diverges_is_failed_and_disturbs_no_other():
 
 
 def test_a_record_says_what_came_out():
-    records = train(members_of(config("mlp"), 3))
+    records = train(members_of(RunConfig.of(config("mlp")), 3))
     assert [r["seed"] for r in records] == [0, 1, 2]
     assert len({r["test/loss"] for r in records}) == 3
     for record in records:
@@ -131,7 +132,7 @@ def test_a_model_that_mixes_images_is_trained_in_turn():
 
     data = data_of("mlp")
     for wrap, same in ((torch.nn.Sequential, True), (Mixes, False)):
-        models = [wrap(Member(c, data).module.model) for c in members_of(config("mlp"), 2)]
+        models = [wrap(Member(c, data).module.model) for c in members_of(RunConfig.of(config("mlp")), 2)]
         draws = Draws(2, torch.device("cpu"))
         folded = fold(models, stacked(models), draws)
         assert computes_the_same(folded, models, torch.rand(4, 1, 8, 8), draws) is same
@@ -151,7 +152,7 @@ def test_one_optimizer_steps_all_members_where_its_rule_is_elementwise():
 
     data = data_of("mlp")
     for optimizer, count in (("adamw", 1), ("muon", 2)):
-        members = [Member(c, data) for c in members_of(config("mlp", optimizer=optimizer), 2)]
+        members = [Member(c, data) for c in members_of(RunConfig.of(config("mlp", optimizer=optimizer)), 2)]
         device = torch.device("cpu")
         stepper = _stepper(members, data, device, _plugin(members[0], data, device), True)
         assert isinstance(stepper, Together)
@@ -171,15 +172,15 @@ def test_one_optimizer_steps_all_members_where_its_rule_is_elementwise():
 )
 def test_what_a_single_run_alone_can_do_is_refused_by_name(override, word):
     cfg = composed("mlp", override)
-    assert word in (supports(cfg) or "")
+    assert word in (supports(RunConfig.of(cfg)) or "")
     with pytest.raises(InputError, match=word):
-        train([cfg])
+        train([RunConfig.of(cfg)])
 
 
 def test_configs_of_different_models_or_data_are_refused():
     cfg = config("mlp")
     with pytest.raises(InputError, match="model differs between configs 0 and 1"):
-        train([cfg, config("cnn")])
+        train([RunConfig.of(c) for c in (cfg, config("cnn"))])
     with pytest.raises(InputError, match="at least one"):
         train([])
 

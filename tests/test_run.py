@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from knep.cli import main as cli
 from knep.cli.train import main
 from knep.config.diff import changes
-from knep.config.schema import config_hash
+from knep.config.schema import TrainerConfig, config_hash
 from knep.data.digits import Digits
 from knep.engine.evaluate import batches_of
 from knep.engine.logging.progress import ProgressBar
@@ -166,7 +166,8 @@ def test_fast_dev_run_and_limit_test_batches_limit_the_test(tmp_path, capsys):
 
     def images(**trainer):
         config = {"trainer": {"fast_dev_run": False, "limit_val_batches": None} | trainer}
-        return [sum(len(y) for _, y in batches_of(config, data, split)) for split in ("val", "test")]
+        limits = TrainerConfig.of(config["trainer"])
+        return [sum(len(y) for _, y in batches_of(limits, data, split)) for split in ("val", "test")]
 
     val, test = data.sizes["val"], data.sizes["test"]
     assert images() == images(limit_test_batches=None) == [val, test]

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import update_bn
 
 from knep.config.compose import compose_config
 from knep.config.instantiate import instantiate
-from knep.engine.build import about
+from knep.config.schema import RunConfig
 from knep.engine.evaluate import evaluate
 from knep.engine.fit import fit_member
 from knep.engine.load import load_module
@@ -46,7 +46,7 @@ def run(request, data, tmp_path_factory):
     """A fitted member, its validation losses and its checkpoints."""
     folder = tmp_path_factory.mktemp("run")
     config = compose_config([*LINES, f"lean={request.param}"]).config
-    member = fit_member(about(config, data), data, folder, 0, [Copied(folder / "checkpoints")])
+    member = fit_member(RunConfig.of(config), data, folder, 0, [Copied(folder / "checkpoints")])
     with (folder / "metrics.csv").open() as f:
         losses = [float(row["val/loss"]) for row in csv.DictReader(f) if row["val/loss"]]
     return member, losses, folder / "checkpoints"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from knep.cli.train import main
+from knep.config.schema import RunConfig
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=2", "data.limit=200", "data.batch_size=50", "progress=false", "threads=1"]
 
@@ -53,7 +54,6 @@ def test_hooks_of_callbacks_run_in_lightnings_order_and_may_log(tmp_path):
 
     from knep.config.compose import compose_config
     from knep.config.instantiate import instantiate
-    from knep.engine.build import about
     from knep.engine.fit import fit_member
 
     names = ["on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"]
@@ -82,7 +82,7 @@ def test_hooks_of_callbacks_run_in_lightnings_order_and_may_log(tmp_path):
         data = instantiate(config["data"])
         data.prepare()
         diaries.append(Diary())
-        fit_member(about(config, data), data, tmp_path / lean, seed=0, callbacks=[diaries[-1]])
+        fit_member(RunConfig.of(config), data, tmp_path / lean, seed=0, callbacks=[diaries[-1]])
     assert diaries[0].seen == diaries[1].seen
     assert {n for n, _ in (s for s in diaries[0].seen if isinstance(s, tuple))} == set(names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +74,7 @@ class ImageData(L.LightningDataModule):
     image_size: int
     class_names: list[str]
     sizes: dict[str, int]
+    only_reads = False  # where a file says where the data lie, which may be a stranger's
 
     def __init__(
         self,
@@ -98,6 +99,11 @@ class ImageData(L.LightningDataModule):
         self.seed, self.limit, self.drop_last = seed, limit, True
         self._wanted_classes = num_classes
         self._prepared = False
+
+    @property
+    def downloader(self) -> Callable[[Path], object] | None:
+        """What fetches the data set into a folder; None where it may not, or where nothing does."""
+        return None if self.only_reads else getattr(self, "_download", None)
 
     def prepare(self) -> None:
         """Reads and splits the data, once. Raises InputError for whatever is missing or damaged."""

@@ -98,7 +98,7 @@ class Cifar10(InMemory):
     def _arrays(self) -> Arrays:
         needed = (*self.train_files, *self.test_files, self.meta[0])
         name = type(self).__name__
-        folder = find_folder(name, self.root, needed, [Path("."), Path(self.folder)], self._download)
+        folder = find_folder(name, self.root, needed, [Path("."), Path(self.folder)], self.downloader)
         names = read_batch(folder / self.meta[0]).get(self.meta[1])
         if not isinstance(names, list) or not 2 <= len(names) <= 1000 or not all(isinstance(n, _TEXT) for n in names):
             raise InputError(f"{folder / self.meta[0]} has no list {self.meta[1]} of names: get the file again")

@@ -11,11 +11,12 @@ from knep.errors import InputError
 
 
 def find_folder(
-    name: str, root: str | None, needed: Sequence[str], places: Sequence[Path], download: Callable[[Path], object]
+    name: str, root: str | None, needed: Sequence[str], places: Sequence[Path], download: Callable[[Path], object] | None
 ) -> Path:
     """The first folder that has a file for each of `needed`, plain or as .gz; a download into `root` where none has.
 
-    places: subfolders of root (relative) and system folders (absolute). Raises InputError naming what is missing.
+    places: subfolders of root (relative) and system folders (absolute); download: None where none may be.
+    Raises InputError naming what is missing.
     """
     base = Path(root) if root else Path("data")
     candidates = [base / place for place in places]
@@ -26,6 +27,8 @@ def find_folder(
     if partly is not None:
         missing = next(file for file in needed if not exists(partly, file))
         raise InputError(f"{partly / missing} is missing: put it there, plain or as .gz")
+    if download is None:
+        raise InputError(f"the data are not in data.root={base}, and a checkpoint may not download: put them there")
     before = base.exists()
     try:
         download(base)
@@ -50,16 +53,6 @@ def _remove_empty(folder: Path) -> None:
     for path in [*sorted(below, reverse=True), folder]:
         with contextlib.suppress(OSError):
             path.rmdir()
-
-
-def only_reads(data: Any) -> Any:
-    """The data module, which now raises InputError where it would download."""
-
-    def refuse(root: Path) -> None:
-        raise InputError(f"the data are not in data.root={root}, and a checkpoint may not download: put them there")
-
-    data._download = refuse
-    return data
 
 
 def allowance(size: int) -> int:

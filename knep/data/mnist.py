@@ -55,7 +55,7 @@ class Mnist(InMemory):
 
     def _arrays(self) -> Arrays:
         places = [Path(p) for p in self.places]
-        folder = find_folder(type(self).__name__, self.root, _FILES, places, self._download)
+        folder = find_folder(type(self).__name__, self.root, _FILES, places, self.downloader)
         parts = [read_idx(resolve(folder, file)) for file in _FILES]
         for (x, y), file in (((parts[0], parts[1]), _FILES[1]), ((parts[2], parts[3]), _FILES[3])):
             if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):

@@ -37,7 +37,7 @@ class Svhn(InMemory):
     """House numbers, ten classes, 32 x 32, three channels, 73,257 and 26,032 images."""
 
     def _arrays(self) -> Arrays:
-        folder = find_folder("SVHN", self.root, _FILES, [Path("."), Path("svhn")], self._download)
+        folder = find_folder("SVHN", self.root, _FILES, [Path("."), Path("svhn")], self.downloader)
         (x, y), (test_x, test_y) = (read_mat(folder / file) for file in _FILES)
         return Arrays(x, y, test_x, test_y, [str(k) for k in range(10)])
 

@@ -168,7 +168,6 @@ def stored_data(member: Any) -> Any:
     Raises InputError where it names none, or one of other images than the model was made for.
     """
     from knep.data.base import ImageData
-    from knep.data.locate import only_reads
 
     node = member.about["config"].get("data")
     try:
@@ -177,7 +176,8 @@ def stored_data(member: Any) -> Any:
         if isinstance(data, ImageData):
             if hasattr(data, "keep"):
                 data.keep(member.about)
-            only_reads(data).prepare()
+            data.only_reads = True
+            data.prepare()
     except InputError:
         raise
     except Exception as error:  # whatever a data set raises for values that it was not made for

@@ -91,7 +91,6 @@ def _fit(
 
     from knep.config.instantiate import instantiate
     from knep.config.schema import RunConfig
-    from knep.data.locate import only_reads
     from knep.engine.build import threads
     from knep.engine.fit import check_resume, fit_member, stored_facts
     from knep.errors import named
@@ -112,8 +111,7 @@ def _fit(
             if whole.resume.ckpt is not None:
                 if hasattr(data, "keep"):
                     data.keep(stored_facts(whole, folder))
-                if hasattr(data, "_download"):  # where its data lie, the file of a run says
-                    only_reads(data)
+                data.only_reads = True  # where its data lie, the file of a run says
             data.prepare()
         seeds = whole.trainer.members
         count = max(recipe.members, seeds)

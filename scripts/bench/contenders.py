@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
-from knep.engine.build import about, build_module
+from knep.config.schema import DataSpec, RunConfig
+from knep.engine.build import build_module
 from knep.engine.fit import fit_member
 from knep.engine.precision import precision
 from knep.run.run import hush
@@ -35,7 +36,7 @@ def knep(case: Case, data: Any, lines: Sequence[str] = ()) -> Timing:
     config = compose(case, [f"trainer.max_steps={case.warm + case.steps}", *lines])
     watch = StopWatch(case.warm, case.steps)
     with tempfile.TemporaryDirectory() as folder, screen():
-        fit_member(about(config, data), data, Path(folder), seed=0, callbacks=[watch])
+        fit_member(RunConfig.of(config), data, Path(folder), seed=0, callbacks=[watch])
     return _done(watch)
 
 
@@ -46,7 +47,7 @@ def hand(case: Case, data: Any) -> Timing:
     config = compose(case)
     if config["trainer"]["accelerator"] == "cpu":
         keep_freed_memory()
-    module = build_module(about(config, data), data)
+    module = build_module(RunConfig.of(config), DataSpec.of(data), data)
     net, scaling, optimizer = module.model.train(), module.scaling, module.recipe.optimizer(module.model)
     mixed = precision(config["trainer"]["precision"], "cpu") == "bf16-mixed"
     loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
@@ -74,7 +75,7 @@ def timm(case: Case, data: Any) -> Timing:
     from timm.utils import AverageMeter, accuracy  # pyright: ignore[reportMissingImports]
 
     config = compose(case)
-    module = build_module(about(config, data), data)
+    module = build_module(RunConfig.of(config), DataSpec.of(data), data)
     net = module.model.train()
     optimizer = create_optimizer_v2(net, opt="adam", lr=1e-3, weight_decay=0.0)
     losses, top1 = AverageMeter(), AverageMeter()
@@ -115,7 +116,7 @@ def fastai(case: Case, data: Any) -> Timing:
     x, y = data._splits["train"]
     loader = FastaiLoader(TensorDataset(x.float() / 255, y), bs=case.batch, shuffle=True, drop_last=True)
     config = compose(case, ["channels_last=false"])
-    net = build_module(about(config, data), data).model
+    net = build_module(RunConfig.of(config), DataSpec.of(data), data).model
     dls = DataLoaders(loader, loader, device=torch.device("cpu"))
     with screen():
         Learner(dls, net, loss_func=F.cross_entropy, metrics=accuracy, cbs=[Stop()]).fit(1, 1e-3)
@@ -173,7 +174,7 @@ def usual_fit(case: Case, data: Any, seed: int = 0, anneal: bool = False, **limi
     """The usual set-up, fitted: fp32, NCHW, DataLoader with PIL transforms. Returns the trainer and the module."""
     hush()
     config = compose(case, ["channels_last=false", f"seed={seed}"])
-    module = Usual(build_module(about(config, data), data, seed=seed).model, anneal)
+    module = Usual(build_module(RunConfig.of(config), DataSpec.of(data), data, seed=seed).model, anneal)
     loader = DataLoader(_Pictures(*data._splits["train"]), case.batch, shuffle=True, drop_last=True)
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(accelerator="cpu", default_root_dir=folder, enable_model_summary=False, **limits)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from knep.engine.build import about
+from knep.config.schema import RunConfig
 from knep.engine.fit import fit_member
 from knep.ensemble.loop import fit
 from knep.ensemble.support import members_of
@@ -30,7 +30,7 @@ def members(names: Sequence[str], repeats: int) -> dict[str, Any]:
     for name in names:
         case = CASES[name]
         config = compose(case, ["trainer.max_epochs=1", f"data.limit={case.batch * (case.warm + case.steps)}"])
-        data, seeds = read(config), members_of(config, COUNT)
+        data, seeds = read(config), members_of(RunConfig.of(config), COUNT)
         ways: dict[str, Callable[[], Any]] = {
             "single": lambda seeds=seeds, data=data: _one_by_one(seeds, data),
             "in turn": lambda seeds=seeds, data=data: fit(seeds, data, together=False),
@@ -45,10 +45,10 @@ def members(names: Sequence[str], repeats: int) -> dict[str, Any]:
     return found
 
 
-def _one_by_one(seeds: Sequence[dict[str, Any]], data: Any) -> None:
-    for config in seeds:
+def _one_by_one(seeds: Sequence[RunConfig], data: Any) -> None:
+    for run in seeds:
         with tempfile.TemporaryDirectory() as folder, screen():
-            fit_member(about(config, data), data, Path(folder), config["seed"])
+            fit_member(run, data, Path(folder), run.seed)
 
 
 def _timed(run: Callable[[], Any]) -> Timing:

@@ -46,7 +46,7 @@ def sound() -> Iterator[Sound]:
 
 def _maker(lines: list[str], model: Callable[[], nn.Module] | None = None) -> Callable[[], Patient]:
     def build() -> Patient:
-        patient = from_config(compose_config(lines).config, lines)
+        patient = from_config(compose_config(lines).run, lines)
         torch.manual_seed(0)
         return patient if model is None else replace(patient, model=model())
 

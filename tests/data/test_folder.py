@@ -16,11 +16,11 @@ from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from knep.cli.train import main
+from knep.config.schema import DataSpec
 from knep.data.decode import check_headers, read_image
 from knep.data.folder_loader import Batches, FolderLoader, Images
 from knep.data.image_folder import ImageFolder
 from knep.data.listing import list_images
-from knep.engine.build import about
 from knep.errors import InputError
 
 
@@ -488,7 +488,7 @@ def test_the_bits_of_a_data_set_are_those_of_its_largest_number_and_stay_those_o
     assert capsys.readouterr().err.count("numbers of up to 11 bits") == 3
     data = folder(tmp_path / "images", cache=tmp_path / "c")
     assert data.bits == 11
-    assert about({}, data)["bits"] == 11
+    assert DataSpec.of(data).plain()["bits"] == 11
     old = ImageFolder(root=str(tmp_path / "images"), size=8, batch_size=4, workers=0, cache=tmp_path / "c")
     old.keep({})  # of a run from before its checkpoint told them
     old.prepare()
@@ -496,7 +496,7 @@ def test_the_bits_of_a_data_set_are_those_of_its_largest_number_and_stay_those_o
     for wrong in (7, 10**400, "12", None, [12]):
         with pytest.raises(InputError, match="its images have no bits"):
             old.keep({"bits": wrong})
-    assert "bits" not in about({}, folder(write_classes(tmp_path / "plain")[0].parent.parent))
+    assert "bits" not in DataSpec.of(folder(write_classes(tmp_path / "plain")[0].parent.parent)).plain()
 
 
 @pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", -3)])

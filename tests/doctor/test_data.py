@@ -63,12 +63,12 @@ def test_sound_data_have_no_finding(name):
 @pytest.mark.parametrize("scaling", ["unit", "symmetric", "standardize"])
 def test_a_sound_config_has_no_finding(scaling):
     lines = ["data=synthetic", "model=mlp", "data.images=400", "data.image_size=8", f"scaling={scaling}"]
-    assert Data(from_config(compose_config(lines).config, lines)).findings() == []
+    assert Data(from_config(compose_config(lines).run, lines)).findings() == []
 
 
 def test_a_config_without_scaling_is_told():
     lines = ["data=synthetic", "model=mlp", "data.images=400", "data.image_size=8", "scaling=none", "norm=none"]
-    found = Data(from_config(compose_config(lines).config, lines)).findings()
+    found = Data(from_config(compose_config(lines).run, lines)).findings()
     assert [(f.disease, f.certain) for f in found] == [("unscaled_inputs", True)]
 
 

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW
 
 import knep.doctor
 from knep.config.compose import compose_config
+from knep.config.schema import RunConfig
 from knep.doctor.findings import Finding, ranked
 from knep.doctor.live.callback import Doctor
 from knep.doctor.live.history import Stream, fresh
@@ -454,4 +455,4 @@ def test_the_doctor_is_refused_where_it_sees_no_whole_weights():
     with pytest.raises(InputError, match="callbacks=doctor"):
         compose_config(["data=digits", "trainer=fsdp", "recipe=none", "callbacks=doctor"])
     config = compose_config(["data=digits", "callbacks=doctor"]).config
-    assert supports(config) == "callbacks=doctor watches a single run"
+    assert supports(RunConfig.of(config)) == "callbacks=doctor watches a single run"

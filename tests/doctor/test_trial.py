@@ -23,7 +23,7 @@ _LINES = ["recipe=baseline", "data=synthetic", "data.images=400", "data.image_si
 
 def _patient(*more: str) -> patients.Patient:
     lines = [*_LINES, "trainer.precision=32-true", *more]
-    return patients.from_config(compose_config(lines).config, lines)
+    return patients.from_config(compose_config(lines).run, lines)
 
 
 def test_a_trial_leaves_the_patient_alone_and_repeats_itself():
@@ -263,7 +263,7 @@ def test_a_waist_of_one_number_is_found_in_a_run_that_goes_on_after_its_trial(mo
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1), nn.Linear(1, 10))
     lines = ["recipe=baseline", "data=digits", "optimizer.lr=0.01", "trainer.max_epochs=12"]
     monkeypatch.setattr(diagnose_module, "steps_of", lambda patient: 80)
-    patient = replace(patients.from_config(compose_config(lines).config, lines), model=net, precision="32-true")
+    patient = replace(patients.from_config(compose_config(lines).run, lines), model=net, precision="32-true")
     report = diagnose_module.diagnose(patient)
     assert report.measured["trial"]["ahead"] == patient.total_steps
     assert report.findings[0].disease == "too_little_capacity"

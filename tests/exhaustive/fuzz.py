@@ -157,7 +157,7 @@ def warm() -> None:
 
     assert knep.engine.fit
     assert knep.run.report
-    rehearse(compose_config(list(QUICK)).config)
+    rehearse(compose_config(list(QUICK)).run)
 
 
 def states(root: Path, count: int, seed: int, verbose: bool) -> Counter[str]:

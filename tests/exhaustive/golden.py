@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from knep.config.schema import DataSpec, RunConfig
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = {
     "mlp": [],
@@ -33,7 +35,7 @@ def losses(model: str, overrides: Sequence[str] = ()) -> list[float]:
     """
     from knep.config.compose import compose_config
     from knep.config.instantiate import instantiate
-    from knep.engine.build import about, build_module
+    from knep.engine.build import build_module
 
     torch.set_num_threads(1)
     synthetic = ["data=synthetic", "data.batch_size=32", "data.split_seed=0"]
@@ -41,7 +43,7 @@ def losses(model: str, overrides: Sequence[str] = ()) -> list[float]:
     cfg = compose_config(["recipe=digits_best", f"model={model}", *synthetic, *size, *MODELS[model], *overrides]).config
     data = instantiate(cfg["data"])
     data.prepare()
-    module = build_module(about(cfg, data), data, seed=0)
+    module = build_module(RunConfig.of(cfg), DataSpec.of(data), data, seed=0)
     module.model.double()
     module.train()
     optimizer = module.recipe.optimizer(module.model)

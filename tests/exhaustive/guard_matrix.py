@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow, instantiate
-from knep.engine.build import about
+from knep.config.schema import RunConfig
 from knep.engine.fit import fit_member
 from knep.errors import RunFailed
 from knep.guard import deferred
@@ -201,7 +201,7 @@ def try_case(case: Case, place: Path) -> str:
     poison = Poison(case)
     with fault(case, data), judged_late(case.variant == "late"), contextlib.redirect_stdout(io.StringIO()):
         try:
-            fit_member(about(config, data), data, place, config["seed"], [poison])
+            fit_member(RunConfig.of(config), data, place, config["seed"], [poison])
         except RunFailed as failed:
             return _stopped(case, place, str(failed))
     if case.action == "none":

@@ -18,6 +18,7 @@ import yaml
 from knep.config.catalog import CONF, options
 from knep.config.compose import compose_config
 from knep.config.instantiate import instantiate
+from knep.config.schema import RunConfig
 from knep.ensemble import members_of, supports
 from knep.ensemble.loop import fit
 from knep.errors import InputError
@@ -71,9 +72,9 @@ def states(members: Sequence[Any]) -> list[dict[str, torch.Tensor]]:
     return [m.module.state_dict() for m in members]
 
 
-def together_and_in_turn(configs: Sequence[Mapping[str, Any]], model: str) -> float:
+def together_and_in_turn(runs: Sequence[RunConfig], model: str) -> float:
     """The distance between the members in one pass and those in turn, the largest over the members."""
-    a, b = (states(fit(configs, data_of(model), together)) for together in (True, False))
+    a, b = (states(fit(runs, data_of(model), together)) for together in (True, False))
     return max(distance(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -81,8 +82,8 @@ def verdict(model: str, slot: str, option: str) -> str:
     """ "same", or what came instead."""
     try:
         cfg = compose_config([*TINY, *MODELS[model], f"{slot}={option}"]).config
-        reason = supports(cfg)
-        far = 0.0 if reason else together_and_in_turn(members_of(cfg, 2), model)
+        reason = supports(RunConfig.of(cfg))
+        far = 0.0 if reason else together_and_in_turn(members_of(RunConfig.of(cfg), 2), model)
     except InputError as error:
         return f"no such run: {error}"
     if reason:

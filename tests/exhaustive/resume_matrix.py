@@ -33,7 +33,7 @@ from lightning.pytorch import Callback
 from knep.config.catalog import SLOTS, options
 from knep.config.compose import compose_config
 from knep.config.instantiate import allow_typed, instantiate
-from knep.engine.build import about
+from knep.config.schema import RunConfig
 from knep.engine.fit import fit_member
 from knep.errors import InputError
 from knep.run.run import hush
@@ -110,7 +110,7 @@ def fit(
     seed = config["seed"]
     for i in range(members := config["averaging"].get("members", 1)):
         place = folder / f"member_{i}" if members > 1 else folder
-        stopped = fit_member(about(config, data), data, place, seed + i, strikes).interrupted
+        stopped = fit_member(RunConfig.of(config), data, place, seed + i, strikes).interrupted
         if stopped:
             return stopped
     return 0

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from knep.config.schema import RunConfig
+
 _USED = (
     "matplotlib.backends.backend_agg",
     "torch.utils.tensorboard",
@@ -37,7 +39,7 @@ def warm() -> None:
     PIL.Image.init()
     for data in options("data"):
         config = compose_config(["recipe=none", f"data={data}"]).config
-    rehearse(config | {"data": {"_target_": "knep.data.digits.Digits"}})
+    rehearse(RunConfig.of(config | {"data": {"_target_": "knep.data.digits.Digits"}}))
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -127,4 +127,4 @@ def _composed(lines: Sequence[str]) -> Patient:
 
     allow("scripts.clinic.cases.nets.")
     torch.set_num_threads(1)
-    return from_config(compose_config(list(lines)).config, list(lines))
+    return from_config(compose_config(list(lines)).run, list(lines))
