@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     cp.add_argument("option", metavar="group/option")
     cp.add_argument("folder", type=Path)
     cp.set_defaults(run=_cp)
+    new = commands.add_parser("new", help="the files of a new trick, in a clone of knep: knep new clip/mine")
+    new.add_argument("trick", metavar="slot/name")
+    new.set_defaults(run=_new)
     for name, (_, what) in _STUDIES.items():
         study = commands.add_parser(name, help=what)
         study.add_argument("words", nargs="*", metavar="KEY=VALUE")
@@ -118,8 +121,8 @@ _STUDIES = {
     "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
     "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
 }
-_COMMANDS = ("ls", "show", "cp", "plan", "doctor", *_STUDIES, "seeds", "evaluate", "predict", "export")
-_COMMANDS += ("import-unsafe", "train")
+_OF_RUNS = ("seeds", "evaluate", "predict", "export", "import-unsafe", "train")
+_COMMANDS = ("ls", "show", "cp", "new", "plan", "doctor", *_STUDIES, *_OF_RUNS)
 
 
 def _study(args: argparse.Namespace) -> None:
@@ -229,6 +232,12 @@ def _cp(args: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         print(shown(target))
+
+
+def _new(args: argparse.Namespace) -> None:
+    from knep.cli.new_trick import new
+
+    new(args.trick)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -210,7 +210,12 @@ def test_layers_that_compute_their_weight_are_averaged(old, tmp_path, monkeypatc
     module.model(torch.zeros(2, 4))  # the weight is computed from what was averaged
 
 
-ROWS = {"ema": _ema, "swa": _swa, "soup": _soup, "ensemble": _ensemble}
+ROWS = {
+    "ema": _ema,
+    "swa": _swa,
+    "soup": _soup,
+    "ensemble": _ensemble,
+}
 
 
 @pytest.mark.parametrize("option", ROWS)

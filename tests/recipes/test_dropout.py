@@ -93,7 +93,13 @@ def stochastic_depth():
     is_identity_in_eval(drop, torch.randn(2, 3, 4, 4))
 
 
-ROWS = {f.__name__: f for f in (alpha, dropblock, spatial, standard, stochastic_depth)}
+ROWS = {
+    "alpha": alpha,
+    "dropblock": dropblock,
+    "spatial": spatial,
+    "standard": standard,
+    "stochastic_depth": stochastic_depth,
+}
 ALL = [dropout.alpha, dropout.dropblock, dropout.spatial, dropout.standard, dropout.stochastic_depth]
 
 

@@ -124,7 +124,16 @@ def spectral():
     assert torch.equal(model.classifier.weight, classifier)
 
 
-ROWS = {f.__name__: f for f in (batch, ghost_batch, group, instance, layer, rms, spectral, weight)}
+ROWS = {
+    "batch": batch,
+    "ghost_batch": ghost_batch,
+    "group": group,
+    "instance": instance,
+    "layer": layer,
+    "rms": rms,
+    "spectral": spectral,
+    "weight": weight,
+}
 FILLS = [norm.batch, norm.ghost_batch, norm.group, norm.instance, norm.layer, norm.rms]
 
 

@@ -31,13 +31,13 @@ class Crafted(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(curve, folder, check_val_every_n_epoch=1, **hp):
+def fit(curve, folder, check_val_every_n_epoch=1, stop=Early, **hp):
     module = Crafted(curve)
     best = ModelCheckpoint(folder, filename="best", monitor="val/loss")
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=len(curve),
-        callbacks=[Early(**hp), best],
+        callbacks=[stop(**hp), best],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -58,7 +58,9 @@ def _stops_at_the_exact_epoch():
     assert weight == 3.0  # the best epoch's weight, not the last one's
 
 
-ROWS = {"early": _stops_at_the_exact_epoch}
+ROWS = {
+    "early": _stops_at_the_exact_epoch,
+}
 
 
 @pytest.mark.parametrize("option", ROWS)
