@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from knep.errors import InputError
 
 
 def find_folder(
-    name: str, root: str | None, needed: Sequence[str], places: Sequence[Path], download: Callable[[Path], object] | None
+    name: str,
+    root: str | None,
+    needed: Sequence[str],
+    places: Sequence[Path],
+    download: Callable[[Path], object] | None,
 ) -> Path:
     """The first folder that has a file for each of `needed`, plain or as .gz; a download into `root` where none has.
 
