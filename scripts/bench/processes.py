@@ -27,8 +27,8 @@ def startup(repeats: int, data: Sequence[str]) -> dict[str, Any]:
 
     data: the overrides that name the data set.
     """
-    target = {"data=fashion_mnist": "idx import FashionMnist as D"}.get(data[0], "synthetic import Synthetic as D")
-    options = "" if "idx" in target else "images=60000, image_size=28"
+    target = {"data=fashion_mnist": "mnist import FashionMnist as D"}.get(data[0], "synthetic import Synthetic as D")
+    options = "" if "mnist" in target else "images=60000, image_size=28"
     # Both leave without taking the interpreter down, which costs a second once torch is in it.
     baseline = f"import os, torch, lightning; from knep.data.{target}; D({options}).prepare(); os._exit(0)"
     taken: dict[str, list[float]] = {"help": [], "cfg": [], "first_step": [], "imports_and_data": []}
