@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from knep.config.instantiate import instantiate
 from knep.engine.build import about, build_module
+from knep.surgery.record import hooked
 
 
 @dataclass
@@ -37,18 +38,9 @@ def signal(config: Mapping[str, Any]) -> Signal:
     images = module.scaling(x).double()
     outputs: list[Tensor] = []
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    handles = [layer.register_forward_hook(_keep(outputs)) for layer in layers]
-    loss = nn.functional.cross_entropy(model(images), y)
-    for handle in handles:
-        handle.remove()
+    with hooked(layers, leave=lambda layer, args, output: outputs.append(output)):
+        loss = nn.functional.cross_entropy(model(images), y)
     gradients = torch.autograd.grad(loss, outputs)
     found.forward = [float(out.detach().std()) for out in outputs]
     found.backward = [float(gradient.std()) for gradient in gradients]
     return found
-
-
-def _keep(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(output)
-
-    return hook

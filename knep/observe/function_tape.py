@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from knep.observe.rows import Layer
-from knep.surgery.record import name_of
+from knep.surgery.record import Recorder, name_of
 
 _MULTIPLY = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _PRODUCTS = ("matmul", "__matmul__", "mm", "addmm")  # with a parameter, as users write x @ self.weight + self.bias
@@ -33,24 +31,29 @@ _FLAT: dict[str, Callable[[Tensor], Tensor]] = {
 _SEEN = {*_MULTIPLY, *_NORMS, *_RELUS, *_BENDS, *_ENDS, *_FLAT}
 
 
-class Tape(TorchFunctionMode):
-    """layers: a row for each call; last: the function of the last row, with the storage that it wrote."""
+class Tape(Recorder):
+    """Of passes of `images` images through a model, while it is open.
 
-    def __init__(self, images: int) -> None:
-        super().__init__()
+    layers: a row for each call; last: the function of the last row, with the storage that it wrote."""
+
+    def __init__(self, model: nn.Module, images: int) -> None:
+        self._paths = {module: path for path, module in model.named_modules()}
+        super().__init__(self._paths)
         self.images = images
         self.layers: list[Layer] = []
         self.called: set[str] = set()
         self.last: tuple[str, Tensor] | None = None
         self._axis = 1  # of the channels, as the last layer with weights left them
-        self._inside: list[tuple[str, nn.Module]] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = name_of(func), dict(kwargs or {})
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.called.add(self._paths[module])
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = name_of(func)
         if name in _DROPOUTS:  # what noise adds would pass for a signal
             return args[0]
         output = func(*args, **kwargs)
-        if not self._inside or not isinstance(output, Tensor) or not output.is_floating_point():
+        if not self.inside or not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         weight = _weight(name, args, kwargs)
         seen = name in _SEEN or weight is not None or _clamps(name, args, kwargs)
@@ -62,8 +65,8 @@ class Tape(TorchFunctionMode):
         if weight is not None:
             self._axis = 1 if function.startswith("conv") else output.ndim - 1
         axis = min(self._axis, output.ndim - 1)
-        path, module = self._inside[-1]
-        row = Layer(path or "model", type(module).__name__ if _leaf(module) else function, function)
+        module = self.inside[-1]
+        row = Layer(self._paths[module] or "model", type(module).__name__ if _leaf(module) else function, function)
         row.units, row.features = output.shape[axis], output.numel() // self.images
         with torch.no_grad():
             if weight is not None:
@@ -144,34 +147,3 @@ def _cosine(t: Tensor) -> float:
     unit = t / t.norm(dim=1, keepdim=True).clamp(min=torch.finfo(t.dtype).tiny)
     count = float(unit.square().sum())  # a row of zeros has no direction
     return (float(unit.sum(0).square().sum()) - count) / (n * (n - 1))
-
-
-@contextmanager
-def taped(model: nn.Module, images: int) -> Iterator[Tape]:
-    """The tape of the passes of `images` images that the model makes meanwhile."""
-    tape = Tape(images)
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(_entering(tape, path)))
-        handles.append(module.register_forward_hook(_leaving(tape), always_call=True))
-    try:
-        with tape:
-            yield tape
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _entering(tape: Tape, path: str) -> Any:
-    def enter(module: nn.Module, args: Any) -> None:
-        tape.called.add(path)
-        tape._inside.append((path, module))
-
-    return enter
-
-
-def _leaving(tape: Tape) -> Any:
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        tape._inside.pop()
-
-    return leave

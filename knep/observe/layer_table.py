@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from knep.surgery.record import hooked
+
 _SHOWN = ("largest", "mean", "std", "finite")
 
 
@@ -75,20 +77,18 @@ class Table:
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Table]:
     """Fills the table with what passes through `model` (its leaves, and itself) meanwhile."""
-    table, handles = Table(), []
+    table, paths = Table(), dict[nn.Module, str]()
     for path, module in model.named_modules():
         inner = [name for name, _ in module.named_children() if name != "parametrizations"]
         if path == "" or not (inner or "parametrizations" in path):
-            handles.append(module.register_forward_hook(_noting(table, path or "model")))
-    try:
+            paths[module] = path or "model"
+    with hooked(paths, leave=_noting(table, paths)):
         yield table
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _noting(table: Table, path: str) -> Any:
+def _noting(table: Table, paths: dict[nn.Module, str]) -> Any:
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        path = paths[module]
         if path != "model" and any(output is x for x in inputs):
             return  # a place that is empty
         row, number = Row(path, type(module).__name__), len(table.rows)
