@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from knep.config.instantiate import instantiate
 from knep.engine.build import about, build_module
+from knep.observe.layer_stats import LayerStats
 from knep.surgery.record import hooked
 
 
@@ -41,6 +42,6 @@ def signal(config: Mapping[str, Any]) -> Signal:
     with hooked(layers, leave=lambda layer, args, output: outputs.append(output)):
         loss = nn.functional.cross_entropy(model(images), y)
     gradients = torch.autograd.grad(loss, outputs)
-    found.forward = [float(out.detach().std()) for out in outputs]
-    found.backward = [float(gradient.std()) for gradient in gradients]
+    found.forward = [LayerStats.of(out).std for out in outputs]
+    found.backward = [LayerStats.of(gradient).std for gradient in gradients]
     return found
