@@ -8,6 +8,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from knep.errors import InputError
 from knep.recipes import activation, norm
+from knep.surgery.record import Recorder, hooked, name_of, surround
 
 TRICKS = [
     norm.batch,
@@ -121,3 +122,40 @@ def test_the_fused_path_of_transformers_has_the_new_norm(trick):
     h = layer.norm1(x + layer.self_attn(x, x, x)[0])
     with torch.no_grad():
         torch.testing.assert_close(model(x), layer.norm2(h + layer.linear2(layer.linear1(h).relu())))
+
+
+def test_hooks_are_taken_off_where_a_forward_raises_or_a_module_takes_none():
+    seen = []
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(RuntimeError), hooked(net.modules(), lambda m, *_: seen.append(m)):
+        net(torch.zeros(3, 5))
+    assert seen[:2] == [net, net[0]]
+    scripted = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(RuntimeError, match="ScriptModule"), hooked(scripted.modules(), print):
+        pass
+    for m in (*net.modules(), *scripted.modules()):
+        assert not m._forward_hooks
+        assert not m._forward_pre_hooks
+
+
+def test_a_recorder_follows_modules_and_functions_and_a_surrounded_model_gives_what_it_leaves():
+    class Twice(Recorder):
+        def __init__(self, modules=()):
+            super().__init__(modules)
+            self.seen = []
+
+        def leave(self, module, args, output):
+            self.seen.append(type(module).__name__)
+            return output * 2 if isinstance(module, nn.Sequential) else None
+
+        def function(self, func, args, kwargs):
+            self.seen.append((name_of(func), [type(m).__name__ for m in self.inside]))
+            return func(*args, **kwargs)
+
+    net, x = nn.Sequential(nn.ReLU()), torch.ones(2, 2)
+    with Twice(net.modules()) as twice:
+        net(x)
+    assert twice.seen == [("relu", ["Sequential", "ReLU"]), "ReLU", "Sequential", ("mul", [])]
+    surround(net, Twice)
+    assert torch.equal(net(x), 2 * x)
+    assert torch.equal(net(x), 2 * x)

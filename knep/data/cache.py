@@ -25,7 +25,7 @@ from torch import Tensor
 from knep.data.decode import read_image
 from knep.data.folder_loader import Batch, labels
 from knep.errors import InputError
-from knep.io.atomic import new_file, sync_folder
+from knep.io.atomic import replacing
 from knep.io.untrusted_folder import check_kind
 from knep.utils.text import shown
 
@@ -217,22 +217,14 @@ def _write(path: Path, source: Source, images: Iterable[tuple[Tensor, Tensor]]) 
     print(
         f"knep: caching {len(source.files):,} images, {source.length / 1e6:,.0f} MB, in {shown(path)}", file=sys.stderr
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     sums: list[int] = []
-    try:
-        with new_file(temporary) as f:
-            # A disk without room says so here, before hours of decoding.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(f.fileno(), 0, source.length)
-            for x, _ in images:
-                rows = x.reshape(len(x), -1).numpy()
-                sums += [zlib.crc32(row.data) for row in rows]
-                f.write(rows.data)
-            body = np.array(sums, dtype="<u4").tobytes() + source.head
-            f.write(body + struct.pack("<I", zlib.crc32(body)))
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as f:
+        # A disk without room says so here, before hours of decoding.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(f.fileno(), 0, source.length)
+        for x, _ in images:
+            rows = x.reshape(len(x), -1).numpy()
+            sums += [zlib.crc32(row.data) for row in rows]
+            f.write(rows.data)
+        body = np.array(sums, dtype="<u4").tobytes() + source.head
+        f.write(body + struct.pack("<I", zlib.crc32(body)))

@@ -173,19 +173,12 @@ def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def finding(
-    disease: str, evidence: str, gravity: float, *, certain: bool = True, layers: Sequence[str] = ()
+    disease: str, evidence: str, gravity: float, began: int | None = None, *, layers: Sequence[str] = (), **more: Any
 ) -> Finding:
-    """With the overrides and the advice of the table; gravity is cut to [0, 1]."""
-    about = diseases()[disease]
-    return Finding(
-        disease,
-        evidence,
-        min(1.0, max(0.0, gravity)),
-        certain,
-        tuple(layers),
-        overrides=about.overrides,
-        mend=about.mend,
-    )
+    """With what the table prescribes where `more` says nothing more exact; gravity is cut to [0, 1]."""
+    about, gravity = diseases()[disease], min(1.0, max(0.0, gravity))
+    more = {"overrides": about.overrides, "mend": about.mend} | more
+    return Finding(disease, evidence, gravity, layers=tuple(layers), began=began, **more)
 
 
 def named(paths: Sequence[str]) -> str:

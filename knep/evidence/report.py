@@ -14,6 +14,7 @@ from knep.evidence.effects import Records, Row, accuracy, plain
 from knep.evidence.stats import Effect
 from knep.io.atomic import write_atomic
 from knep.io.provenance import commit, hardware
+from knep.utils.html_page import html_page
 from knep.utils.plotting import svg
 
 _COLUMNS = ("trick", "compared", "test accuracy", "steps to target", "time", "memory", "p (Holm)", "verdict")
@@ -105,7 +106,6 @@ def write(folder: Path, found: Mapping[str, Any], rows: Sequence[Row], figures: 
 
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;width:100%;font-size:14px}td,th{padding:.25rem .6rem;text-align:left;"
     "border-bottom:1px solid #ddd}code{background:#f4f4f4;padding:.1rem .3rem}svg{max-width:100%;height:auto}"
     ".helps{color:#187a2f}.hurts{color:#b3261e}.warn{background:#fff3cd;padding:.5rem 1rem}"
@@ -143,5 +143,4 @@ def page(found: Mapping[str, Any], rows: Sequence[Row], figures: Mapping[str, An
     for name, arm in found["arms"].items():
         numbers = ", ".join(f"{100 * a:.2f}" for a in arm["test_acc"])
         parts.append(f"<tr><td>{e(name)}</td><td>{numbers}</td><td><code>{e(arm['command'])}</code></td></tr>")
-    body = "\n".join([*parts, "</table>"])
-    return f'<!doctype html><meta charset="utf-8"><title>{e(found["title"])}</title><style>{_STYLE}</style>\n{body}\n'
+    return html_page(found["title"], _STYLE, [*parts, "</table>"])

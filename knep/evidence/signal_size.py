@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +10,8 @@ from torch import Tensor, nn
 from knep.config.instantiate import instantiate
 from knep.config.schema import DataSpec, RunConfig
 from knep.engine.build import build_module
+from knep.observe.layer_stats import LayerStats
+from knep.surgery.record import hooked
 
 
 @dataclass
@@ -38,18 +38,9 @@ def signal(run: RunConfig) -> Signal:
     images = module.scaling(x).double()
     outputs: list[Tensor] = []
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    handles = [layer.register_forward_hook(_keep(outputs)) for layer in layers]
-    loss = nn.functional.cross_entropy(model(images), y)
-    for handle in handles:
-        handle.remove()
+    with hooked(layers, leave=lambda layer, args, output: outputs.append(output)):
+        loss = nn.functional.cross_entropy(model(images), y)
     gradients = torch.autograd.grad(loss, outputs)
-    found.forward = [float(out.detach().std()) for out in outputs]
-    found.backward = [float(gradient.std()) for gradient in gradients]
+    found.forward = [LayerStats.of(out).std for out in outputs]
+    found.backward = [LayerStats.of(gradient).std for gradient in gradients]
     return found
-
-
-def _keep(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(output)
-
-    return hook

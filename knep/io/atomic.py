@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,18 +18,34 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, text: str | bytes) -> None:
-    """Writes `text` to a temporary name beside `path`, then renames: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+@contextlib.contextmanager
+def replacing(path: Path, mark: str = "", *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file beside `path` to write into, which takes its name at the end: readers see the old file or the new one.
+
+    An error leaves the old one, and nothing beside it. mark: of the file's name meanwhile, by default the process's
+    number; durable: the name, too, is on the disk at the end.
+    """
+    temporary = path.with_name(f".{path.name}.{mark or os.getpid()}")
     try:
         with new_file(temporary) as f:
-            f.write(text.encode() if isinstance(text, str) else text)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
-    except OSError as error:
+        if durable:
+            sync_folder(path.parent)
+    except BaseException:
         with contextlib.suppress(OSError):  # the folder itself may be gone
             temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, text: str | bytes) -> None:
+    """`path` holds `text`, or what it held before."""
+    try:
+        with replacing(path, durable=False) as f:
+            f.write(text.encode() if isinstance(text, str) else text)
+    except OSError as error:
         error.filename = str(path)
         raise
 

@@ -5,7 +5,6 @@ The checksum is the comment of the zip archive that `torch.save` writes, so that
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -20,7 +19,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from knep.errors import InputError, RunFailed, is_full
-from knep.io.atomic import new_file, sync_folder
+from knep.io.atomic import replacing
 from knep.io.pickle_scan import foreign, overlaps
 from knep.io.run_folder import no_room
 from knep.utils.text import shown
@@ -58,36 +57,22 @@ def write(state: Mapping[str, Any], path: Path) -> None:
     The folder is there, or was removed while a run was in it: it is not made again.
     Raises RunFailed where there is no room, or where the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.part")
     noting: Any = None
     try:
-        with new_file(temporary) as f:
+        with replacing(path, "part") as f:
             noting = _Noting(f)
             torch.save(dict(state), noting)
             _seal(f)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a write that came up short as a RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise _failed(path, noting.error if noting and noting.error else error) from error
 
 
 def copy(source: Path, path: Path) -> None:
     """Makes `path` the same checkpoint as `source`, whole or not at all. Raises RunFailed as `write` does."""
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        with source.open("rb") as whole, new_file(temporary) as f:
+        with source.open("rb") as whole, replacing(path, "part") as f:
             shutil.copyfileobj(whole, f)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise _failed(path, error) from error
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from knep.observe.layer_stats import ENDS, LayerStats, alive, deviation, saturated, similarity
 from knep.observe.rows import Layer
-from knep.surgery.record import name_of
+from knep.surgery.record import Recorder, name_of
 
 _MULTIPLY = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _PRODUCTS = ("matmul", "__matmul__", "mm", "addmm")  # with a parameter, as users write x @ self.weight + self.bias
@@ -22,48 +20,46 @@ _BENDS = ("leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "elu_", "celu", 
           "hardswish", "softplus", "softsign", "logsigmoid")  # fmt: skip
 _ENDS = ("softmax", "log_softmax", "softmin")
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-# Where the slope is below 5 % of the largest: of sigmoid s(1 - s) < 0.05 / 4, of tanh 1 - t^2 < 0.05.
-_FLAT: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": lambda y: y * (1 - y) < 0.0125,
-    "tanh": lambda y: 1 - y * y < 0.05,
-    "hardtanh": lambda y: (y == y.amax()) | (y == y.amin()),
-    "relu6": lambda y: y == 6,
-    "hardsigmoid": lambda y: (y == 0) | (y == 1),
-}
-_SEEN = {*_MULTIPLY, *_NORMS, *_RELUS, *_BENDS, *_ENDS, *_FLAT}
+_SEEN = {*_MULTIPLY, *_NORMS, *_RELUS, *_BENDS, *_ENDS, *ENDS}
+_PRECISE = 2**20  # numbers from which on float64 costs more than it tells
 
 
-class Tape(TorchFunctionMode):
-    """layers: a row for each call; last: the function of the last row, with the storage that it wrote."""
+class Tape(Recorder):
+    """Of passes of `images` images through a model, while it is open.
 
-    def __init__(self, images: int) -> None:
-        super().__init__()
+    layers: a row for each call; last: the function of the last row, with the storage that it wrote."""
+
+    def __init__(self, model: nn.Module, images: int) -> None:
+        self._paths = {module: path for path, module in model.named_modules()}
+        super().__init__(self._paths)
         self.images = images
         self.layers: list[Layer] = []
         self.called: set[str] = set()
         self.last: tuple[str, Tensor] | None = None
         self._axis = 1  # of the channels, as the last layer with weights left them
-        self._inside: list[tuple[str, nn.Module]] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = name_of(func), dict(kwargs or {})
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.called.add(self._paths[module])
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = name_of(func)
         if name in _DROPOUTS:  # what noise adds would pass for a signal
             return args[0]
         output = func(*args, **kwargs)
-        if not self._inside or not isinstance(output, Tensor) or not output.is_floating_point():
+        if not self.inside or not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         weight = _weight(name, args, kwargs)
         seen = name in _SEEN or weight is not None or _clamps(name, args, kwargs)
         if seen and output.numel() and output.numel() % self.images == 0:
-            self._note(_known_as(name.rstrip("_"), args, kwargs), args, weight, output)
+            self._note(_known_as(name.rstrip("_"), args, kwargs), args, kwargs, weight, output)
         return output
 
-    def _note(self, function: str, args: tuple[Any, ...], weight: Tensor | None, output: Tensor) -> None:
+    def _note(self, function: str, args: Any, kwargs: Any, weight: Tensor | None, output: Tensor) -> None:
         if weight is not None:
             self._axis = 1 if function.startswith("conv") else output.ndim - 1
         axis = min(self._axis, output.ndim - 1)
-        path, module = self._inside[-1]
-        row = Layer(path or "model", type(module).__name__ if _leaf(module) else function, function)
+        module = self.inside[-1]
+        row = Layer(self._paths[module] or "model", type(module).__name__ if _leaf(module) else function, function)
         row.units, row.features = output.shape[axis], output.numel() // self.images
         with torch.no_grad():
             if weight is not None:
@@ -71,6 +67,8 @@ class Tape(TorchFunctionMode):
                 row.width = args[0].numel() // self.images if isinstance(args[0], Tensor) else row.fan_in
                 row.scale = float(weight.detach().float().square().mean().sqrt()) * math.sqrt(row.fan_in)
             describe(row, output.detach(), self.images, axis)
+            if function in ENDS:
+                row.saturated = float(saturated(function, output.detach(), *_limits(args, kwargs)))
         self.layers.append(row)
         self.last = (function, output)
         if output.requires_grad:
@@ -79,10 +77,15 @@ class Tape(TorchFunctionMode):
 
 def _known_as(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """A hard tanh that ends at 0 and 6 is a ReLU6, and what clamps at 0 a ReLU."""
-    low = args[1] if len(args) > 1 else kwargs.get("min_val", kwargs.get("min", -1.0))
-    if name == "hardtanh" and low == 0:
+    if name == "hardtanh" and _limits(args, kwargs)[0] == 0:
         return "relu6"
     return "relu" if name in ("clamp", "clamp_min") else name
+
+
+def _limits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
+    """Where a hard tanh ends."""
+    given = {"min_val": -1.0, "max_val": 1.0} | dict(zip(("min_val", "max_val"), args[1:], strict=False)) | kwargs
+    return given["min_val"], given["max_val"]
 
 
 def _clamps(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -115,63 +118,19 @@ def _leaf(module: nn.Module) -> bool:
 
 def _returned(row: Layer, gradient: Tensor, images: int) -> None:
     g = gradient.detach().double()
-    row.gradient = (row.gradient or 0.0) + float(g.std(correction=0))
+    row.gradient = (row.gradient or 0.0) + float(deviation(g))
     row.flow = (row.flow or 0.0) + float(g.norm()) * math.sqrt(images)
 
 
 def describe(row: Layer, output: Tensor, images: int, axis: int) -> None:
     """Fills the row with the statistics of an output whose first axis counts `images`, or parts of images in turn."""
-    good = output.isfinite()
-    row.finite = float(good.float().mean())
-    if row.finite == 1:
-        t = output.reshape(images, -1).double() if output.numel() < 2**20 else output.reshape(images, -1).float()
-        row.mean, row.size = float(t.mean()), float(t.square().mean().sqrt())
-        row.std = float(t.std(correction=0))
+    t = output.reshape(images, -1).to(torch.float64 if output.numel() < _PRECISE else torch.float32)
+    stats = LayerStats.of(t)
+    row.finite = stats.finite
+    if stats.finite == 1:
+        row.mean, row.std, row.size = stats.mean, stats.std, float(t.square().mean().sqrt())
         between = float(t.var(0, correction=0).mean().sqrt())
         row.spread = between / row.size if row.size > 0 else 0.0
-        row.cosine = _cosine(t)
+        row.cosine = float(similarity(t))
     if row.function in (name.rstrip("_") for name in _RELUS):
-        row.dead = float((output <= 0).movedim(axis, 0).flatten(1).all(1).float().mean())
-    if row.function in _FLAT:
-        row.saturated = float(_FLAT[row.function](output).float().mean())
-
-
-def _cosine(t: Tensor) -> float:
-    """Mean over pairs of different rows."""
-    n = len(t)
-    if n < 2:
-        return 1.0
-    unit = t / t.norm(dim=1, keepdim=True).clamp(min=torch.finfo(t.dtype).tiny)
-    count = float(unit.square().sum())  # a row of zeros has no direction
-    return (float(unit.sum(0).square().sum()) - count) / (n * (n - 1))
-
-
-@contextmanager
-def taped(model: nn.Module, images: int) -> Iterator[Tape]:
-    """The tape of the passes of `images` images that the model makes meanwhile."""
-    tape = Tape(images)
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(_entering(tape, path)))
-        handles.append(module.register_forward_hook(_leaving(tape), always_call=True))
-    try:
-        with tape:
-            yield tape
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _entering(tape: Tape, path: str) -> Any:
-    def enter(module: nn.Module, args: Any) -> None:
-        tape.called.add(path)
-        tape._inside.append((path, module))
-
-    return enter
-
-
-def _leaving(tape: Tape) -> Any:
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        tape._inside.pop()
-
-    return leave
+        row.dead = float((~alive(output, axis)).float().mean())

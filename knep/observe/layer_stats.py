@@ -1,12 +1,13 @@
-"""What a look at a training step reads of its input and of each layer's output.
+"""Statistics of layers, computed here alone: `LayerStats` of a tensor; units that are dead, values that are saturated.
 
-Numbers of layers stay on the device until the look is closed: a wait for each would cost more than the step.
+A look at a training step reads them of its input and of each layer's output. Numbers of layers stay on the device until
+the look is closed, as a wait for each would cost more than the step: `signal` has the formulas, 0-dim, of a sample.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,44 +16,63 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from knep.observe.update_stats import Weight, read
+from knep.observe.update_stats import UpdateStats, read
 
 _IMAGES, _FEWER = 64, 24  # of a batch that a reading takes in; that it compares with each other
 _NUMBERS, _LEAST = 2**18, 8  # that a mean or a deviation is of where images have many, and the images at the least
 _SETTLED = 40  # steps after which statistics of momentum 0.1 are those of the present weights
-_FLAT = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh)
+_FLAT = {nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.Hardsigmoid: "hardsigmoid", nn.Hardtanh: "hardtanh"}
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)
+# Where the slope is below 5 % of the largest: of sigmoid s(1 - s) < 0.05 / 4, of tanh 1 - t^2 < 0.05; elsewhere an end.
+ENDS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "sigmoid": lambda y, low, high: y * (1 - y) < 0.0125,
+    "tanh": lambda y, low, high: 1 - y * y < 0.05,
+    "hardtanh": lambda y, low, high: (y <= low) | (y >= high),
+    "relu6": lambda y, low, high: y >= 6,
+    "hardsigmoid": lambda y, low, high: (y <= 0) | (y >= 1),
+}
 
 
 @dataclass
-class Values:
-    """Of a tensor's numbers (N, ...): mean, standard deviation, largest absolute one, the finite share; apart: the mean
-    deviation between the first of the N items, 0 where all are the same.
-    """
+class LayerStats:
+    """Of the finite numbers of a tensor: the largest absolute one, mean, standard deviation; and the finite share."""
 
+    largest: float
     mean: float
     std: float
-    largest: float
     finite: float
-    apart: float
 
     @classmethod
-    def of(cls, t: Tensor) -> Values:
-        values = t.detach()[:_IMAGES].float()
+    def of(cls, values: Tensor) -> LayerStats:
+        """In the tensor's own precision: float64 where nothing may overflow, float32 where time counts."""
         if not values.numel():
-            return cls(0.0, 0.0, 0.0, 1.0, 0.0)
-        found = cls._read(values, 1.0)
-        if math.isfinite(found.std):
-            return found
-        whole = values.isfinite()
-        return cls._read(torch.where(whole, values, 0), float(whole.float().mean()))
+            return cls(0.0, 0.0, 0.0, 1.0)
+        good = values.detach()
+        mean, std, low, high = read([good.mean(), deviation(good), *good.aminmax()])
+        if not math.isfinite(std):
+            good = good[good.isfinite()]
+            if not len(good):
+                return cls(0.0, 0.0, 0.0, 0.0)
+            mean, std, low, high = read([good.mean(), deviation(good), *good.aminmax()])
+        return cls(max(abs(low), abs(high)), mean, std, good.numel() / values.numel())
+
+
+@dataclass
+class Values(LayerStats):
+    """Of the first items of a batch (N, ...); apart: the mean deviation between them, 0 where all are the same, and
+    where not all numbers are finite.
+    """
+
+    apart: float = 0.0
 
     @classmethod
-    def _read(cls, values: Tensor, finite: float) -> Values:
-        std, few = deviation(values), values[:_FEWER] - values[0]
-        apart = (few - few.mean(0)).square().mean(0).sqrt().mean() if len(few) > 1 else std
-        mean, std, low, high, apart = read([values.mean(), std, *values.aminmax(), apart])
-        return cls(mean, std, max(-low, high), finite, apart)
+    def of(cls, values: Tensor) -> Values:
+        values = values.detach()[:_IMAGES].float()
+        found = cls(**vars(LayerStats.of(values)))
+        if values.numel() and found.finite == 1:
+            few = values[:_FEWER] - values[0]
+            found.apart = float((few - few.mean(0)).square().mean(0).sqrt().mean()) if len(few) > 1 else found.std
+        return found
 
 
 def sample(t: Tensor) -> Tensor:
@@ -62,9 +82,13 @@ def sample(t: Tensor) -> Tensor:
 
 
 def deviation(values: Tensor) -> Tensor:
-    """Standard deviation, 0-dim, exactly 0 of equal values: quick passes in place of the slow one of torch.std."""
+    """Standard deviation, 0-dim, exactly 0 of equal values: quick passes in place of the slow one of torch.std.
+
+    A mean of squares, since the norm of a million float32 numbers is wrong by 1e-5 on CPUs.
+    """
     apart = values - values.flatten()[0]
-    return (apart - apart.mean()).norm() / math.sqrt(values.numel())
+    apart -= apart.mean()
+    return apart.square_().mean().sqrt()
 
 
 @dataclass
@@ -104,24 +128,27 @@ def signal(output: Tensor) -> Iterator[Reading]:
     """Of any layer's output (N, ...)."""
     values = sample(output)
     yield from (("mean", values.mean()), ("std", deviation(values)))
-    yield "similarity", _similarity(output.detach()[:_FEWER].float())
+    yield "similarity", similarity(output.detach()[:_FEWER].float())
 
 
 def ends(layer: Layer, module: nn.Module, output: Tensor) -> Iterator[Reading]:
     """Of the output (N, C, ...) of a rectifier, or of what has flat ends: the units or values that do not react."""
     values = output.detach()[:_IMAGES]
+    name = next((name for kind, name in _FLAT.items() if isinstance(module, kind)), None)
     if isinstance(module, _RECTIFIERS):
         yield from rectified(layer, values)
-    elif isinstance(module, _FLAT):
-        yield "saturated", _saturated(values.float(), module)
+    elif name is not None:
+        low, high = getattr(module, "min_val", 0.0), getattr(module, "max_val", 1.0)
+        yield "saturated", saturated(name, values.float(), low, high)
 
 
 def rectified(layer: Layer, output: Tensor) -> Iterator[Reading]:
     """Of the output of a rectifier, also of a function such as F.relu: what share of its units no image reaches."""
     values = output.detach()[:_IMAGES]
     if values.ndim > 1:
-        layer.alive = _alive(values)
-        yield "dead", 1 - layer.alive.float().mean()
+        # The last axis has the units where the module works on tokens.
+        layer.alive = alive(values, 1 if values.ndim in (2, 4, 5) else values.ndim - 1)
+        yield "dead", (~layer.alive).float().mean()
 
 
 def looks_rectified(t: Tensor) -> Tensor:
@@ -130,28 +157,23 @@ def looks_rectified(t: Tensor) -> Tensor:
     return (values >= 0).all() & ((values == 0).float().mean() > 0.05)
 
 
-def _alive(values: Tensor) -> Tensor:
-    """Which units (C,) are above 0 somewhere; the last axis has them where the module works on tokens."""
-    axis = 1 if values.ndim in (2, 4, 5) else values.ndim - 1
-    # In float32 many times as fast as comparing in half precision; NaN is not dead.
-    return ~(values.float().amax([i for i in range(values.ndim) if i != axis]) <= 0)
+def alive(values: Tensor, axis: int) -> Tensor:
+    """Which units (C,), along the axis, are above 0 somewhere; NaN is not dead."""
+    wide = values if values.dtype.itemsize > 2 else values.float()  # many times as fast as half precision
+    others = [i for i in range(values.ndim) if i != axis]
+    return ~((wide.amax(others) if others else wide) <= 0)
 
 
-def _saturated(values: Tensor, module: nn.Module) -> Tensor:
-    """The share of values whose slope is below a tenth of the largest one."""
-    if isinstance(module, nn.Sigmoid):
-        return (values * (1 - values) < 0.025).float().mean()
-    if isinstance(module, nn.Tanh):
-        return (1 - values * values < 0.1).float().mean()
-    low, high = (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0.0, 1.0)
-    return ((values <= low) | (values >= high)).float().mean()
+def saturated(function: str, values: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """The share of an activation's values that lie at its flat ends, 0-dim; low, high: where a hard tanh ends."""
+    return ENDS[function](values, low, high).float().mean()
 
 
-def _similarity(values: Tensor) -> Tensor:
-    """The mean cosine between two different rows of (N, ...)."""
+def similarity(values: Tensor) -> Tensor:
+    """The mean cosine between two different rows of (N, ...), 0-dim; a row of zeros has no direction."""
     flat = values.flatten(1) if values.ndim > 1 else values[:, None]
     n = len(flat)
-    unit = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    unit = flat / flat.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
     return (unit.sum(0).square().sum() - unit.square().sum()) / max(1, n * (n - 1))
 
 
@@ -187,7 +209,7 @@ class Look:
     classes: int = 0
     doubled: bool | None = None  # the loss is the cross-entropy of these probabilities as scores; None: unknown
     layers: list[Layer] = field(default_factory=list)
-    weights: list[Weight] = field(default_factory=list)
+    weights: list[UpdateStats] = field(default_factory=list)
     clipped: float | None = None
     rates: list[tuple[float, float, float]] = field(default_factory=list)
 

@@ -7,29 +7,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from knep.observe.layer_stats import LayerStats
+from knep.surgery.record import hooked
+
 _SHOWN = ("largest", "mean", "std", "finite")
-
-
-@dataclass
-class Stats:
-    """Of the finite numbers of a tensor: the largest absolute one, mean, standard deviation; and the finite share."""
-
-    largest: float
-    mean: float
-    std: float
-    finite: float
-
-    @classmethod
-    def of(cls, t: Tensor) -> Stats:
-        values = t.detach().double().flatten()
-        good = values[torch.isfinite(values)]
-        if not len(good):
-            return cls(0.0, 0.0, 0.0, 0.0 if len(values) else 1.0)
-        largest, mean, std = float(good.abs().max()), float(good.mean()), float(good.std(correction=0))
-        return cls(largest, mean, std, len(good) / len(values))
 
 
 @dataclass
@@ -38,8 +21,8 @@ class Row:
 
     path: str
     kind: str
-    output: Stats | None = None
-    gradient: Stats | None = None
+    output: LayerStats | None = None
+    gradient: LayerStats | None = None
 
 
 @dataclass
@@ -75,20 +58,18 @@ class Table:
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Table]:
     """Fills the table with what passes through `model` (its leaves, and itself) meanwhile."""
-    table, handles = Table(), []
+    table, paths = Table(), dict[nn.Module, str]()
     for path, module in model.named_modules():
         inner = [name for name, _ in module.named_children() if name != "parametrizations"]
         if path == "" or not (inner or "parametrizations" in path):
-            handles.append(module.register_forward_hook(_noting(table, path or "model")))
-    try:
+            paths[module] = path or "model"
+    with hooked(paths, leave=_noting(table, paths)):
         yield table
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _noting(table: Table, path: str) -> Any:
+def _noting(table: Table, paths: dict[nn.Module, str]) -> Any:
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        path = paths[module]
         if path != "model" and any(output is x for x in inputs):
             return  # a place that is empty
         row, number = Row(path, type(module).__name__), len(table.rows)
@@ -96,10 +77,10 @@ def _noting(table: Table, path: str) -> Any:
         first = next(iter(_tensors(output)), None)
         if first is None:
             return
-        row.output = Stats.of(first)
+        row.output = LayerStats.of(first.detach().double())
 
         def note_gradient(gradient: Tensor) -> None:
-            row.gradient = Stats.of(gradient)
+            row.gradient = LayerStats.of(gradient.double())
             table.backward.append(number)
 
         if first.requires_grad:
@@ -133,7 +114,7 @@ def show(table: Table) -> Any:
     return made
 
 
-def _cells(stats: Stats | None) -> list[str]:
+def _cells(stats: LayerStats | None) -> list[str]:
     if stats is None:
         return ["-"] * len(_SHOWN)
     return [f"{stats.largest:.3g}", f"{stats.mean:.3g}", f"{stats.std:.3g}", f"{stats.finite:.1%}"]

@@ -59,8 +59,8 @@ class Layer:
 
 @dataclass
 class Weight:
-    """One parameter. gradient: norm, None where the backward pass does not reach it; zeros: share of the gradient that
-    is exactly zero; trainable: requires_grad."""
+    """One parameter in a pass, before any step. gradient: norm, None where the backward pass does not reach it; zeros:
+    share of the gradient that is exactly zero; trainable: requires_grad."""
 
     name: str
     ndim: int

@@ -26,6 +26,7 @@ from knep.observe.layer_stats import (
 )
 from knep.observe.update_stats import dense, lengths, read, weights_of
 from knep.optim.gradients import HALF
+from knep.surgery.record import hooks_on
 
 _MOST_CALLS = 400  # of modules in a forward
 
@@ -64,11 +65,10 @@ class Eye:
 
     def _install(self, door: nn.Module, told: bool) -> Iterator[Any]:
         if not compiled(door):
-            yield door.register_forward_pre_hook(self._begin)
-            yield door.register_forward_hook(self._end)
+            yield from hooks_on([door], self._begin, self._end)
         for path, module in open_modules(self._model):
             if path and not any(True for _ in module.children()):
-                yield module.register_forward_hook(functools.partial(self._passed, path))
+                yield from hooks_on([module], leave=functools.partial(self._passed, path))
         for p in () if told else self._model.parameters():
             if p.requires_grad and p.is_leaf:
                 yield p.register_post_accumulate_grad_hook(self._accumulated)
@@ -94,7 +94,7 @@ class Eye:
     def _open(self) -> bool:
         return not self._seen and torch.is_grad_enabled() and len(self.look.layers) < _MOST_CALLS
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         first = next((a for a in args if isinstance(a, Tensor)), None)
         if self._open() and first is not None and (first.is_floating_point() or first.dtype == torch.uint8):
             self.look.input, self._data = Values.of(first), first.data_ptr()

@@ -13,10 +13,12 @@ from knep.optim.gradients import HALF
 
 
 @dataclass
-class Weight:
-    """A parameter at a step: norms of its gradient (None without one) and of itself, ||dw|| / ||w|| of the step; stuck:
-    of half precision, the share of its elements with gradient that the step left as they were; alike: all rows of the
-    weight are equal, and all rows of its gradient.
+class UpdateStats:
+    """What a step did to a parameter.
+
+    Norms of its gradient (None without one) and of itself; update: ||dw|| / ||w||; stuck: of half precision, the share
+    of its elements with gradient that the step left as they were; alike: all rows of the weight are equal, and all rows
+    of its gradient.
     """
 
     path: str
@@ -56,7 +58,7 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def weights_of(named: Mapping[str, Tensor], before: dict[str, Tensor], rows: bool) -> list[Weight]:
+def weights_of(named: Mapping[str, Tensor], before: dict[str, Tensor], rows: bool) -> list[UpdateStats]:
     """The readings of parameters behind a step.
 
     before: copies from in front of it, of those whose step is measured; they are used up. rows: whether the rows of
@@ -64,7 +66,7 @@ def weights_of(named: Mapping[str, Tensor], before: dict[str, Tensor], rows: boo
     """
     weights = {name: p.detach() for name, p in named.items()}
     arrived = {name: dense(p.grad.detach()) for name, p in named.items() if p.grad is not None}
-    found = {name: Weight(name, w.ndim > 1) for name, w in weights.items()}
+    found = {name: UpdateStats(name, w.ndim > 1) for name, w in weights.items()}
     for name in [name for name, w in weights.items() if rows and w.ndim > 1]:
         found[name].alike = all(
             _alike(t) for t in (before.get(name, weights[name]), arrived.get(name)) if t is not None

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from knep.errors import InputError, NoEffectError
 from knep.surgery.edit import Change, bare
 from knep.surgery.gain import gains_of
-from knep.surgery.record import like, mode
+from knep.surgery.record import hooked, like, mode
 from knep.surgery.weights import Fans, Weight, assign, covered, fans, fill, groups_of, rms
 from knep.utils.validation import check
 
@@ -268,13 +268,8 @@ def lsuv(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
 
 def _observe(model: nn.Module, sample: Tensor, layers: list[nn.Module], hook: Callable[..., Any]) -> None:
     """One forward pass in eval mode with `hook` behind each of the layers; every module's mode is restored."""
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        with torch.no_grad(), mode(model, False):
-            model(like(model, sample))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), mode(model, False), hooked(layers, leave=hook):
+        model(like(model, sample))
 
 
 def patch_covariance(x_NCHW: Tensor, kernel: tuple[int, int]) -> Tensor:

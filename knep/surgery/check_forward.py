@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
+from knep.surgery.record import hooked, mode
 
 
 def expects(layer: nn.Module) -> str:
@@ -35,26 +36,19 @@ def probe(model: nn.Module, sample: Tensor) -> Any:
     inside: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
     names = {module: path for path, module in model.named_modules()}
 
-    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def enter(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         inside.append((names[module], module, inputs))
 
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         inside.pop()
 
-    modes = {module: module.training for module in names}
-    hooks = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
     try:
-        with torch.no_grad():
-            return model.eval()(sample[:2])
+        with torch.no_grad(), mode(model, False), hooked(names, enter, leave):
+            return model(sample[:2])
     except InputError:
         raise
     except Exception as error:  # another's forward may raise anything
         raise InputError(_told(model, sample, inside, error)) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _told(model: nn.Module, sample: Tensor, inside: list[Any], error: Exception) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from knep.surgery.record import BENDS, BENDS_OR_GATES, like, mode, name_of
+from knep.surgery.record import BENDS, BENDS_OR_GATES, Recorder, mode, name_of, ready
 
 _PASSED = (
     {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "native_batch_norm", "native_layer_norm"}
@@ -24,31 +23,31 @@ _PASSED = (
 )
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(Recorder):
     """Which layers' outputs an activation reads first, and its gain; outputs are kept, so that no id comes again."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__(layers)
         self.carried: dict[int, set[nn.Module]] = {}
         self.kept: list[Any] = []
         self.gains: dict[nn.Module, float] = {}
 
-    def leave(self, layer: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
-            self._carry(output, {layer})
+            self._carry(output, {module})
 
     def _carry(self, output: Tensor, layers: set[nn.Module]) -> None:
         self.carried[id(output)] = layers
         self.kept.append(output)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         read = [id(t) for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
         layers = {layer for i in read for layer in self.carried.get(i, ())}
-        output = func(*args, **(kwargs or {}))
+        output = func(*args, **kwargs)
         name = name_of(func)
         if layers and name in (*BENDS, *BENDS_OR_GATES):
             for layer in layers:
-                self.gains.setdefault(layer, gain_of(func, args[1:], kwargs or {}))
+                self.gains.setdefault(layer, gain_of(func, args[1:], kwargs))
         for t in pytree.tree_leaves(output):
             if isinstance(t, Tensor) and (name in _PASSED or id(t) in self.carried):
                 self._carry(t, layers if name in _PASSED else set())
@@ -68,12 +67,6 @@ def gain_of(function: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | 
 
 def gains_of(model: nn.Module, sample: Tensor, layers: list[nn.Module]) -> dict[nn.Module, float]:
     """The gain that each of the layers asks for when the model reads two images of the sample, unitless."""
-    watch = _Watch()
-    hooks = [layer.register_forward_hook(watch.leave) for layer in layers]
-    try:
-        with torch.no_grad(), mode(model, False), watch:
-            model(like(model, sample[:2]))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), mode(model, False), _Watch(layers) as watch:
+        model(ready(model, sample))
     return {layer: watch.gains.get(layer, 1.0) for layer in layers}

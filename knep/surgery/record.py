@@ -1,9 +1,13 @@
-"""What one pass of a sample through a model shows, and a model's own state kept while it runs."""
+"""What passes through a model shows: here alone are hooks put on modules and torch functions seen as they are called.
+
+`hooks_on` puts the hooks, `hooked` takes them off at the end, `Recorder` follows modules and functions together; what a
+reader keeps of that is its own. A model's own state is kept meanwhile.
+"""
 
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 # Functions that bend a signal, by the name that module, function and method share.
 BENDS = ("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "elu_", "celu", "selu", "gelu",
@@ -55,6 +60,96 @@ def ready(model: nn.Module, sample: Tensor) -> Tensor:
     return like(model, sample[:2])
 
 
+def hooks_on(
+    modules: Iterable[nn.Module],
+    enter: Callable[..., Any] | None = None,
+    leave: Callable[..., Any] | None = None,
+    *,
+    always: bool = False,
+) -> Iterator[RemovableHandle]:
+    """Puts `enter(module, args, kwargs)` in front of each module's calls, `leave(module, args, output)` behind them.
+
+    What `leave` returns takes the place of the output. always: it is called behind a call that raised, too.
+    """
+    for m in modules:
+        if enter is not None:
+            yield m.register_forward_pre_hook(enter, with_kwargs=True)
+        if leave is not None:
+            yield m.register_forward_hook(leave, always_call=always)
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], *hooks: Any, **how: Any) -> Iterator[None]:
+    """`hooks_on`, until the end, also by an error."""
+    handles: list[RemovableHandle] = []
+    try:
+        handles.extend(hooks_on(modules, *hooks, **how))  # TorchScript takes none: what has them by then loses them
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Recorder(TorchFunctionMode):
+    """Follows what runs while it is open: calls of the modules, and of torch functions and methods.
+
+    A kind of recorder says what it keeps: `enter` is called in front of a module's call, `leave` behind it, with output
+    None where it raised, and `function` in place of a torch function. inside: the modules that run, innermost last.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.inside: list[nn.Module] = []
+        self._modules = modules
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pass
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        pass
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.inside.append(module)
+        self.enter(module, args, kwargs)
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        self.inside.pop()
+        return self.leave(module, args, output)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.function(func, args, dict(kwargs or {}))
+
+    def __enter__(self) -> Any:
+        self._hooks = hooked(self._modules, self._begin, self._end, always=True)
+        self._hooks.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
+
+
+def surround(model: nn.Module, make: Callable[[], Recorder]) -> None:
+    """Runs every forward of the model in a recorder of its own from here on, whose `leave` may give another output.
+
+    Hooks rather than a module around it, so that the parameters keep their names.
+    """
+    running: list[Recorder] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        running.append(make().__enter__())
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        recorder = running.pop()
+        recorder.__exit__(None, None, None)
+        return recorder.leave(module, args, output)
+
+    list(hooks_on([model], enter, leave, always=True))
+
+
 class Bend:
     """One call of an activation, by a module or, in the forward of `module`, by a function of this name."""
 
@@ -62,7 +157,7 @@ class Bend:
         self.module, self.function, self.input, self.output = module, function, input, output
 
 
-class Pass(TorchFunctionMode):
+class Pass(Recorder):
     """What one pass in eval mode, without gradients, shows of each module.
 
     start: when its first call began, with those of all modules on one clock; end: when it ended; times: calls;
@@ -72,7 +167,7 @@ class Pass(TorchFunctionMode):
     """
 
     def __init__(self, model: nn.Module, sample: Tensor) -> None:
-        super().__init__()
+        super().__init__(model.modules())
         self.clock, self.times = 0, Counter[nn.Module]()
         self.start: dict[nn.Module, int] = {}
         self.end: dict[nn.Module, int] = {}
@@ -80,39 +175,30 @@ class Pass(TorchFunctionMode):
         self.adds: set[nn.Module] = set()
         self.to_last = False
         self.seen: list[Bend] = []
-        self._inside: list[nn.Module] = []
-        hooks = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in model.modules()]
-        hooks += [m.register_forward_hook(self._leave) for m in model.modules()]
-        try:
-            with torch.no_grad(), mode(model, False), self:
-                model(ready(model, sample))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with torch.no_grad(), mode(model, False), self:
+            model(ready(model, sample))
 
     def _tick(self) -> int:
         self.clock += 1
         return self.clock
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inside.append(module)
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.times[module] += 1
         self.start.setdefault(module, self._tick())
         if module not in self.given:
             names = list(inspect.signature(module.forward).parameters)
             self.given[module] = dict(zip(names, args, strict=False)) | kwargs
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._inside.pop()
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.end.setdefault(module, self._tick())
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             self.seen.append(Bend(module, None, args[0], output))
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = func(*args, **kwargs)
         name = name_of(func)
         self.to_last |= name == "permute" and _axes(args) == [0, 2, 3, 1]
-        owner = self._inside[-1] if self._inside else None
+        owner = self.inside[-1] if self.inside else None
         if owner is None or not args:
             return output
         if name in _ADDITIONS and _same_shape(*args[:2]):
@@ -152,14 +238,9 @@ def same_in_training(
         if not _equal(own, other):
             found[module] = "torch.fx reads its forward wrongly"
 
-    hooks = [m.register_forward_pre_hook(compare, with_kwargs=True) for m in forwards]
-    try:
-        with torch.no_grad(), mode(model, False):
-            images = ready(model, sample)
-            model(torch.cat([images, images]) if len(images) == 1 else images)  # batch norm trains on two at least
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), mode(model, False), hooked(forwards, compare):
+        images = ready(model, sample)
+        model(torch.cat([images, images]) if len(images) == 1 else images)  # batch norm trains on two at least
     return found
 
 
@@ -204,18 +285,13 @@ def calls(model: nn.Module, sample: Tensor, *, training: bool = False) -> list[C
         if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
             seen.append(Call(module, inputs[0], output, output._version))
 
-    modes = {m: m.training for m in model.modules()}
     buffers = {b: b.clone() for b in model.buffers()} if training else {}
     images = sample[:2] if len(sample) > 1 or not training else sample.expand(2, *sample.shape[1:])
-    hooks = [m.register_forward_hook(note) for m in model.modules() if m is not model]
+    parts = [m for m in model.modules() if m is not model]
     try:
-        with torch.no_grad(), torch.random.fork_rng(enabled=training):
-            model.train(training)(images)
+        with torch.no_grad(), torch.random.fork_rng(enabled=training), mode(model, training), hooked(parts, leave=note):
+            model(images)
     finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
         for buffer, value in buffers.items():
             buffer.data.copy_(value)
     return seen

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from knep.nn.kinds import ACTIVATIONS, GATES
-from knep.surgery.record import Call, calls
+from knep.surgery.record import Call, Recorder, calls
 
 _NAMES = {
     "relu": nn.ReLU,
@@ -65,13 +64,15 @@ class Called(nn.Module):
         return self.function(*args, **kwargs)
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(Recorder):
+    """The call stack tells whose source is to be rewritten: also that of a module whose method another one calls."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.modules, self.seen = set(model.modules()), []
+        self.modules, self.seen = set(model.modules()), list[FunctionCall]()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = func(*args, **kwargs)
         if func in FUNCTIONS and args and isinstance(args[0], Tensor):
             owner = self._caller()
             if owner is not None and not isinstance(owner, (Called, *ACTIVATIONS, *GATES)):

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from knep.doctor.model.signal_pass import like
 from knep.doctor.subject.setup import Patient
 from knep.surgery.check_forward import probe
+from knep.surgery.record import hooked, mode
 
 _IMAGES = 16
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -53,35 +54,23 @@ def _first_layers(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Ten
     met: list[tuple[str, nn.Module, Tensor]] = []
     paths = {m: path for path, m in model.named_modules() if _acts(m)}
 
-    def enter(module: nn.Module, inputs: tuple[object, ...]) -> None:
+    def enter(module: nn.Module, inputs: tuple[object, ...], named: object) -> None:
         if inputs and isinstance(inputs[0], Tensor):
             met.append((paths[module], module, inputs[0].detach().clone()))
         if len(met) == 2:
             raise _Enough
 
-    modes = {m: m.training for m in model.modules()}
-    hooks = [m.register_forward_pre_hook(enter) for m in paths]
     try:
-        with torch.no_grad():
-            model.eval()(x)
+        with torch.no_grad(), mode(model, False), hooked(paths, enter):
+            model(x)
     except _Enough:
         pass
     except Exception:  # another's forward may raise anything: the probe tells it in one line
-        _remove(hooks)
         probe(model, x)
         raise
-    finally:
-        _remove(hooks)
-        for m, mode in modes.items():
-            m.training = mode
     return met
 
 
 def _acts(module: nn.Module) -> bool:
     own = next(module.parameters(recurse=False), None) is not None
     return isinstance(module, (*_NORMS, *_KINDS)) or (own and next(module.children(), None) is None)
-
-
-def _remove(hooks: list[torch.utils.hooks.RemovableHandle]) -> None:
-    for hook in hooks:
-        hook.remove()

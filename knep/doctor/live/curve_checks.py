@@ -7,8 +7,8 @@ import math
 import statistics
 from collections.abc import Iterator
 
-from knep.doctor.findings import Finding
-from knep.doctor.live.history import Stream, finite, found, middle, spread
+from knep.doctor.findings import Finding, finding
+from knep.doctor.live.history import Stream, finite, middle, spread
 
 _WINDOW = 20  # steps of a smoothed loss
 _HUGE, _LARGE, _USUAL, _SMALL = 0.3, 0.03, 1e-3, 3e-5  # ||dw|| / ||w|| of a step; healthy is about 1e-4 to 3e-2
@@ -82,9 +82,9 @@ def _blamed(stream: Stream, evidence: str, gravity: float, began: int) -> Iterat
             f"momentum {stream.momentum:g} makes a step {1 / (1 - min(stream.momentum, 0.9999)):.0f} gradients long; "
         )
         way = "optimizer.betas=[0.9,0.999]" if stream.adaptive else f"optimizer.momentum={_MOMENTUM}"
-        yield found("momentum_instability", text + evidence, min(1.0, gravity + 0.05), began, overrides=((way,),))
+        yield finding("momentum_instability", text + evidence, min(1.0, gravity + 0.05), began, overrides=((way,),))
         gravity *= 0.8
-    yield found("lr_too_high", evidence, gravity, began, overrides=((f"optimizer.lr={_lower(stream):.1g}",),))
+    yield finding("lr_too_high", evidence, gravity, began, overrides=((f"optimizer.lr={_lower(stream):.1g}",),))
 
 
 def _top(stream: Stream) -> float:
@@ -120,7 +120,7 @@ def _rate_too_low(stream: Stream) -> Iterator[Finding]:
             f"rate of {top:.3g}; the loss went from {start:.4g} to {now:.4g} in {len(stream.losses)} steps"
         )
         better = top * min(max(_USUAL / max(middle(usual), 1e-30), 10.0), 1000.0)
-        yield found("lr_too_low", text, 0.75, 0, overrides=((f"optimizer.lr={better:.1g}",),))
+        yield finding("lr_too_low", text, 0.75, 0, overrides=((f"optimizer.lr={better:.1g}",),))
 
 
 def _throttled(stream: Stream) -> Iterator[Finding]:
@@ -132,7 +132,7 @@ def _throttled(stream: Stream) -> Iterator[Finding]:
     if usual < _THROTTLED and max(shares) < 0.5 and not scaled and updates < 3e-4:
         text = f"clipping leaves {usual:.1%} of the gradient's norm (median of {len(shares)} looks)"
         text += f", and a step changes the weights by {updates:.1e} of their size"
-        yield found("clip_throttles", text, 0.85, stream.clips[0][0])
+        yield finding("clip_throttles", text, 0.85, stream.clips[0][0])
 
 
 def _erased(stream: Stream) -> Iterator[Finding]:
@@ -150,7 +150,7 @@ def _erased(stream: Stream) -> Iterator[Finding]:
             f"a step takes {taken:.1e} off the weights by a decay of {decay:.3g}; their norm went from {first:.3g} to "
             f"{last:.3g} in {steps} steps, and the loss from {start:.3g} to {now:.3g}"
         )
-        yield found(
+        yield finding(
             "weight_decay_too_large", text, 0.88, began, overrides=((f"optimizer.weight_decay={decay / 100:.3g}",),)
         )
 
@@ -163,7 +163,7 @@ def _spikes(stream: Stream) -> Iterator[Finding]:
         text = (
             f"the loss leaps at steps {steps}, up to {max(z for _, z in leaps):.0f} deviations above the steps before"
         )
-        yield found("loss_spikes", text, 0.7, leaps[0][0])
+        yield finding("loss_spikes", text, 0.7, leaps[0][0])
 
 
 def _overfits(stream: Stream) -> Iterator[Finding]:
@@ -183,7 +183,7 @@ def _overfits(stream: Stream) -> Iterator[Finding]:
         f"validation loss was {vals[best][1]:.3g} at step {vals[best][0]} and is {after[-1][1]:.3g}, while the "
         f"training loss is {train:.3g}"
     )
-    yield found("overfitting", text, 0.7, vals[best][0])
+    yield finding("overfitting", text, 0.7, vals[best][0])
 
 
 def _no_decay(stream: Stream) -> Iterator[Finding]:
@@ -198,4 +198,4 @@ def _no_decay(stream: Stream) -> Iterator[Finding]:
             f"validation accuracy swings by {swings:.1%} over the last {len(late)} validations, at a learning rate "
             f"that stays at {rates[-1]:.3g}"
         )
-        yield found("no_decay", text, 0.5, stream.vals[len(stream.vals) - len(late)][0], certain=False)
+        yield finding("no_decay", text, 0.5, stream.vals[len(stream.vals) - len(late)][0], certain=False)

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from knep.doctor.findings import Finding, diseases
 from knep.doctor.model.gradient_flow import looks_drawn
 from knep.observe.layer_stats import Look
 
@@ -153,12 +152,6 @@ class Stream:
 def _plain(look: Look) -> dict[str, Any]:
     weights = [w.plain() for w in look.weights if w.matrix]
     return {"step": look.step, "layers": [layer.plain() for layer in look.layers], "weights": weights}
-
-
-def found(disease: str, evidence: str, gravity: float, began: int, **more: Any) -> Finding:
-    """A live finding, with what the table prescribes where nothing more exact is given."""
-    about = diseases()[disease]
-    return Finding(disease, evidence, gravity, began=began, **{"overrides": about.overrides, "mend": about.mend} | more)
 
 
 def fresh(p: Tensor) -> bool:

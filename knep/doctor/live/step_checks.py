@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from knep.doctor.findings import Finding
-from knep.doctor.live.history import Stream, found, middle
+from knep.doctor.findings import Finding, finding
+from knep.doctor.live.history import Stream, middle
 from knep.observe.layer_stats import Look, Values
 
 # Beyond what healthy runs show; see tests/doctor/test_live.py for those that are held against them.
@@ -36,12 +36,12 @@ def symptoms(stream: Stream) -> Iterator[Finding]:
 def _inputs(stream: Stream) -> Iterator[Finding]:
     if stream.bad_input is not None:
         text = f"{stream.bad_share:.2%} of the values of the batch of step {stream.bad_input} are NaN or infinite"
-        yield found("non_finite_inputs", text, 1.0, stream.bad_input)
+        yield finding("non_finite_inputs", text, 1.0, stream.bad_input)
     seen = [look for look in stream.looks if look.input is not None]
     same = [look for look in seen if look.input and look.input.apart == 0 and look.input.finite == 1]
     if seen and len(same) == len(seen) and len(seen) >= 2:
         text = f"the images of a batch do not differ in any of {len(seen)} batches (steps {_steps(seen)})"
-        yield found("constant_inputs", text, 0.98, seen[0].step)
+        yield finding("constant_inputs", text, 0.98, seen[0].step)
         return
     given = [look for look in stream.looks if look.first is not None and "Norm" not in look.first_kind]
     odd = [look for look in given if _odd(look.first)]
@@ -50,7 +50,7 @@ def _inputs(stream: Stream) -> Iterator[Finding]:
         assert first is not None
         text = f"the first layer is given values of mean {first.mean:.3g} and deviation {first.std:.3g}"
         raw = first.std > _RAW or abs(first.mean) > _RAW
-        yield found("unscaled_inputs", text, 0.85 if raw else 0.7, odd[0].step, certain=raw)
+        yield finding("unscaled_inputs", text, 0.85 if raw else 0.7, odd[0].step, certain=raw)
 
 
 def _odd(given: Values | None) -> bool:
@@ -69,15 +69,15 @@ def _labels(stream: Stream) -> Iterator[Finding]:
     most = max(total.values()) / images
     if len(total) == 1 and batches >= 20:
         text = f"all {images} labels of the first {batches} batches are {next(iter(total))}"
-        yield found("constant_labels", text, 0.97, 0)
+        yield finding("constant_labels", text, 0.97, 0)
         return
     usual = middle(stream.labels)
     # Where the labels come in an order, the few classes of a batch say nothing about all: long enough sequences do.
     if usual > 0.8 and most < 0.65:
         text = f"the commonest class makes {usual:.0%} of a batch and {most:.0%} of {batches} batches together"
-        yield found("sorted_batches", text, 0.9, 0)
+        yield finding("sorted_batches", text, 0.9, 0)
     elif most > 0.9:
-        yield found("class_imbalance", f"{most:.0%} of {images} labels are one class", 0.6, 0, certain=False)
+        yield finding("class_imbalance", f"{most:.0%} of {images} labels are one class", 0.6, 0, certain=False)
 
 
 def _outputs(stream: Stream) -> Iterator[Finding]:
@@ -88,13 +88,13 @@ def _outputs(stream: Stream) -> Iterator[Finding]:
         said = "the loss is the cross-entropy that takes them for scores" if known else "the loss is near log(classes)"
         text = f"the outputs are probabilities already (rows sum to 1), and {said}"
         if known or _bounded(stream):
-            yield found("double_softmax", text, 0.95 if known else 0.7, soft[0].step, certain=known)
+            yield finding("double_softmax", text, 0.95 if known else 0.7, soft[0].step, certain=known)
     flat = [look for look in seen if _collapsed(look)]
     if len(seen) >= 2 and len(flat) >= max(2, len(seen) // 2) and flat[-1] is seen[-1]:
         out = flat[-1].output
         assert out is not None
         text = f"outputs differ by {out.apart:.1e} between images, at a size of {out.largest:.1e}"
-        yield found("signal_collapse", text, 0.8, flat[0].step)
+        yield finding("signal_collapse", text, 0.8, flat[0].step)
 
 
 def _bounded(stream: Stream) -> bool:
@@ -118,19 +118,19 @@ def _parameters(stream: Stream) -> Iterator[Finding]:
         return
     if stream.absent:
         text = f"the optimizer does not have {_names(stream.absent)}"
-        yield found("cut_off", text, 0.9, 0, layers=stream.absent)
+        yield finding("cut_off", text, 0.9, 0, layers=stream.absent)
     else:
         none = [w.path for w in looks[-1].weights if w.grad_norm is None]
         missing = [path for path in none if all(_without(look, path) for look in looks)]
         if missing and len(looks) >= 2:
             text = f"{_names(missing)} got no gradient in {len(looks)} looks at steps {_steps(looks)}"
-            yield found("cut_off", text, 0.9, looks[0].step, layers=tuple(missing))
+            yield finding("cut_off", text, 0.9, looks[0].step, layers=tuple(missing))
     if stream.frozen:
         text = f"{_names(stream.frozen)} have requires_grad=False"
         if stream.fresh:
             text += f"; {_names(stream.fresh)} look like a random start"
         grave = 0.85 if stream.fresh else 0.4
-        yield found("frozen_parameters", text, grave, 0, certain=bool(stream.fresh), layers=stream.frozen)
+        yield finding("frozen_parameters", text, grave, 0, certain=bool(stream.fresh), layers=stream.frozen)
 
 
 def _without(look: Look, path: str) -> bool:
@@ -145,7 +145,7 @@ def _symmetric(stream: Stream) -> Iterator[Finding]:
     still = [path for path in alike if any(w.path == path and w.alike for w in looks[1].weights)]
     if still:
         text = f"the units of {_names(still)} have equal weights and equal gradients at steps {_steps(looks[:2])}"
-        yield found("symmetric_weights", text, 0.95, looks[0].step, layers=tuple(still))
+        yield finding("symmetric_weights", text, 0.95, looks[0].step, layers=tuple(still))
 
 
 def _rectifiers(stream: Stream) -> Iterator[Finding]:
@@ -165,7 +165,7 @@ def _rectifiers(stream: Stream) -> Iterator[Finding]:
             f"{shares[worst]:.0%} of the units of {worst} are 0 for every image of {_CONFIRM} batches "
             f"(mean of all rectifiers {mean:.0%}, more than half in {many} of {len(shares)})"
         )
-        yield found("dying_relu", text, 0.8 + 0.1 * mean, began, layers=(worst,))
+        yield finding("dying_relu", text, 0.8 + 0.1 * mean, began, layers=(worst,))
 
 
 def _flat_ends(stream: Stream) -> Iterator[Finding]:
@@ -177,7 +177,7 @@ def _flat_ends(stream: Stream) -> Iterator[Finding]:
             worst = max((x for x in look.layers if x.saturated is not None), key=lambda x: x.saturated or 0)
             text = f"{worst.saturated:.0%} of the outputs of {worst.path} ({worst.kind}) lie at the flat ends"
             mean = sum(shares) / len(shares)
-            yield found("saturation", text, 0.7 + 0.2 * mean, run[0].step, layers=(worst.path,))
+            yield finding("saturation", text, 0.7 + 0.2 * mean, run[0].step, layers=(worst.path,))
             return
 
 
@@ -191,7 +191,7 @@ def _gradients(stream: Stream) -> Iterator[Finding]:
         small = [*small, (look.step, ratio)] if ratio < _VANISHED else []
         if len(small) == _CONFIRM:
             text = f"the gradient of the first layer's weights is {ratio:.1e} times that of the last one's, by size"
-            yield found("vanishing_gradient", text, 0.85, small[0][0])
+            yield finding("vanishing_gradient", text, 0.85, small[0][0])
             break
     for look in [k for k in stream.looks[:1] if k.layers]:  # later, it may be steps that made it loud
         loud = max(look.layers, key=lambda layer: layer.std)
@@ -201,7 +201,7 @@ def _gradients(stream: Stream) -> Iterator[Finding]:
             text = f"at step {look.step} the signal has deviation {loud.std:.1e} in {loud.path}"
             if ratio is not None:
                 text += f", and the first layer's gradient is {ratio:.1e} times the last one's"
-            yield found("exploding_gradient", text, 0.88, look.step, layers=(loud.path,))
+            yield finding("exploding_gradient", text, 0.88, look.step, layers=(loud.path,))
 
 
 def _precision(stream: Stream) -> Iterator[Finding]:
@@ -210,7 +210,7 @@ def _precision(stream: Stream) -> Iterator[Finding]:
     if len(stuck) >= _CONFIRM and middle([share for _, share in stuck]) > _STUCK:
         share = middle([share for _, share in stuck])
         text = f"{share:.0%} of the half-precision weights with a gradient are left as they were by a step"
-        yield found("precision_underflow", text, 0.8, stuck[0][0])
+        yield finding("precision_underflow", text, 0.8, stuck[0][0])
 
 
 def _statistics(stream: Stream) -> Iterator[Finding]:
@@ -223,12 +223,12 @@ def _statistics(stream: Stream) -> Iterator[Finding]:
     if len(off) >= _CONFIRM and len(far) == len(off):
         _, gap, ratio = far[-1]
         text = f"running means are {gap:.1f} deviations from the batch's, variances differ by a factor of {ratio:.1f}"
-        yield found("stale_statistics", text, 0.75, far[0][0])
+        yield finding("stale_statistics", text, 0.75, far[0][0])
     few = [k for k in stream.looks if any(layer.off is not None and layer.batch <= 4 for layer in k.layers)]
     if len(few) >= 2 and len(few) == len([k for k in stream.looks if k.layers]):
         size = max(layer.batch for layer in few[0].layers)
         text = f"batch norm sees {size} images at a time"
-        yield found("tiny_norm_batches", text, 0.7 if size <= 2 else 0.5, few[0].step, certain=size <= 2)
+        yield finding("tiny_norm_batches", text, 0.7 if size <= 2 else 0.5, few[0].step, certain=size <= 2)
 
 
 def _validates_worse(stream: Stream) -> bool:

@@ -20,6 +20,7 @@ from knep.doctor.live.history import LABELS, Stream
 from knep.doctor.live.step_checks import symptoms
 from knep.errors import InputError
 from knep.observe.step_observer import Eye, compiled, fused, takes_probabilities
+from knep.surgery.record import hooks_on
 
 _PATIENCE = 64  # steps that a look waits for an optimizer that does not step
 _WHOLE = 4  # looks from one that reads the signal of every layer to the next
@@ -78,7 +79,7 @@ class Watch:
         self.stream.meet(self._model, self._optimizer)
         self._open = True
         if not self._told and not compiled(self._door):
-            self._held = self._door.register_forward_pre_hook(self._keep)
+            (self._held,) = hooks_on([self._door], self._keep)
         self._look()
         return self
 
@@ -89,7 +90,7 @@ class Watch:
             if self._held is not None:
                 self._held.remove()
 
-    def _keep(self, module: nn.Module, args: Any) -> None:
+    def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if args and torch.is_grad_enabled():
             self._kept = args[0]
 

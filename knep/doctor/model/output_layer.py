@@ -11,6 +11,7 @@ from knep.doctor.findings import Finding, finding
 from knep.doctor.model.signal_pass import chosen, isolated, like, widened
 from knep.doctor.subject.setup import Patient
 from knep.observe.rows import Signals
+from knep.surgery.record import hooked
 
 _SHIFT = 3.0
 
@@ -76,9 +77,6 @@ def carries_all(patient: Patient, path: str) -> bool:
     with torch.no_grad(), isolated(patient):
         images = like(twin, patient.inputs(x))
         before = twin(images).double().std(0).mean()
-        handle = module.register_forward_hook(level)
-        try:
+        with hooked([module], leave=level):
             after = twin(images).double().std(0).mean()
-        finally:
-            handle.remove()
     return bool(before > 0) and bool(after < 1e-4 * before)

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from knep.doctor.findings import Finding
 from knep.doctor.model.output_layer import applies_softmax
 from knep.doctor.subject.copies import copied
 from knep.doctor.subject.setup import Patient
 from knep.observe.rows import Signals
-from knep.surgery.record import name_of
+from knep.surgery.record import Recorder, name_of, surround
 
 _RELUS = ("relu", "relu6", "threshold")
 
@@ -35,34 +34,25 @@ def rectified(patient: Patient, seen: Signals) -> list[Finding]:
 def unrectified(patient: Patient) -> Patient:
     """The model's output as it was before a rectifier that made it."""
     model = copied(patient.model)
-    inside: list[_Last] = []
-
-    def enter(module: nn.Module, args: Any) -> None:
-        inside.append(_Last())
-        inside[-1].__enter__()
-
-    def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        mode = inside.pop()
-        mode.__exit__(None, None, None)
-        return mode.given if output is mode.made else output
-
-    model.register_forward_pre_hook(enter)
-    model.register_forward_hook(leave, always_call=True)
+    surround(model, _Last)
     return replace(patient, model=model)
 
 
-class _Last(TorchFunctionMode):
+class _Last(Recorder):
     """given, made: what the last rectifier was given and made of it."""
 
     given: Tensor | None = None
     made: Tensor | None = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return self.given if output is self.made else output
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name_of(func).rstrip("_") not in (*_RELUS, "hardtanh", "clamp", "clamp_min"):
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         self.given = args[0]
         if name_of(func) == "relu_":  # would overwrite what it is given
             self.made = torch.relu(args[0])
         else:
-            self.made = func(args[0].clone(), *args[1:], **(kwargs or {}))
+            self.made = func(args[0].clone(), *args[1:], **kwargs)
         return self.made

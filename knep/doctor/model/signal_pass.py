@@ -14,7 +14,7 @@ from knep.doctor.subject.batches import Batch
 from knep.doctor.subject.copies import copied
 from knep.doctor.subject.setup import Patient
 from knep.errors import InputError
-from knep.observe.function_tape import Tape, taped
+from knep.observe.function_tape import Tape
 from knep.observe.rows import Scores, Signals, Weight
 from knep.surgery.check_forward import probe
 
@@ -42,7 +42,7 @@ def signals(
         if standardized:
             images = images if images.is_floating_point() else images.float()
             images = (images - images.mean()) / images.std().clamp(min=torch.finfo(images.dtype).tiny)
-        with taped(twin, len(images)) as tape:
+        with Tape(twin, len(images)) as tape:
             output = forward(twin, images)
         loss = patient.criterion(output, y.to(device))
     reached = loss.requires_grad
@@ -112,7 +112,7 @@ def isolated(patient: Patient) -> Iterator[None]:
 def affordable(patient: Patient, model: nn.Module) -> int:
     """Images of a pass, by the multiply-adds that the model needs for one. Raises InputError as `probe` does."""
     images = like(model, patient.inputs(chosen(patient, 2)[0]))
-    with torch.no_grad(), isolated(patient), taped(model, len(images)) as tape:
+    with torch.no_grad(), isolated(patient), Tape(model, len(images)) as tape:
         probe(model, images)
     macs = sum(layer.features * layer.fan_in for layer in tape.layers)
     return int(min(_MOST, max(_FEWEST, _MACS / max(1, macs))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ def unregistered(patient: Patient) -> list[Finding]:
     text = f"{named(paths)}: the loss depends on {count:,} weights that are not among the model's parameters"
     text += ", so that no optimizer has them"
     mend = "keep layers in nn.ModuleList or nn.ModuleDict, and single weights as nn.Parameter"
-    return [replace(finding("cut_off", text, 0.97, layers=paths), mend=mend)]
+    return [finding("cut_off", text, 0.97, layers=paths, mend=mend)]
 
 
 def _unknown(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from knep.doctor.findings import Finding, Report
 from knep.doctor.report.figures import figures
+from knep.utils.html_page import html_page
 from knep.utils.plotting import svg
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "h1{font-size:1.5rem}.verdict{padding:.6rem 1rem;border-radius:.3rem;font-weight:600}"
     ".healthy{background:#e3f2e6;color:#14572a}.sick{background:#fbe5e3;color:#8c1d16}"
     "article{border-left:4px solid #b3261e;padding:.1rem 1rem;margin:1.2rem 0;background:#fafafa}"
@@ -47,9 +47,7 @@ def page(report: Report, cure: str = "") -> str:
         *([f"<article><h2>The cure</h2><pre>{escape(cure)}</pre></article>"] if cure else []),
         *_figures(report.measured),
     ]
-    body = "\n".join(parts)
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>knep doctor</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>{body}</body></html>\n'
+    return html_page("knep doctor", _STYLE, parts)
 
 
 def _finding(number: int, finding: Finding) -> str:

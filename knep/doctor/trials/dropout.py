@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from knep.doctor.model.signal_pass import chosen, forward, isolated, like
 from knep.doctor.subject.copies import copied
 from knep.doctor.subject.setup import Patient
 from knep.doctor.trials.remedies import Remedy, droppers
-from knep.surgery.record import name_of
+from knep.surgery.record import Recorder, name_of, surround
 
 _FUNCTIONS = {
     "dropout": "p", "dropout1d": "p", "dropout2d": "p", "dropout3d": "p", "alpha_dropout": "p",
@@ -22,15 +21,14 @@ _FUNCTIONS = {
 _INSIDE = (nn.MultiheadAttention, nn.RNNBase)  # have a float `dropout`
 
 
-class _Dropouts(TorchFunctionMode):
+class _Dropouts(Recorder):
     """rates: of the functions called, while training; each is lowered to `most`."""
 
     def __init__(self, most: float = 1.0) -> None:
         super().__init__()
-        self.most, self.rates = most, []
+        self.most, self.rates = most, list[float]()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = _FUNCTIONS.get(name_of(func))
         if key in kwargs and kwargs.get("training", True):
             self.rates.append(float(kwargs[key]))
@@ -58,7 +56,7 @@ def capped(p: float) -> Remedy:
     def remedy(patient: Patient) -> Patient:
         model = _lowered(copied(patient.model), p)
         if any(rate > p for rate in functional(patient)):
-            _hooked(model, p)
+            surround(model, lambda: _Dropouts(p))
         return replace(patient, model=model)
 
     return remedy
@@ -71,18 +69,3 @@ def _lowered(model: nn.Module, p: float) -> nn.Module:
         if isinstance(m, _INSIDE):
             m.dropout = min(m.dropout, p)
     return model
-
-
-def _hooked(model: nn.Module, p: float) -> None:
-    """Hooks rather than a module around it, so that the parameters keep their names."""
-    inside: list[Any] = []
-
-    def enter(module: nn.Module, args: Any) -> None:
-        inside.append(_Dropouts(p))
-        inside[-1].__enter__()
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        inside.pop().__exit__(None, None, None)
-
-    model.register_forward_pre_hook(enter)
-    model.register_forward_hook(leave, always_call=True)
