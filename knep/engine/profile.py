@@ -1,4 +1,8 @@
-"""`profile=true`: where the time of a training step goes, as a table and as a trace of some steps."""
+"""`profile=true`: where the time of a training step goes, as a table and as a trace of some steps.
+
+Lightning's profilers time the hooks of Lightning's own loop, which takes the place of the lean one under them; this one
+times the loop that runs, by phase.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run at a time in a folder.
+"""One run at a time in a folder; more than a file lock: it names the process that is in it, and since when.
 
 The truth is the kernel's lock on `.lock`: it falls with its process, however that ends, and is not inherited by data
 workers. What the file says (process, host, start) is for the line that refuses the second run, and decides where a
