@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from knep.observe.layer_stats import Layer, rectified, sample, signal, statistics
+from knep.observe.function_tape import Tape
+from knep.observe.layer_stats import Layer, LayerStats, ends, rectified, sample, signal, statistics
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,24 @@ def test_statistics_of_a_batch_norm_are_exact_far_from_zero() -> None:
     read = dict(statistics(Layer("norm", "BatchNorm2d"), norm, x.float()))
     assert float(read["off"]) == pytest.approx(2, rel=0.05)
     assert float(read["ratio"]) == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize(("module", "x", "share"), [
+    (nn.Tanh(), [0.0, 2.0, 2.2, -2.2], 0.5),  # 1 - tanh(2)^2 = 0.07, 1 - tanh(2.2)^2 = 0.048
+    (nn.Sigmoid(), [0.0, 4.0, 4.4, -4.4], 0.5),  # the slope at 4 is 7 % of the largest, at 4.4 4.8 %
+    (nn.Hardtanh(-2, 2), [0.0, 1.5, 2.5, -1.9], 0.25),
+])  # fmt: skip
+def test_a_look_and_the_tape_call_the_same_values_saturated(module: nn.Module, x: list[float], share: float) -> None:
+    batch = torch.tensor(x)[:, None]
+    read = dict(ends(Layer("act", ""), module, module(batch)))
+    with Tape(module, len(batch)) as tape:
+        module(batch)
+    assert float(read["saturated"]) == share
+    assert [row.saturated for row in tape.layers] == [share]
+
+
+def test_statistics_are_those_of_the_finite_numbers() -> None:
+    assert LayerStats.of(torch.tensor([3.0, -5.0, torch.nan, torch.inf])) == LayerStats(5.0, -1.0, 4.0, 0.5)
+    assert LayerStats.of(torch.full((7,), 0.1)).std == 0
+    x = torch.rand(2**23, generator=torch.Generator().manual_seed(0)) + 0.5
+    assert LayerStats.of(x).std == pytest.approx(LayerStats.of(x.double()).std, rel=1e-6)

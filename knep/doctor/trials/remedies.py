@@ -1,6 +1,7 @@
 """Remedies: each makes of a patient another one that lacks the cause, to see by a trial whether that was it.
 
-A remedy is `f(patient) -> Patient`; it edits copies only. What a user types for it stands beside it in `course.py`.
+A remedy is `f(patient) -> Patient`; it edits copies only. With what a user types for it, it is a treatment; those that
+ask for no numbers of a patient are in the table at the end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from knep.recipes.recipe import Recipe
 from knep.recipes.regularization import Regularizer
 
 Remedy = Callable[[Patient], Patient]
+Treatment = tuple[tuple[str, ...], Remedy]  # override lines, and the remedy that does the same to a patient
 
 
 def with_groups(edit: Callable[[dict[str, Any]], None]) -> Remedy:
@@ -117,18 +119,6 @@ def longer(factor: int) -> Remedy:
     return lambda patient: replace(patient, epochs=patient.epochs * factor)
 
 
-def dropout_of(p: float) -> Remedy:
-    """Every dropout layer drops at most a share p."""
-
-    def remedy(patient: Patient) -> Patient:
-        model = copy.deepcopy(patient.model)
-        for m in droppers(model):
-            m.p = min(m.p, p)
-        return replace(patient, model=model)
-
-    return remedy
-
-
 def droppers(model: nn.Module) -> list[Any]:
     """Modules that drop a share `p` of their input while training."""
     return [
@@ -168,9 +158,6 @@ class _Float(nn.Module):
         return self._before(x).float()
 
 
-LIVELY = ("norm=batch", "norm.momentum=0.1")
-
-
 def lively_statistics(patient: Patient) -> Patient:
     """Batch norm that keeps up: momentum 0.1, running statistics kept and renewed."""
     model = copy.deepcopy(patient.model)
@@ -179,33 +166,6 @@ def lively_statistics(patient: Patient) -> Patient:
             m.momentum = 0.1
             m.train()
     return replace(patient, model=model)
-
-
-def thawed(patient: Patient) -> Patient:
-    """Every parameter learns."""
-    model = copy.deepcopy(patient.model)
-    for p in model.parameters():
-        if p.is_floating_point():
-            p.requires_grad_(True)
-    return replace(patient, model=model)
-
-
-def scores_from_probabilities(patient: Patient) -> Patient:
-    """The logarithm of what a last softmax or sigmoid gave, so that the loss applies softmax once."""
-    return replace(patient, model=_Log(copy.deepcopy(patient.model)), make_optimizer=_inner(patient.make_optimizer))
-
-
-class _Log(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x).clamp_min(1e-7).log()
-
-
-def _inner(make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
-    return lambda model: make(getattr(model, "inner", model))
 
 
 def edited(*edits: Callable[..., Any]) -> Remedy:
@@ -231,14 +191,14 @@ def zero_biases(model: nn.Module, *, sample: Tensor | None = None) -> None:
             nn.init.zeros_(bias)
 
 
-def inits(patient: Patient) -> list[tuple[tuple[str, ...], Remedy]]:
+def inits(patient: Patient) -> list[Treatment]:
     """Ways to a sound start, with the override lines that say the same: by the model's own activations."""
     squash = any(isinstance(m, (nn.Tanh, nn.Sigmoid)) for m in patient.model.modules())
     first: tuple[str, Any] = (
         ("init=glorot_normal", init.glorot_normal) if squash else ("init=he_normal", init.he_normal)
     )
     normed = [m for m in patient.model.modules() if "norm" in type(m).__name__.lower()]
-    ways: list[tuple[tuple[str, ...], Remedy]] = [((first[0],), edited(zero_biases, first[1]))]
+    ways: list[Treatment] = [((first[0],), edited(zero_biases, first[1]))]
     if not normed:
         insert = _inserted()
         ways.append(((first[0], "norm=batch", "norm.insert=true"), edited(zero_biases, first[1], insert)))
@@ -252,10 +212,6 @@ def inits(patient: Patient) -> list[tuple[tuple[str, ...], Remedy]]:
 
 def _inserted() -> Callable[..., Any]:
     return lambda model, *, sample: norm.batch(model, sample=sample, insert=True)
-
-
-def group_norm(patient: Patient) -> Patient:
-    return edited(norm.group)(patient)
 
 
 def merged(size: int) -> Remedy:
@@ -279,3 +235,14 @@ def applied(remedy: Remedy, patient: Patient) -> Patient | None:
         return remedy(patient)
     except InputError:
         return None
+
+
+STANDARDIZED: Treatment = ("scaling=standardize",), standardized
+GROUP_NORM: Treatment = ("norm=group",), edited(norm.group)
+LIVELY: Treatment = ("norm=batch", "norm.momentum=0.1"), lively_statistics
+BATCHES_OF_64: Treatment = ("data.batch_size=64",), merged(64)
+FULL_PRECISION: Treatment = ("trainer.precision=32-true",), full_precision
+NO_CLIP: Treatment = ("clip=none",), no_clip
+NO_SMOOTHING: Treatment = ("regularization=label_smoothing", "regularization.epsilon=0.1"), no_smoothing
+NO_PENALTY: Treatment = ("regularization=none",), no_penalty
+NO_AUGMENT: Treatment = ("augment=none",), no_augment

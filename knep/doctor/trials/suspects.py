@@ -15,7 +15,7 @@ from knep.doctor.findings import Finding
 from knep.doctor.subject.setup import Patient
 from knep.doctor.trials import remedies
 from knep.doctor.trials.dropout import capped, functional, settings
-from knep.doctor.trials.remedies import Remedy
+from knep.doctor.trials.remedies import Treatment
 from knep.doctor.trials.run import Trial
 from knep.doctor.trials.scoring import norms_of
 from knep.recipes import augment, clip
@@ -26,10 +26,10 @@ _MANY = 0.1  # share of the images from which on far larger values belong to the
 
 @dataclass(frozen=True)
 class Suspect:
-    """A suspicion and the ways of mending it: override lines, and the remedy that does the same to a patient."""
+    """A suspicion and the ways of mending it."""
 
     finding: Finding
-    ways: tuple[tuple[tuple[str, ...], Remedy], ...] = ()
+    ways: tuple[Treatment, ...] = ()
 
 
 def group_values(patient: Patient, key: str) -> list[float]:
@@ -101,7 +101,7 @@ def _clip(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         )
         yield Suspect(
             Finding("clip_throttles", evidence, 0.85 if share < 0.03 else 0.6, certain=False),
-            ((("clip=none",), remedies.no_clip),),
+            (remedies.NO_CLIP,),
         )
 
 
@@ -121,9 +121,7 @@ def _spikes(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         if broken:
             evidence += f"; {broken}"
         gravity = 0.9 if broken else 0.3
-        ways: list[tuple[tuple[str, ...], Remedy]] = [
-            (("clip=norm", f"clip.theta={usual:.2g}"), remedies.clipped(usual))
-        ]
+        ways: list[Treatment] = [(("clip=norm", f"clip.theta={usual:.2g}"), remedies.clipped(usual))]
         if broken:
             ways.insert(0, (("clip=norm", f"clip.theta={usual:.2g}"), without_outliers))
         yield Suspect(Finding("loss_spikes", evidence, gravity, certain=False), tuple(ways))
@@ -207,7 +205,7 @@ def _smoothing(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         evidence = f"{epsilon:.0%} of each label is spread over all {patient.num_classes} classes"
         yield Suspect(
             Finding("too_much_smoothing", evidence, 0.4 + 0.5 * epsilon, certain=False),
-            ((("regularization=label_smoothing", "regularization.epsilon=0.1"), remedies.no_smoothing),),
+            (remedies.NO_SMOOTHING,),
         )
 
 
@@ -221,7 +219,7 @@ def _penalty(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         evidence = f"the penalty is {share:.2g} times the loss; the weights went to {trial.weight:.2g} of their size"
         yield Suspect(
             Finding("too_much_penalty", evidence, 0.85 if share > 1 or trial.weight < 0.3 else 0.6, certain=False),
-            ((("regularization=none",), remedies.no_penalty),),
+            (remedies.NO_PENALTY,),
         )
 
 
@@ -232,9 +230,7 @@ def _augment(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         f"{type(patient.augment).__name__}: accuracy on training images {_mean(trial.accs[-20:]):.2f} with it, "
         f"{trial.train.acc:.2f} without"
     )
-    yield Suspect(
-        Finding("too_much_augment", evidence, 0.5, certain=False), ((("augment=none",), remedies.no_augment),)
-    )
+    yield Suspect(Finding("too_much_augment", evidence, 0.5, certain=False), (remedies.NO_AUGMENT,))
 
 
 def _precision(patient: Patient, trial: Trial) -> Iterator[Suspect]:
@@ -246,7 +242,7 @@ def _precision(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         )
         yield Suspect(
             Finding("precision_underflow", evidence, 0.8 if trial.frozen_share > 0.3 else 0.5, certain=False),
-            ((("trainer.precision=32-true",), remedies.full_precision),),
+            (remedies.FULL_PRECISION,),
         )
 
 
@@ -265,11 +261,11 @@ def _statistics(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         tiny = size <= 8 and (size <= 4 or gap > 0.05)
         name = "tiny_norm_batches" if tiny and not odd else "stale_statistics"
         gravity = 0.85 if gap > 0.15 else 0.6
-        ways: list[tuple[tuple[str, ...], Remedy]] = [(("norm=group",), remedies.group_norm)]
+        ways = [remedies.GROUP_NORM]
         if odd:
-            ways.insert(0, (remedies.LIVELY, remedies.lively_statistics))
+            ways.insert(0, remedies.LIVELY)
         if tiny:
-            ways.insert(0, (("data.batch_size=64",), remedies.merged(64)))
+            ways.insert(0, remedies.BATCHES_OF_64)
         yield Suspect(Finding(name, evidence, gravity, certain=gap > 0.3), tuple(ways))
 
 

@@ -15,7 +15,7 @@ from knep.doctor.subject.setup import Patient
 from knep.doctor.trials import remedies
 from knep.doctor.trials.examination import BEARABLE, GAIN, LEARNED, SIGNAL, Examination
 from knep.doctor.trials.lr_range import rate_range
-from knep.doctor.trials.remedies import Remedy, applied, rate
+from knep.doctor.trials.remedies import Treatment, applied, rate
 from knep.doctor.trials.run import Trial, run
 from knep.doctor.trials.scoring import Score, norms_of
 from knep.doctor.trials.suspects import Suspect, group_values, suspects
@@ -53,21 +53,21 @@ def suspected_of(exam: Examination) -> list[Suspect]:
     return sorted(mine, key=lambda s: -s.finding.gravity)
 
 
-def _ways(patient: Patient, finding: Finding) -> list[tuple[tuple[str, ...], Remedy]]:
+def _ways(patient: Patient, finding: Finding) -> list[Treatment]:
     if finding.disease == "unscaled_inputs":
-        return [(("scaling=standardize",), remedies.standardized)]
+        return [remedies.STANDARDIZED]
     if finding.disease == "dying_relu" and finding.mend:
         return [((), unrectified)]
     if finding.disease in SIGNAL:
         return remedies.inits(patient)
     if finding.disease == "tiny_norm_batches":
-        return [(("data.batch_size=64",), remedies.merged(64)), (("norm=group",), remedies.group_norm)]
+        return [remedies.BATCHES_OF_64, remedies.GROUP_NORM]
     if finding.disease == "stale_statistics":
         slow = any(m.momentum != 0.1 for m in norms_of(patient.model))  # else there is nothing for the lines to change
-        lively = remedies.LIVELY if slow else ("norm=group",)
-        return [(lively, remedies.lively_statistics), (("norm=group",), remedies.group_norm)]
+        lively = remedies.LIVELY if slow else (("norm=group",), remedies.lively_statistics)
+        return [lively, remedies.GROUP_NORM]
     if finding.disease == "precision_underflow":
-        return [(("trainer.precision=32-true",), remedies.full_precision)]
+        return [remedies.FULL_PRECISION]
     return []
 
 
