@@ -13,7 +13,7 @@ from knep.engine.checkpointing import interval
 from knep.engine.load import read_checkpoint
 from knep.errors import InputError, RunFailed
 from knep.io import checkpoint
-from knep.io.checkpoint import find_whole
+from knep.io.find_checkpoint import find_whole
 from tests.exhaustive import kill_checkpoints
 
 STATE = {"state_dict": {"w": torch.arange(300.0)}, "knep": {"config": {}}, "global_step": 3}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_floors import FLOORS
 
 from knep.cli.main import _COMMANDS
+from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -24,7 +24,7 @@ def test_twenty_questions_are_answered_by_a_path_that_is_there():
 
 def test_its_links_and_the_paths_in_its_text_are_there():
     links = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert "knep/engine/module.py" in links
+    assert "knep/engine/step.py" in links
     named = re.findall(r"`((?:knep|tests|docs|\.ci)/[\w./]+)`", TEXT)
     assert len(named) > 25
     assert [path for path in (*links, *named) if not (ROOT / path).exists()] == []

@@ -19,7 +19,7 @@ def test_a_wanted_precision_is_kept():
 
 def test_auto_follows_the_hardware(monkeypatch):
     for has, wanted in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr("knep.utils.hardware.cpu_bf16", lambda has=has: has)
+        monkeypatch.setattr("knep.engine.precision.cpu_bf16", lambda has=has: has)
         assert precision("auto", "cpu") == wanted
 
 

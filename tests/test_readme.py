@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from tensorboard.program import TensorBoard
 from torchvision.io import write_png
 
-import knep.engine.module
+import knep.engine.step
 from knep.cli import main as cli
 from knep.cli.train import main
 from knep.config.compose import compose_config
@@ -66,7 +66,7 @@ def test_its_yaml_is_an_apps_config(code, tmp_path):
 
 @pytest.mark.parametrize("code", blocks(""))
 def test_its_picture_of_the_loop_is_that_of_the_code(code):
-    assert " ".join(code.split()) in " ".join((knep.engine.module.__doc__ or "").split())
+    assert " ".join(code.split()) in " ".join((knep.engine.step.__doc__ or "").split())
 
 
 def test_its_two_first_commands_are_those_that_ci_runs():

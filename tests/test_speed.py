@@ -114,7 +114,7 @@ def test_an_unknown_way_to_compile_is_refused(capsys):
 @pytest.mark.parametrize(
     ("command", "unwanted"),
     [
-        (["knep.cli.main", "--help"], {"torch", "hydra", "omegaconf", "lightning"}),
+        (["knep.cli", "--help"], {"torch", "hydra", "omegaconf", "lightning"}),
         (["knep.cli.train", "--cfg", "job"], {"torch", "lightning", "sklearn", "matplotlib", "rich", "torchvision"}),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from knep.cli.train import main
 from knep.config.catalog import options
 from knep.config.compose import compose_config
+from knep.config.schema import DataSpec, RunConfig
 from knep.engine.build import build_module
 from knep.engine.load import read_checkpoint, stored_module
 from knep.engine.logging.csv_logger import earlier_rows
@@ -149,7 +150,7 @@ def test_state_of_an_older_run_with_whole_paths_is_taken_by_its_names(soup):
 def test_the_state_of_every_optimizer_is_its_own(optimizer):
     config = compose_config(["recipe=none", "model.widths=[4]", f"optimizer={optimizer}", "trainer=cpu"]).config
     facts = {"config": config, "num_classes": 10, "channels": 1, "image_size": 8, "class_names": list("0123456789")}
-    module = build_module(facts, initialise=False)
+    module = build_module(RunConfig.of(config), DataSpec.stored(facts), initialise=False)
     expected = Expected(module)
     state = expected._optimizer.state_dict()
     check = expected.optimizer(steps=3)

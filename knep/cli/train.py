@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from knep.run.run import check
-
 if __name__ == "__main__":  # one of several processes, started by this file's path: what lies beside it is knep's own
     sys.path[:] = [path for path in sys.path if path != __file__.rpartition("/")[0]]
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from knep.cli.errors import one_line
 from knep.errors import InputError, is_full
+from knep.run.run import check
 from knep.utils.orphans import ends_with_launcher
-
-if TYPE_CHECKING:
-    pass
 
 # What keeps Hydra from making a run's folder and the log in it.
 _IN_THE_WAY = (NotADirectoryError, PermissionError, FileExistsError, FileNotFoundError)

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from knep.engine.loops.interrupts import StopOnSignal
 from knep.errors import InputError, Interrupted
 from knep.io import checkpoint
-from knep.io.checkpoint import find_whole
+from knep.io.find_checkpoint import find_whole
 from knep.io.run_folder import check_there
 from knep.utils.rng import rng_state, set_rng_state
 

@@ -29,7 +29,7 @@ from knep.engine.stored_state import check_stored_run
 from knep.engine.trainer import build_callbacks, build_trainer
 from knep.errors import InputError, Interrupted
 from knep.io import checkpoint
-from knep.io.checkpoint import find_whole, saved_of
+from knep.io.find_checkpoint import find_whole, saved_of
 from knep.io.schema import whole
 from knep.utils.hardware import compile_model, quick_checks
 from knep.utils.memory import keep_freed_memory

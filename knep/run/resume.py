@@ -12,7 +12,7 @@ from knep.config.command_line.aliases import check_length, path_typed, quoted, u
 from knep.config.instantiate import check_stored, only_read
 from knep.config.schema import RunConfig, config_hash
 from knep.errors import InputError
-from knep.io.checkpoint import _saved, find_checkpoint, find_whole, run_folder
+from knep.io.find_checkpoint import find_checkpoint, find_whole, newest_save, run_folder
 from knep.io.run_folder import read_summary
 from knep.io.untrusted_folder import check_folder, check_kind, read_lines
 from knep.run.source_hash import code_hash
@@ -102,7 +102,7 @@ def earlier_runs(config: Mapping[str, Any], root: Path, jobs_only: bool = False)
     found = [(path.parent, _summary_of(path.parent)) for path in root.rglob("summary.json")]
     found = [(folder, summary) for folder, summary in found if summary.get("config_hash") == wanted]
     found = [(folder, summary) for folder, summary in found if not jobs_only or _of_sweep(folder, root)]
-    found = sorted(found, key=lambda run: _saved(run[0]), reverse=True)
+    found = sorted(found, key=lambda run: newest_save(run[0]), reverse=True)
     same = [
         (folder, summary)
         for folder, summary in found
@@ -142,12 +142,12 @@ def find_ended(runs: Sequence[Run]) -> dict[str, Any] | None:
 def find_begun(runs: Sequence[Run]) -> Path | None:
     """The folder of the first of these runs that has a whole checkpoint and no end, or None."""
     for folder, summary in runs:
-        if summary.get("status") in _ENDED or not _saved(folder):
+        if summary.get("status") in _ENDED or not newest_save(folder):
             continue
         try:
             check_folder(folder)
             for place in sorted(folder.glob("member_*")) or [folder]:
-                if _saved(place):
+                if newest_save(place):
                     find_whole(place, warn=False)
         except InputError as error:
             print(f"knep: resume=auto: {shown(str(error))}", file=sys.stderr)

@@ -20,7 +20,7 @@ from knep.ensemble.member import Member
 from knep.ensemble.support import folds, members_of, supports
 from knep.errors import Interrupted, RunFailed
 from knep.io import checkpoint
-from knep.io.checkpoint import saved_of
+from knep.io.find_checkpoint import saved_of
 from knep.io.run_folder import begin_reading, reads, write_summary
 from knep.run import report
 from knep.utils.text import shown

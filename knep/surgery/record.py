@@ -1,4 +1,4 @@
-"""What passes through a model shows: here alone are hooks put on modules and torch functions seen as they are called.
+"""What passes through a model shows: here alone is a pass watched, by hooks on modules and by torch functions.
 
 `hooks_on` puts the hooks, `hooked` takes them off at the end, `Recorder` follows modules and functions together; what a
 reader keeps of that is its own. A model's own state is kept meanwhile.

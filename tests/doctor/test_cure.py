@@ -13,6 +13,7 @@ from torch import nn
 
 from knep.config.catalog import CONF, SLOTS, options
 from knep.config.compose import compose_config, compose_recipe
+from knep.config.schema import RunConfig
 from knep.doctor.cure import candidates
 from knep.doctor.cure import search as cures
 from knep.doctor.cure.candidates import merged, tidied
@@ -209,7 +210,7 @@ def config():
 
 def _seen(disease: str, config, limit: int | None = None) -> list[tuple[str, ...]]:
     seen = patient(*made(200, 4, 0.1), classes=4)
-    seen = replace(seen, epochs=5, config=config | {"data": config["data"] | {"limit": limit}})
+    seen = replace(seen, epochs=5, run=RunConfig.of(config | {"data": config["data"] | {"limit": limit}}))
     return [*candidates.usual(_report((disease, ())), seen), *candidates.common(seen)]
 
 
@@ -339,12 +340,12 @@ def test_a_third_seed_has_the_last_word_but_for_a_large_gain(sick, cured, kept):
     assert cures._borne_out(ward, start, lines, [(way, 0.9)]) == ((lines, [(way, 0.9)]) if kept else (start, []))
 
 
-@pytest.mark.parametrize(("momentum", "lines"), [(0.001, remedies.LIVELY), (0.1, ("norm=group",))])
+@pytest.mark.parametrize(("momentum", "lines"), [(0.001, remedies.LIVELY[0]), (0.1, ("norm=group",))])
 def test_slow_statistics_are_quickened_by_lines_that_change_the_net(momentum, lines):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.Flatten())
     x = torch.randn(8, 1, 8, 8)
     batches = [(x, torch.arange(8))]
     slow = of(net, batches, batches, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1))
     assert treatment._ways(slow, Finding("stale_statistics", "", 0.8))[0][0] == lines
-    if lines == remedies.LIVELY:
+    if lines == remedies.LIVELY[0]:
         assert norm.batch(net, sample=x, momentum=0.1)
