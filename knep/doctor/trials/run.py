@@ -207,7 +207,7 @@ def _pass(patient: Patient, taken: Step, trial: Trial, micro: Sequence[Batch], s
     correct = seen = 0
     for batch in micro:
         found = taken.backward(batch, 1 / len(micro), partial(cast, patient))
-        penalty += float(found.penalty) / len(micro)
+        penalty += float(torch.as_tensor(found.penalty).detach()) / len(micro)
         total += found.loss.detach() / len(micro)
         correct += int(found.counted.correct)
         seen += int(found.counted.rows)
