@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from knep.cli.train import main
+from knep.config.schema import ResumeConfig
 from knep.engine import fit as member
 from knep.errors import InputError
 from knep.io.run_folder import read_summary, write_summary
@@ -129,14 +130,14 @@ def test_damaged_runs_are_passed_over(tmp_path, monkeypatch, capsys):
 
 def test_when_a_run_looks_for_an_earlier_one(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    unset = {"resume": None, "ckpt": None}
+    unset = ResumeConfig()
     assert [resumes(unset, sweep) for sweep in (True, False)] == [True, False]
-    assert not resumes(unset | {"resume": False}, sweep=True)
-    assert not resumes(unset | {"ckpt": "outputs/x", "resume": "auto"}, sweep=False)
+    assert not resumes(ResumeConfig(resume=False), sweep=True)
+    assert not resumes(ResumeConfig("outputs/x", "auto"), sweep=False)
     monkeypatch.setenv("SLURM_JOB_ID", "3")
     assert resumes(unset, sweep=False)
     with pytest.raises(InputError, match="resume=maybe is not known"):
-        resumes(unset | {"resume": "maybe"}, sweep=False)
+        resumes(ResumeConfig(resume="maybe"), sweep=False)
 
 
 def test_a_module_that_no_import_statement_names_is_of_the_run_too(tmp_path, monkeypatch, fits, capsys):

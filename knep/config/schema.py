@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from knep.config.catalog import SLOTS
@@ -77,6 +77,7 @@ class TrainerConfig:
     max_time: str | Node | None = None
     fast_dev_run: bool | int = False
     deterministic: bool | str = False
+    limit_train_batches: int | float | None = None
     limit_val_batches: int | float | None = None
     limit_test_batches: int | float | None = None
     check_val_every_n_epoch: int | None = 1
@@ -127,7 +128,6 @@ class RunConfig:
     plain: Node
     seed: int = 0
     layer_decay: float = 1.0
-    accumulate: int = 1
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
@@ -147,11 +147,7 @@ class RunConfig:
             runtime=RuntimeConfig(**_known(RuntimeConfig, config)),
             checkpoint=CheckpointConfig(**_known(CheckpointConfig, config.get("checkpoint") or {})),
             resume=ResumeConfig(**_known(ResumeConfig, config)),
-            **{
-                k: config[k]
-                for k in ("seed", "layer_decay", "accumulate", "guard", "doctor", "callbacks")
-                if k in config
-            },
+            **{k: config[k] for k in ("seed", "layer_decay", "guard", "doctor", "callbacks") if k in config},
         )
 
     @property
@@ -161,7 +157,7 @@ class RunConfig:
 
     def seeded(self, seed: int) -> RunConfig:
         """The same run with another seed."""
-        return RunConfig.of({**self.plain, "seed": seed})
+        return replace(self, seed=seed, plain={**self.plain, "seed": seed})
 
     @property
     def watched(self) -> tuple[str, str]:
@@ -174,8 +170,7 @@ class RunConfig:
 
 
 def _known(kind: type, node: Node, *beside: str) -> dict[str, Any]:
-    names = kind.__dataclass_fields__
-    return {name: node[name] for name in names if name in node and name not in beside}
+    return {f.name: node[f.name] for f in fields(kind) if f.name in node and f.name not in beside}
 
 
 # Where a run lies and how it is watched does not change what it computes.

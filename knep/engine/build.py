@@ -33,7 +33,7 @@ def build_module(
     images = data.train_images() if data is not None else [torch.zeros(shape, dtype=torch.uint8)]
     scaling = recipe.scaling(images)
     with named("model"):
-        check_model(run.model, spec.size, members=max(recipe.members, run.trainer.members) if data is not None else 1)
+        check_model(run.model, spec.size, members=run.members if data is not None else 1)
         model = instantiate(run.model)(**spec.size)
     raw = data.sample(64) if data is not None else torch.zeros(shape, dtype=torch.uint8)
     recipe.apply(model, sample=scaling(raw))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -19,6 +18,7 @@ from knep.data.base import ImageData
 from knep.engine.load import load_members, stored_data
 from knep.errors import InputError
 from knep.io.run_folder import read_again
+from knep.tasks.classification import Classification
 
 
 @dataclass
@@ -64,7 +64,7 @@ def evaluate(
     """
     for member in members:
         member.eval()
-    device = next(members[0].parameters()).device
+    device, task = next(members[0].parameters()).device, Classification(num_classes)
     confusion = MulticlassConfusionMatrix(num_classes, sync_on_compute=False).to(device)
     loss, right, each, images, mistakes = 0.0, 0, [0] * len(members), 0, []
     for x, y in batches:
@@ -76,7 +76,7 @@ def evaluate(
         # The mean in logarithms, which knows no smallest number.
         logp_NK = logp_MVNK.flatten(0, 1).logsumexp(0) - log(len(members) * len(views))
         confidence, predicted = p_NK.max(1)
-        loss += F.nll_loss(logp_NK, y_N, reduction="sum").item()
+        loss += task.of_probabilities(logp_NK, y_N).item()
         right += int((predicted == y_N).sum())
         each = [a + int((p.argmax(1) == y_N).sum()) for a, p in zip(each, p_MNK, strict=True)]
         images += len(y_N)

@@ -12,6 +12,7 @@ from knep.config.instantiate import check_targets, instantiate
 from knep.config.moved import with_current_names
 from knep.config.schema import DataSpec, RunConfig
 from knep.engine.build import build_module, check_model
+from knep.engine.module import Classifier
 from knep.errors import InputError
 from knep.io.checkpoint import read
 from knep.io.schema import Check, listed, plain, table, text, whole
@@ -89,7 +90,7 @@ def load_module(path: Path) -> Any:
     return module.eval()
 
 
-def not_finite(module: Any, weights: Mapping[str, Tensor]) -> str | None:
+def not_finite(module: Classifier, weights: Mapping[str, Tensor]) -> str | None:
     """Which weight is not finite and must be; None where all are.
 
     The input's scale comes from data that was looked at. Parameters are so where the config has a guard, and with them

@@ -23,6 +23,7 @@ from knep.config.schema import RunConfig
 from knep.engine.callbacks import History
 from knep.engine.checkpointing import BEST, Best, states_in
 from knep.engine.load import not_finite, weights_wrong
+from knep.engine.module import Classifier
 from knep.errors import InputError
 from knep.guard.policy import KINDS
 from knep.io.checkpoint import read
@@ -53,7 +54,7 @@ _NUMBER = number(finite=False)
 _WINDOW = 100  # losses and clipped steps that are kept
 
 
-def check_stored_run(path: Path, state: Mapping[str, Any], module: Any) -> None:
+def check_stored_run(path: Path, state: Mapping[str, Any], module: Classifier) -> None:
     """Raises InputError, in one line, where a checkpoint is not one that a run of its config saves.
 
     state: with a config that was looked at; module: the Classifier that this config builds, which is spent.
@@ -66,7 +67,7 @@ def check_stored_run(path: Path, state: Mapping[str, Any], module: Any) -> None:
         raise InputError(f"{path} is not what knep wrote: {wrong.lstrip('. ')}: give another checkpoint")
 
 
-def _wrong(path: Path, state: Mapping[str, Any], module: Any) -> Iterator[str]:
+def _wrong(path: Path, state: Mapping[str, Any], module: Classifier) -> Iterator[str]:
     """What is wrong with each part in turn, for a reader who stops at the first: later parts rely on those before."""
     yield from _said(state, _outline())
     if "trainer" not in state["knep"]["config"]:
@@ -234,7 +235,7 @@ def _counters_wrong(state: Mapping[str, Any]) -> Iterator[str]:
 # Callbacks
 
 
-def _callbacks_wrong(path: Path, state: Mapping[str, Any], module: Any) -> Iterator[str]:
+def _callbacks_wrong(path: Path, state: Mapping[str, Any], module: Classifier) -> Iterator[str]:
     """The states of the callbacks that the config has, all there and each by its own schema."""
     config, stored, step = state["knep"]["config"], state["callbacks"], state["global_step"]
     metric, mode = RunConfig.of(config).watched
@@ -347,7 +348,7 @@ def _average_wrong(state: Mapping[str, Any], stored: Mapping[str, Any]) -> Itera
         yield f"callbacks.Ema.updates is {stored['updates']}, and averaging_state.n_averaged {averaged}"
 
 
-def _beside_wrong(path: Path, module: Any) -> Iterator[str]:
+def _beside_wrong(path: Path, module: Classifier) -> Iterator[str]:
     """A file that the end of the run will read, looked at while it can still be told; one that is gone is no fault."""
     if path.is_file():
         found = read(path)
@@ -362,7 +363,7 @@ def _beside_wrong(path: Path, module: Any) -> Iterator[str]:
 # The moment
 
 
-def _running_wrong(state: Mapping[str, Any], module: Any, optimizer: Check) -> Iterator[str]:
+def _running_wrong(state: Mapping[str, Any], module: Classifier, optimizer: Check) -> Iterator[str]:
     """Gradients of a window under way, the sums of an epoch, and what the guard goes back to."""
     wrong = moment_wrong(module, state.get("exact", {"gradients": {}}))
     if wrong:
@@ -383,14 +384,14 @@ def _running_wrong(state: Mapping[str, Any], module: Any, optimizer: Check) -> I
         yield from _said(snapshot["optimizers"][0], optimizer, f"{place}.optimizers[0]")
 
 
-def moment_wrong(module: Any, moment: Mapping[str, Any]) -> str | None:
+def moment_wrong(module: Classifier, moment: Mapping[str, Any]) -> str | None:
     """What is wrong with the gradients, by parameter, that a step of `module` is to start from."""
     parameters = {name: tensor(p) for name, p in (*module.named_parameters(), *module.model.named_parameters())}
     wrong = record({}, parameters)(moment["gradients"])
     return wrong and f"gradients{wrong}"
 
 
-def box_wrong(module: Any, box: Mapping[str, Any], of_optimizer: bool) -> str | None:
+def box_wrong(module: Classifier, box: Mapping[str, Any], of_optimizer: bool) -> str | None:
     """What of a black box does not fit `module`, which is spent. of_optimizer: whether its step went bad."""
     wrong = moment_wrong(module, box)
     if wrong or not of_optimizer:

@@ -50,7 +50,7 @@ def fit(
     return members
 
 
-def _plugin(member: Member, data: Any, device: torch.device) -> Precision:
+def _plugin(member: Member, data: ImageData, device: torch.device) -> Precision:
     trainer = member.run.trainer
     wrong = wrong_in_bf16(member.module.model, member.module.scaling(data.sample(2)))
     wanted = str(precision(trainer.precision, trainer.accelerator, wrong))
@@ -60,7 +60,7 @@ def _plugin(member: Member, data: Any, device: torch.device) -> Precision:
 
 
 def _stepper(
-    members: Sequence[Member], data: Any, device: torch.device, plugin: Precision, together: bool | None
+    members: Sequence[Member], data: ImageData, device: torch.device, plugin: Precision, together: bool | None
 ) -> InTurn | Together:
     draws = Draws(len(members), device)
     models = [m.module.model for m in members]
@@ -81,12 +81,17 @@ class _Fit:
     """The epochs of all members. Batch order, draws, steps and validations are those of a run with each one's seed."""
 
     def __init__(
-        self, members: Sequence[Member], data: Any, device: torch.device, plugin: Precision, stepper: InTurn | Together
+        self,
+        members: Sequence[Member],
+        data: ImageData,
+        device: torch.device,
+        plugin: Precision,
+        stepper: InTurn | Together,
     ) -> None:
         self.members, self.data, self.device, self.plugin, self.stepper = members, data, device, plugin, stepper
         self.trainer = members[0].run.trainer
         self.loaders = [self._loader(m) for m in members]
-        self.batches = _share(self.trainer.lightning["limit_train_batches"], len(self.loaders[0]))
+        self.batches = _share(self.trainer.limit_train_batches, len(self.loaders[0]))
         accumulate = members[0].module.recipe.accumulate
         self.window = self.batches if accumulate == "epoch" else int(accumulate)
         self.at = members[0].module.recipe.schedule_at

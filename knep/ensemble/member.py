@@ -62,7 +62,7 @@ class Member:
     @torch.no_grad()
     def validate(
         self,
-        data: Any,
+        data: ImageData,
         epoch: int,
         steps: int,
         trained: Sequence[float],

@@ -59,15 +59,11 @@ class InTurn:
             if member.ended:
                 continue
             self.draws.seed(i, seed)
-            if scale is not None:
-                step = member.module.step
-                with self.draws.of(i):
-                    self.optimizers[i].step(lambda: self._pass(i, batch, weight, scale))  # noqa: B023
-                step.after(self.optimizers[i])
-                step.clear()
-            else:
-                with self.draws.of(i):
+            with self.draws.of(i):
+                if scale is None:
                     self._pass(i, batch, weight, None)
+                else:
+                    member.module.step.take(self.optimizers[i], lambda: self._pass(i, batch, weight, scale))  # noqa: B023
 
     def _pass(self, i: int, batch: Batch, weight: float, scale: float | None) -> Tensor:
         step = self.members[i].module.step

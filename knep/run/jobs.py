@@ -18,6 +18,7 @@ from omegaconf import read_write
 from knep.config.command_line.aliases import quoted, unquoted
 from knep.config.compose import plain
 from knep.config.instantiate import allow_typed, take_allowed
+from knep.config.schema import RunConfig
 from knep.distributed.slurm import requeue
 from knep.distributed.torchrun import started_apart, under_torchrun
 from knep.errors import InputError, RunFailed
@@ -58,7 +59,7 @@ def _line(key: str, folder: Path) -> str:
 
 
 def _earlier_lines(config: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    if not resumes(config, sweep=False):
+    if not resumes(RunConfig.of(config).resume, sweep=False):
         return []
     root = root_of(Path(_named("hydra.run.dir", overrides) or "outputs"))
     found = find_begun(earlier_runs(config, root))
@@ -160,7 +161,7 @@ class Sweep:
 
     def _earlier(self, config: Mapping[str, Any]) -> list[Run]:
         """The runs that may stand for a job: of sweeps, or with resume=auto any."""
-        if not resumes(config, sweep=True):
+        if not resumes(RunConfig.of(config).resume, sweep=True):
             return []
         return earlier_runs(config, root_of(self._taken.folder), jobs_only=config["resume"] is None)
 

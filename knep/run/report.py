@@ -11,6 +11,7 @@ from typing import Any
 
 from knep.config.catalog import recipe_choices
 from knep.config.schema import RunConfig, config_hash
+from knep.data.base import ImageData
 from knep.engine.evaluate import batches_of, evaluate
 from knep.engine.fit import Member
 from knep.engine.logging.tensorboard import Board
@@ -34,7 +35,7 @@ _FINAL = (
 )
 
 
-def before(choices: Mapping[str, str], data: Any) -> list[str]:
+def before(choices: Mapping[str, str], data: ImageData) -> list[str]:
     """Lines that say what is trained on what, and what the user changed against the recipe."""
     kept = recipe_choices(choices["recipe"])
     changed = [f"{slot}={choices[slot]} (recipe: {o})" for slot, o in kept.items() if choices.get(slot) != o]
@@ -82,7 +83,7 @@ def after(
     config: Mapping[str, Any],
     choices: Mapping[str, str],
     lines: Sequence[str],
-    data: Any,
+    data: ImageData,
     members: Sequence[Member],
     began: float,
     figures: bool,

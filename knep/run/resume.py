@@ -10,7 +10,7 @@ from typing import Any
 
 from knep.config.command_line.aliases import check_length, path_typed, quoted, unquoted
 from knep.config.instantiate import check_stored, only_read
-from knep.config.schema import RunConfig, config_hash
+from knep.config.schema import ResumeConfig, RunConfig, config_hash
 from knep.errors import InputError
 from knep.io.find_checkpoint import find_checkpoint, find_whole, newest_save, run_folder
 from knep.io.run_folder import read_summary
@@ -52,14 +52,15 @@ def run_folders(arguments: list[str]) -> list[Path]:
     return [Path(unquoted(a.removeprefix(start))) for a in arguments if a.startswith(start)]
 
 
-def check_ckpt(config: Mapping[str, Any]) -> None:
+def check_ckpt(run: RunConfig) -> None:
     """Raises InputError where there is nothing at `ckpt` to go on from. Members that had saved nothing start anew."""
-    if config["ckpt"] is None:
+    ckpt = run.resume.ckpt
+    if ckpt is None:
         return
-    if RunConfig.of(config).members < 2:
-        find_checkpoint(config["ckpt"])
-    elif (run_folder(config["ckpt"]) / "checkpoints").exists():
-        raise InputError(f"ckpt={config['ckpt']} is a run of one model, without members: start one with members anew")
+    if run.members < 2:
+        find_checkpoint(ckpt)
+    elif (run_folder(ckpt) / "checkpoints").exists():
+        raise InputError(f"ckpt={ckpt} is a run of one model, without members: start one with members anew")
 
 
 def _check_there(given: str) -> None:
@@ -72,16 +73,16 @@ def _check_there(given: str) -> None:
         raise InputError(f"ckpt={given} {what}: give a run folder or a .ckpt file") from error
 
 
-def resumes(config: Mapping[str, Any], sweep: bool) -> bool:
+def resumes(asked: ResumeConfig, sweep: bool) -> bool:
     """Whether a run looks for an earlier one of its config. Raises InputError for another word than auto or false."""
     from knep.distributed.slurm import under_slurm
 
-    wanted = config["resume"]
+    wanted = asked.resume
     if wanted is not None and wanted is not False and wanted != "auto":
         place = f"ckpt={wanted} to go on with that run, or " if "/" in str(wanted) or Path(str(wanted)).exists() else ""
         known = "auto, false, or null (auto for sweeps and under SLURM)"
         raise InputError(f"resume={wanted} is not known: write {place}{known}")
-    return config["ckpt"] is None and (wanted == "auto" or (wanted is None and (sweep or under_slurm())))
+    return asked.ckpt is None and (wanted == "auto" or (wanted is None and (sweep or under_slurm())))
 
 
 def root_of(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from knep.errors import InputError
 if TYPE_CHECKING:
     from knep.config.compose import Composed
     from knep.config.schema import RunConfig
+    from knep.data.base import ImageData
 
 
 def check(overrides: list[str], search: list[str], sweep: bool = False) -> Composed:
@@ -34,19 +35,19 @@ def check(overrides: list[str], search: list[str], sweep: bool = False) -> Compo
         made = tried(overrides)
     except InputError as error:
         raise InputError(with_doubt(str(error), overrides, tried)) from error
-    check_ckpt(made.config)
-    resumes(made.config, sweep)
+    check_ckpt(made.run)
+    resumes(made.run.resume, sweep)
     return made
 
 
 def hush() -> None:
     """Leaves out what Lightning says to its own developers, and its hints about the hardware."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of torch's, to Lightning's own code
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches lie in memory, or have theirs
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # so it does where a run goes on
-    warnings.filterwarnings("ignore", message="The dirpath has changed.*")
-    warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+    warnings.filterwarnings("ignore", message="The dirpath has changed.*")  # of a run that was moved, which may be
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*")  # fewer than log_every: as typed
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # the sums of all processes are added before
 
 
@@ -142,7 +143,7 @@ def _fit(
         return report.after(folder, config, choices, overrides, data, members, began, figures)
 
 
-def _at_once(whole: RunConfig, data: Any, places: list[Path], header: list[str]) -> list[Any] | None:
+def _at_once(whole: RunConfig, data: ImageData, places: list[Path], header: list[str]) -> list[Any] | None:
     """The members of an ensemble, fitted in one pass; None where they are to be fitted one after another."""
     if len(places) < 2:
         return None

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from torch import nn
 
@@ -16,7 +17,7 @@ from knep.errors import InputError
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
-def at_precision(trainer: Any, module: nn.Module) -> None:
+def at_precision(trainer: Trainer, module: nn.Module) -> None:
     """Gives `module` the floating-point type of a run whose weights are all float64 or all half precision.
 
     Lightning does so once a checkpoint is loaded and averages are made, which then are of another type.

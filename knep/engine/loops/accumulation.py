@@ -36,7 +36,7 @@ class Window:
     of one time differ in size from process to process, which costs one sum over them a step.
     """
 
-    def __init__(self, trainer: Any, kept: dict[str, Any] | None = None) -> None:
+    def __init__(self, trainer: Trainer, kept: dict[str, Any] | None = None) -> None:
         kept = kept or {}
         self._strategy, self._world = trainer.strategy, trainer.world_size
         self.batches: int = trainer.accumulate_grad_batches
@@ -68,14 +68,14 @@ class Window:
         return {"typical": self.typical, "images": self.images}
 
 
-def uneven(trainer: Any) -> bool:
+def uneven(trainer: Trainer) -> bool:
     """Whether processes may get micro-batches of different sizes: not from knep's loaders or a DistributedSampler."""
     loader = trainer.train_dataloader
     shared = hasattr(loader, "mean_batch") or isinstance(getattr(loader, "sampler", None), DistributedSampler)
     return trainer.world_size > 1 and not shared
 
 
-def window_of(trainer: Any, kept: dict[str, Any] | None = None) -> Window | None:
+def window_of(trainer: Trainer, kept: dict[str, Any] | None = None) -> Window | None:
     """The window of a fit that accumulates or whose processes differ; None where a step is the mean by itself.
 
     kept: the `state_dict` of an earlier life of the run.
