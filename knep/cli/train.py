@@ -7,7 +7,10 @@ import sys
 if __name__ == "__main__":  # one of several processes, started by this file's path: what lies beside it is knep's own
     sys.path[:] = [path for path in sys.path if path != __file__.rpartition("/")[0]]
 
+import argparse
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,6 @@ def _start(arguments: list[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
 
     from knep.config.command_line.aliases import path_typed, readable, tell
     from knep.config.command_line.options import refuse_options
@@ -92,8 +94,21 @@ def _start(arguments: list[str]) -> None:
     # Options last: argparse takes overrides that stand together.
     sys.argv = [before[0], *overrides, *options]
     try:
-        with work.told(), logging_restored():
+        with _in_one_line(args, lambda: began), work.told(), logging_restored():
             hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
+    finally:
+        sys.argv = before
+
+
+@contextlib.contextmanager
+def _in_one_line(args: argparse.Namespace, began: Callable[[], bool]) -> Iterator[None]:
+    """What Hydra refuses, and files that cannot be written, as InputError. began: whether a job was."""
+    from hydra.errors import HydraException
+
+    from knep.config.compose import compose_config
+
+    try:
+        yield
     except HydraException as error:
         compose_config(args.overrides, _search(args.config_dir))  # which knows what to write instead
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
@@ -102,11 +117,9 @@ def _start(arguments: list[str]) -> None:
         cause = error.__cause__ or error.__context__ if hidden else error
         if is_full(cause):
             raise cause from error.__context__
-        if not isinstance(cause, OSError) or (began and not isinstance(cause, _IN_THE_WAY)):
+        if not isinstance(cause, OSError) or (began() and not isinstance(cause, _IN_THE_WAY)):
             raise
         raise InputError(f"{cause.filename} cannot be written ({cause.strerror}): choose another folder") from error
-    finally:
-        sys.argv = before
 
 
 def _search(config_dir: str | None) -> list[str]:

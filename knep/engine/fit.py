@@ -94,19 +94,7 @@ def fit_member(
         header = [*header, capacity(parameters, data.sizes["train"]), *_levers(run, trainer, wrong, kept)]
     bar: Any = trainer.progress_bar_callback
     bar.header = [*header, *changed]
-    interrupted = 0
-    try:
-        with quick_checks(), deaths_named(trainer):
-            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    except Interrupted as asked:
-        interrupted = asked.number
-    except MisconfigurationException as error:  # what Lightning finds out only when it has the data
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if start is None or clock.began or isinstance(error, InputError):
-            raise
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise InputError(f"{start} cannot be gone on from ({what}): give another checkpoint") from error
+    interrupted = _fitted(trainer, module, data, start, clock)
     data.trainer = None
     if trainer.is_global_zero and not interrupted:
         final = {"state_dict": module.state_dict(), "knep": run.facts(spec)}
@@ -126,6 +114,23 @@ def fit_member(
         stopped_by=doctor.stopped_by if doctor else None,
         averaged=getattr(module.recipe.averaging, "said", None),
     )
+
+
+def _fitted(trainer: Any, module: Classifier, data: ImageData, start: str | None, clock: Clock) -> int:
+    """Lets Lightning fit, from the checkpoint `start`; the signal that stopped it, 0 where it ended by itself."""
+    try:
+        with quick_checks(), deaths_named(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except Interrupted as asked:
+        return asked.number
+    except MisconfigurationException as error:  # what Lightning finds out only when it has the data
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if start is None or clock.began or isinstance(error, InputError):
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise InputError(f"{start} cannot be gone on from ({what}): give another checkpoint") from error
+    return 0
 
 
 def _levers(run: RunConfig, trainer: Any, wrong: str | None, kept: bool) -> list[str]:
