@@ -1,4 +1,4 @@
-.PHONY: help install lint test golden pairs bench
+.PHONY: help install lint test slow golden pairs bench
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,6 +11,9 @@ lint: ## ruff and pyright
 
 test: ## the test suite on two processes
 	pytest -n 2
+
+slow: ## the cells of long tables that `make test` leaves out (minutes)
+	pytest -n 2 -m slow
 
 golden: ## write the golden losses anew (look at the difference before you commit it)
 	python -m tests.exhaustive.golden --write

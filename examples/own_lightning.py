@@ -23,10 +23,9 @@ def main() -> float:
 
     recipe = knep.load("modern", overrides=["augment=none", "averaging.decay=0.9"])
     recipe.dry_run(model)
-    recipe.apply(model)
-    module = recipe.lightning(model, num_classes=10, images=train_loader)
+    module = knep.LitModule(model, recipe, "multiclass", num_classes=10, images=train_loader)
     with TemporaryDirectory() as folder:  # for the checkpoints; a project of yours has a place for them
-        trainer = recipe.trainer(max_epochs=8, default_root_dir=folder, accelerator="cpu", logger=False)
+        trainer = L.Trainer(max_epochs=8, default_root_dir=folder, accelerator="cpu", logger=False)
         trainer.fit(module, train_loader, val_loader)
 
     # The module holds the averaged weights of the best epoch now, and its scaling: it reads raw images.

@@ -9,9 +9,33 @@ from knep import doctor as doctor  # which imports nothing itself
 from knep.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from knep import ensemble as ensemble
+    from knep.engine.any_module.callbacks import callbacks as callbacks
+    from knep.engine.any_module.lit_module import LitModule as LitModule
     from knep.engine.apply_recipe import Recipe
+    from knep.errors import InputError as InputError
+    from knep.tasks.smoothed import Smoothed as smoothed
 
-__all__ = ["__version__", "allow", "load"]
+__all__ = ["InputError", "LitModule", "__version__", "allow", "callbacks", "load", "smoothed"]
+
+# What brings torch comes at its first use.
+_LATER = {
+    "InputError": ("knep.errors", "InputError"),
+    "LitModule": ("knep.engine.any_module.lit_module", "LitModule"),
+    "callbacks": ("knep.engine.any_module.callbacks", "callbacks"),
+    "ensemble": ("knep.ensemble", None),
+    "smoothed": ("knep.tasks.smoothed", "Smoothed"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'knep' has no attribute '{name}'")
+    from importlib import import_module
+
+    path, member = _LATER[name]
+    module = import_module(path)
+    return module if member is None else getattr(module, member)
 
 
 def load(name: str, overrides: Sequence[str] = (), *, search: Sequence[str] = ()) -> Recipe:

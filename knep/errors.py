@@ -29,6 +29,10 @@ class RunFailed(Exception):
     findings: Sequence[Mapping[str, Any]] = ()
 
 
+class OutOfMemory(RunFailed):
+    """A step that there was no memory for: another learning rate would not have helped."""
+
+
 def is_full(error: BaseException | None) -> TypeGuard[OSError]:
     """Whether there was no room for what should be written: on the disk, in a quota, or within a limit on files."""
     return isinstance(error, OSError) and error.errno in _FULL

@@ -89,8 +89,10 @@ def test_any_loader_in_lightnings_loop(name, own, tmp_path):
     lines = ["optimizer=sgd", "optimizer.lr=1", "optimizer.weight_decay=0", "clip=norm", "clip.theta=0.5"]
     recipe = knep.load("none", [*lines, f"accumulate={window}"])
     model = net()
-    module = Own(model) if own else recipe.lightning(model, num_classes=3)
-    recipe.trainer(**{"max_epochs": 1, **limits, **QUIET, "default_root_dir": tmp_path}).fit(module, make())
+    module = Own(model) if own else knep.LitModule(model, recipe, num_classes=3)
+    made = knep.callbacks(recipe, model="model") if own else []
+    options = {"max_epochs": 1, **limits, **QUIET, "default_root_dir": tmp_path, "callbacks": made}
+    L.Trainer(**options).fit(module, make())
     torch.testing.assert_close(model[1].weight, stepped(*ranges), rtol=0, atol=1e-6)
 
 
@@ -152,6 +154,6 @@ def test_processes_with_unequal_batches_take_the_mean_over_all_images():
 
 def test_a_schedule_without_a_length_is_refused(tmp_path):
     recipe = knep.load("none", ["scheduler=cosine"])
-    trainer = recipe.trainer(1, default_root_dir=tmp_path, **QUIET)
+    trainer = L.Trainer(max_epochs=1, default_root_dir=tmp_path, **QUIET)
     with pytest.raises(InputError, match="limit_train_batches=N"):
-        trainer.fit(recipe.lightning(net(), num_classes=3), DataLoader(Sizes(6, 6), None))
+        trainer.fit(knep.LitModule(net(), recipe, num_classes=3), DataLoader(Sizes(6, 6), None))

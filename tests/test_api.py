@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import nn
@@ -55,6 +55,14 @@ def test_importing_knep_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_error_of_every_refusal_is_at_the_top_and_brings_no_torch():
+    code = "import knep, sys; assert issubclass(knep.InputError, ValueError); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(knep.InputError, match="modrn"):
+        knep.load("modrn")
+
+
 def test_load_takes_overrides():
     recipe = knep.load("modern", overrides=["norm=group", "optimizer.lr=3e-3", "layer_decay=0.9", "accumulate=2"])
     assert recipe.model_slots["norm"].func.__name__ == "group"
@@ -83,11 +91,7 @@ BAD = {
     "second recipe": (lambda: knep.load("modern", ["recipe=none"]), 'knep.load("none")'),
     "search": (lambda: knep.load("modern", search=["file:///nowhere"]), "file:///nowhere is not there"),
     "a run's key": (lambda: knep.load("modern", ["trainer.devices=2"]), "there is no key trainer.devices"),
-    "nothing to stop with": (lambda: knep.load("baseline").trainer(), "max_epochs=10"),
-    "clips twice": (lambda: knep.load("modern").trainer(gradient_clip_val=0.5), "clip.theta=0.5"),
-    "ensemble": (lambda: knep.load("modern", ["averaging=ensemble"]).trainer(), "averaging=none"),
-    "step an epoch": (lambda: knep.load("none", ["optimizer=gd"]).trainer(1), "accumulate_grad_batches"),
-    "no checkpoints": (lambda: knep.load("modern").trainer(enable_checkpointing=False), "stopping=none"),
+    "ensemble": (lambda: knep.callbacks("modern", ["averaging=ensemble"]), "averaging=none"),
     "no slot": (
         lambda: Recipe.from_config(OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGD"}, "norm": "batch"})),
         "norm=batch is no option of a slot: add `- norm: none`",
@@ -289,16 +293,19 @@ def loaders():
     return DataLoader(data, batch_size=16, shuffle=True), DataLoader(data, batch_size=64)
 
 
-def test_lightning_trains_on_any_dataloader_and_goes_back_to_the_best(tmp_path):
+def fit(module, tmp_path, *given, epochs=1, **options):
+    trainer = Trainer(max_epochs=epochs, default_root_dir=tmp_path, **QUIET, **options)
+    trainer.fit(module, *given)
+    return trainer
+
+
+def test_a_module_trains_on_any_dataloader_and_goes_back_to_the_best(tmp_path):
     recipe = knep.load("modern", ["norm=none", "augment=none", "scaling=standardize", "averaging.decay=0.5"])
-    model = mlp()
-    recipe.apply(model)
     train, val = loaders()
-    module = recipe.lightning(model, num_classes=2, images=train)
-    trainer = recipe.trainer(max_epochs=6, default_root_dir=tmp_path, **QUIET)
+    module = knep.LitModule(mlp(), recipe, num_classes=2, images=train)
+    trainer = fit(module, tmp_path, train, val, epochs=6)
     kinds = [type(c).__name__ for c in trainer.callbacks]  # type: ignore[attr-defined]
-    assert {"Ema", "Early", "ModelCheckpoint"} <= set(kinds)
-    trainer.fit(module, train, val)
+    assert {"Ema", "Early"} <= set(kinds)
     x, y = two_classes(128).tensors
     mean, std = x.mean(), x.std(unbiased=False)
     torch.testing.assert_close(module.scaling(x), (x - mean) / std)
@@ -311,31 +318,46 @@ def test_lightning_trains_on_any_dataloader_and_goes_back_to_the_best(tmp_path):
 def test_the_recipes_clip_and_accumulation_act_in_lightning(tmp_path):
     recipe = knep.load("none", ["clip=normalize", "clip.theta=0.25", "accumulate=4", "optimizer.lr=1.0"])
     model = mlp()
-    module = recipe.lightning(model, 2)
+    module = knep.LitModule(model, recipe, num_classes=2)
     before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-    train, _ = loaders()
-    trainer = recipe.trainer(1, default_root_dir=tmp_path, limit_train_batches=4, **QUIET)
-    trainer.fit(module, train)
+    trainer = fit(module, tmp_path, loaders()[0], limit_train_batches=4)
     after = nn.utils.parameters_to_vector(model.parameters()).detach()
     assert trainer.global_step == 1
     torch.testing.assert_close((after - before).norm(), torch.tensor(0.25), rtol=1e-4, atol=0)
 
 
+def test_the_trainers_clip_acts_where_the_recipe_has_none(tmp_path):
+    model = mlp()
+    lines = ["optimizer=sgd", "optimizer.lr=1.0", "optimizer.weight_decay=0"]
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    module = knep.LitModule(model, knep.load("none", [*lines, "clip=none"]), num_classes=2)
+    fit(module, tmp_path, loaders()[0], limit_train_batches=1, gradient_clip_val=1e-3)
+    moved = nn.utils.parameters_to_vector(model.parameters()).detach() - before
+    torch.testing.assert_close(moved.norm(), torch.tensor(1e-3), rtol=1e-2, atol=0)
+    module = knep.LitModule(mlp(), knep.load("none", ["clip=norm"]), num_classes=2)
+    with pytest.raises(InputError, match="would both clip"):
+        fit(module, tmp_path, loaders()[0], gradient_clip_val=1.0)
+
+
 def test_each_trainer_starts_anew(tmp_path):
-    recipe = knep.load("modern")
-    a, b = (recipe.trainer(2, default_root_dir=tmp_path, **QUIET) for _ in range(2))
-    assert not {id(c) for c in a.callbacks} & {id(c) for c in b.callbacks}  # type: ignore[attr-defined]
-    mine = ModelCheckpoint(filename="mine")
-    both = recipe.trainer(2, callbacks=mine, max_steps=3, default_root_dir=tmp_path, **QUIET)
-    assert mine in both.callbacks  # type: ignore[attr-defined]
-    assert both.max_steps == 3
+    module = knep.LitModule(mlp(), knep.load("modern", ["norm=none", "scaling=none"]), num_classes=2)
+    a, b = (module.configure_callbacks() for _ in range(2))
+    assert not {id(c) for c in a} & {id(c) for c in b}
+    a, b = (knep.callbacks(knep.load("modern")) for _ in range(2))
+    assert not {id(c) for c in a} & {id(c) for c in b}
 
 
 def test_stopping_without_validation_data_is_refused(tmp_path):
     recipe = knep.load("modern", ["norm=none", "augment=none"])
-    module = recipe.lightning(mlp(), 2, images=loaders()[0])
+    module = knep.LitModule(mlp(), recipe, num_classes=2, images=loaders()[0])
     with pytest.raises(InputError, match="stopping=none"):
-        recipe.trainer(1, default_root_dir=tmp_path, **QUIET).fit(module, loaders()[0])
+        fit(module, tmp_path, loaders()[0])
+
+
+def test_callbacks_beside_a_module_that_has_its_recipe_are_refused(tmp_path):
+    module = knep.LitModule(mlp(), knep.load("none"), num_classes=2)
+    with pytest.raises(InputError, match=r"leave knep.callbacks out"):
+        fit(module, tmp_path, loaders()[0], callbacks=knep.callbacks("none"))
 
 
 def test_plateau_steps_once_a_validation(tmp_path):
@@ -345,9 +367,9 @@ def test_plateau_steps_once_a_validation(tmp_path):
 
     seen: list[float] = []
     recipe = knep.load("none", ["optimizer=none", "scheduler=plateau", "scheduler.patience=1"])
-    more = {"check_val_every_n_epoch": 2, "callbacks": Rates(), "default_root_dir": tmp_path}
+    more = {"check_val_every_n_epoch": 2, "callbacks": Rates()}
     train, val = loaders()
-    recipe.trainer(9, **more, **QUIET).fit(recipe.lightning(mlp(), 2), train, val)
+    fit(knep.LitModule(mlp(), recipe, num_classes=2), tmp_path, train, val, epochs=9, **more)
     # The weights stand still: the first validation is the best, the second is borne, the third (epoch 6) lowers it.
     assert seen == [pytest.approx(1.0)] * 6 + [pytest.approx(0.3)] * 3
 
@@ -363,50 +385,24 @@ def test_plateau_lowers_the_rate_where_an_accuracy_does_not_rise():
     assert rates == [pytest.approx(r) for r in (1, 1, 1, 0.3)]
 
 
-@pytest.mark.parametrize("slot", ["stopping=early", "averaging=soup", "scheduler=plateau"])
+@pytest.mark.parametrize("slot", ["stopping=early", "averaging=soup"])
 def test_a_metric_that_nobody_logs_is_refused_before_the_first_step(slot, tmp_path):
     name = slot.partition("=")[0]
-    recipe = knep.load("none", [slot, f"{name}.monitor=val/missed"])
-    module = recipe.lightning(mlp(), 2)
-    with pytest.raises(InputError, match="write one of val/loss, val/acc"):
-        recipe.trainer(1, default_root_dir=tmp_path, **QUIET).fit(module, *loaders())
-
-
-def test_a_module_of_ones_own_may_log_what_is_watched(tmp_path):
-    class Own(LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model, self.steps = mlp(), 0
-
-        def training_step(self, batch, batch_idx):
-            self.steps += 1
-            return self.model(batch[0]).logsumexp(1).mean()
-
-        def validation_step(self, batch, batch_idx):
-            self.log("val/spread", self.model(batch[0]).std())
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def fit(monitor):
-        module = Own()
-        recipe = knep.load("none", ["stopping=early", f"stopping.monitor={monitor}"])
-        recipe.trainer(1, default_root_dir=tmp_path, **QUIET).fit(module, *loaders())
-        return module
-
-    assert fit("val/spread").steps == 8
-    with pytest.raises(InputError, match="name one of val/spread"):
-        fit("val/missed")
+    module = knep.LitModule(mlp(), knep.load("none", [slot, f"{name}.monitor=val/missed"]), num_classes=2)
+    before = state(module)
+    with pytest.raises(InputError, match="name one of val/acc, val/loss"):
+        fit(module, tmp_path, *loaders())
+    assert same(before, state(module))
 
 
 def test_scaling_left_to_the_loader_is_said():
     with pytest.warns(UserWarning, match="scaling is left to your loader"):
-        module = knep.load("modern").lightning(mlp(), 2)
+        module = knep.LitModule(mlp(), knep.load("modern", ["norm=none"]), num_classes=2)
     assert isinstance(module.scaling, nn.Identity)
 
 
 def test_no_word_about_scaling_where_there_is_none(recwarn):
-    knep.load("none").lightning(mlp(), 2)
+    knep.LitModule(mlp(), knep.load("none"), num_classes=2)
     assert not recwarn.list
 
 
@@ -454,5 +450,6 @@ def test_allow_lets_configs_build_what_is_yours():
 
 def test_trainers_advertise_nothing(caplog):
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
-        knep.load("none").trainer(max_epochs=1, accelerator="cpu", logger=False)
+        knep.callbacks("none")
+        Trainer(max_epochs=1, accelerator="cpu", logger=False)
     assert "Tip" not in caplog.text

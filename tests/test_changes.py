@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 
 import pytest
 import torch
@@ -33,13 +34,24 @@ def refused(capsys, *arguments):
     return said
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run of two epochs, to be copied."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    main([*BASE, f"hydra.run.dir={folder}"])
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path, capsys):
+def run(plain, tmp_path, capsys):
     """A run of two epochs, and the function that resumes it with changes and returns what is said."""
     folder = tmp_path / "run"
 
     def go_on(*changed, first=()):
-        main([*BASE, *first, f"hydra.run.dir={folder}"])
+        if first:
+            main([*BASE, *first, f"hydra.run.dir={folder}"])
+        else:
+            shutil.copytree(plain, folder)
         capsys.readouterr()
         main([f"ckpt={folder}", "trainer.max_epochs=4", *changed])
         return folder, capsys.readouterr().out
@@ -89,9 +101,8 @@ def test_patience(run):
     assert kept == [30]
 
 
-def test_what_cannot_change_is_refused_and_the_run_stays_as_it_was(tmp_path, capsys):
-    folder = tmp_path / "run"
-    main([*BASE, f"hydra.run.dir={folder}"])
+def test_what_cannot_change_is_refused_and_the_run_stays_as_it_was(plain, tmp_path, capsys):
+    folder = shutil.copytree(plain, tmp_path / "run")
     capsys.readouterr()
     names = ("config.yaml", "overrides.txt", "summary.json", "metrics.csv")
     before = {name: (folder / name).read_text() for name in names}

@@ -46,13 +46,23 @@ def test_cp_copies_for_editing_and_overwrites_nothing(tmp_path, capsys):
         (["ls", "optimiser"], "did you mean optimizer"),
         (["show", "recipe", "modrn"], "did you mean modern"),
         (["cp", "optimizer/moun", "."], "did you mean muon"),
+        (["pln", "--model", "m:build"], "there is no command pln: did you mean plan?"),
+        (["plan", "--model", "m:build", "--samle", "2,3,32,32"], "did you mean --sample?"),
+        (["evaluate", "outputs", "--splitt=val"], "did you mean --split?"),
+        (["evaluate", "outputs", "--frob"], "write knep evaluate --help"),
+        (["seeds", "--seeds", "x"], "--seeds: invalid int value: 'x': write knep seeds --help"),
+        (["evaluate"], "required: run: write knep evaluate --help"),
+        ([], "write knep --help"),
     ],
 )
 def test_a_misspelt_name_gets_the_nearest(arguments, said, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("knep: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["ls", "optimizer"], ["show", "recipe", "modern"], ["--help"]])

@@ -84,7 +84,10 @@ def wait_until(true, seconds):
     return true()
 
 
-@pytest.mark.parametrize(("rank", "name", "calls"), [(1, "validation_step", 1), (0, "training_step", 3)])
+@pytest.mark.parametrize(
+    ("rank", "name", "calls"),
+    [(1, "validation_step", 1), pytest.param(0, "training_step", 3, marks=pytest.mark.slow)],
+)
 def test_when_one_dies_the_other_says_so_and_ends(rank, name, calls, tmp_path):
     folder = tmp_path / "run"
     done, _ = run([script(tmp_path, rank, name, calls), *LINES, f"hydra.run.dir={folder}"], tmp_path)
@@ -102,6 +105,7 @@ def test_when_one_dies_the_other_says_so_and_ends(rank, name, calls, tmp_path):
     assert not (folder / "checkpoints" / "final.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_goes_on_after_a_kill_and_ends_to_the_bit_where_it_would_have(tmp_path):
     whole = tmp_path / "whole"
     done, _ = run([script(tmp_path), *LINES, f"hydra.run.dir={whole}"], tmp_path)

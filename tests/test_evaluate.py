@@ -33,6 +33,16 @@ def test_a_mistake_without_colours_is_drawn_by_its_first_channel():
     assert torch.equal(torch.as_tensor(drawn.get_array()), image[0])
 
 
+def test_a_mistake_in_standardised_colours_is_drawn_whole(caplog):
+    image = 3 * torch.randn(3, 4, 6)
+    drawn = mistakes_figure([Mistake(image, 0, 1, 0.9)], ["ant", "bee"])
+    shown = torch.as_tensor(drawn.axes[0].images[0].get_array())
+    drawn.canvas.draw()
+    assert "Clipping" not in caplog.text
+    assert (float(shown.min()), float(shown.max())) == (0, 1)
+    torch.testing.assert_close(shown * (image.max() - image.min()) + image.min(), image.permute(1, 2, 0))
+
+
 def test_a_loss_beyond_the_smallest_probability_is_the_loss():
     net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():

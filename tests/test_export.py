@@ -53,6 +53,12 @@ MODELS = {
     "mlp": (["model=mlp"], 1, 8, ["knep.models.mlp.mlp"]),
     "mlp, weight norm": (["model=mlp", "norm=weight", "dropout=standard"], 1, 8, ["knep.models.mlp.mlp"]),
     "cnn, spectral norm": (["model=cnn", "norm=spectral"], 3, 8, ["knep.models.cnn.cnn"]),
+    "cnn, weight standardization": (
+        ["model=cnn", "norm=weight_standardization"],
+        3,
+        8,
+        ["knep.models.cnn.cnn", "knep.recipes.norm.group"],
+    ),
     "cnn, batch norm, tanh": (
         ["model=cnn", "norm=batch", "norm.position=after_activation", "activation=tanh", "channels_last=true"],
         1,
@@ -64,6 +70,18 @@ MODELS = {
         1,
         8,
         ["knep.models.resnet.resnet", "knep.recipes.norm.group"],
+    ),
+    "resnet, depth, factors": (
+        ["model=resnet", "dropout=stochastic_depth", "init=layer_scale"],
+        1,
+        8,
+        ["knep.models.resnet.resnet", "knep.recipes.init.layer_scale"],
+    ),
+    "resnet, fixup": (
+        ["model=resnet", "init=fixup"],
+        1,
+        8,
+        ["knep.models.resnet.resnet", "knep.recipes.init.fixup"],
     ),
     "inception": (
         ["model=inception", "model.width=0.5", "norm=rms", "dropout=dropblock"],
@@ -125,7 +143,7 @@ def test_the_weights_belong_to_the_model_that_the_steps_build(row, tmp_path):
     assert not [name for name in state if re.search(r"_orig_mod|(^|\.)module\.|parametrizations|^model\.", name)]
     model = rebuilt(about)
     model.load_state_dict(state)
-    pixels = check_images({"channels": channels, "image_size": size})
+    pixels = check_images({"num_classes": 10, "class_names": [], "channels": channels, "image_size": size})
     with torch.no_grad():
         torch.testing.assert_close(model((pixels - 127.5) / 127.5), load_members(run)[0](pixels), rtol=1e-4, atol=1e-4)
     assert about["input"]["scaling"]["mean"] == [127.5] * channels

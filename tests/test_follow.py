@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from knep.surgery.gain import gain_of, gains_of
+from knep.surgery.weights import gain_of, gains_of
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.cells import thinned
 from tests.exhaustive import fuzz
 from tests.exhaustive.fuzzing import states as fuzz_states
 from tests.exhaustive.fuzzing.arena import Outcome
@@ -17,24 +18,26 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", thinned(range(5), 1))
 def test_override_lines(part, finished):
-    cases = list(fuzz.line_cases(LINES, SEED))[part::3]
+    cases = list(fuzz.line_cases(LINES, SEED))[part::5]
     assert {case.name: wrong for case in cases if (wrong := fuzz.fight(case)[0])} == {}
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", thinned(range(4), 1))
 def test_damaged_folders(part, finished):
     cases = list(fuzz.folder_cases(FOLDERS, SEED, finished))[part::4]
     assert {case.name: wrong for case in cases if (wrong := fuzz.fight(case)[0])} == {}
 
 
 @pytest.mark.long
-def test_mutated_fields(tmp_path):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_mutated_fields(every, tmp_path):
     fuzz.warm()
     fuzz_states.warm()
     bases = fuzz_states.make_bases(tmp_path, ["adamw", "lion"])
-    fought = [fuzz_states.fight(case, tmp_path) for case in fuzz_states.cases(bases, STATES, SEED)]
+    chosen = list(fuzz_states.cases(bases, STATES, SEED))[::every]
+    fought = [fuzz_states.fight(case, tmp_path) for case in chosen]
     assert [f"{name}: {wrong}" for wrong, _, name in fought if wrong] == []
     assert {end for _, end, _ in fought} >= {"refused", "without consequence"}
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from knep.errors import InputError
-from knep.optim.param_groups import decayed, param_groups, summary
+from knep.optim.param_groups import decayed, param_groups
 
 
 class Patches(nn.Module):
@@ -142,7 +142,6 @@ def test_depth_is_measured_on_the_longest_path_of_the_sample() -> None:
     }
     assert rates["token"] == 0.25
     assert {name for group in groups for name in group["unreached"]} == {"unused.weight", "unused.bias"}
-    assert "not reached by the sample in eval mode: unused.weight" in "\n".join(summary(groups))
 
 
 def test_a_frozen_layer_counts_for_depth_and_flags_stay() -> None:
@@ -162,12 +161,6 @@ def test_names_of_a_compiled_model_are_the_models_own() -> None:
 
     (weights, _) = param_groups(Compiled(Branches()), lr=0.1, weight_decay=0.1)
     assert weights["param_names"][0] == "out.weight"
-
-
-def test_summary_has_one_line_per_group() -> None:
-    lines = summary(param_groups(nn.Linear(3, 2), lr=0.1, weight_decay=0.05))
-    assert lines[0] == "decay: 1 tensors, 6 parameters, lr 0.1, weight decay 0.05"
-    assert lines[1] == "no_decay: 1 tensors, 2 parameters, lr 0.1, weight decay 0"
 
 
 @pytest.mark.parametrize(("key", "value"), [("lr", 0.0), ("lr", "fast"), ("weight_decay", -1.0), ("layer_decay", 1.5)])

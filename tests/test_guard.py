@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from lightning import pytorch as L
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,7 +59,7 @@ def test_a_late_verdict_is_read_at_the_end_of_the_next_step_or_before_anything_i
     monkeypatch.setattr(
         deferred.LateSentry,
         "answer",
-        lambda self, bad: seen.append((bad.step, self._trainer.global_step)) or answer(self, bad),
+        lambda self, bad: seen.append((bad.step, self.trainer.global_step)) or answer(self, bad),
     )
     case = matrix.Case("gradient", "nan", "stop", "32-true", "late", batch)
     assert matrix.try_case(case, tmp_path / "run").startswith("caught: the gradient is not finite")
@@ -268,9 +269,27 @@ def test_a_module_of_ones_own_stops_too():
     recipe = knep.load("none")
     x = torch.randn(8, 1, 2, 2)
     x[5] = float("nan")
-    module = recipe.lightning(model, num_classes=2)
-    trainer = recipe.trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    module = knep.LitModule(model, recipe, num_classes=2)
+    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     loader = torch.utils.data.DataLoader(list(zip(x, torch.zeros(8, dtype=torch.long), strict=True)), batch_size=4)
     with pytest.raises(RunFailed, match=r"step 1: the loss is not finite, first in the batch's images"):
         trainer.fit(module, loader)
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("lean", ["true", "false"])
+def test_an_epoch_whose_steps_were_all_dropped_has_no_training_loss(lean, tmp_path, capsys):
+    lines = ["recipe=baseline", "data=digits", "data.limit=256", "model=mlp", "trainer.max_epochs=2", "guard=skip"]
+    run = compose_config(
+        [*lines, "optimizer=sgd", "optimizer.lr=1e20", f"lean={lean}", "trainer.precision=32-true"]
+    ).run
+    data = instantiate(run.data)
+    data.prepare()
+    fitted = fit_member(run, data, tmp_path, 0)
+    assert not fitted.interrupted
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/acc")]
+    assert len(rows) == 2
+    assert rows[0]["train/loss"]
+    assert not rows[1]["train/loss"]
+    assert "train/loss nan" in capsys.readouterr().out

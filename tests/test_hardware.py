@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from knep.engine.precision import precision, wrong_in_bf16
+from knep.config.compose import compose_config
+from knep.config.schema import DataSpec
+from knep.engine.precision import levers, lost_in_bf16, precision, wrong_in_bf16
 from knep.errors import InputError
 from knep.utils.hardware import quick_checks
 from knep.utils.rng import reseed
@@ -21,6 +23,30 @@ def test_auto_follows_the_hardware(monkeypatch):
     for has, wanted in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr("knep.engine.precision.cpu_bf16", lambda has=has: has)
         assert precision("auto", "cpu") == wanted
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "dtype", "lost"),
+    [
+        ("regression", None, "uint8", "numbers to predict"),
+        ("multiclass", (16,), "float32", "a table's numbers"),
+        ("multiclass", (3, 8, 8), "float32", None),
+        ("multiclass", None, "uint8", None),
+        ("tokens", (64,), "int64", None),
+    ],
+)
+def test_numbers_that_bf16_would_round_are_computed_in_float32(monkeypatch, task, shape, dtype, lost):
+    monkeypatch.setattr("knep.engine.precision.cpu_bf16", lambda: True)
+    found = lost_in_bf16(task, DataSpec(2, 1, 8, ("a", "b"), shape=shape, dtype=dtype))
+    assert found == lost
+    assert precision("auto", "cpu", None, found) == ("32-true" if lost else "bf16-mixed")
+    assert precision("bf16-mixed", "cpu", None, found) == "bf16-mixed"  # who asks for it gets it
+
+
+def test_a_memory_format_of_images_is_said_of_images_alone():
+    run = compose_config(["channels_last=true"]).run
+    said = [levers(run, "32-true", torch.device("cpu"), lean=False, images=images) for images in (True, False)]
+    assert ["channels_last" in line for line in said] == [True, False]
 
 
 def test_reseeding_draws_what_manual_seed_draws():
@@ -39,7 +65,7 @@ def test_the_search_for_a_driver_comes_back(monkeypatch):
 
 
 def test_strided_convolutions_of_single_pixels_are_not_computed_in_bf16(monkeypatch):
-    monkeypatch.setattr("knep.utils.hardware.cpu_bf16", lambda: True)
+    monkeypatch.setattr("knep.engine.precision.cpu_bf16", lambda: True)
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
     )

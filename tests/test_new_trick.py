@@ -11,11 +11,12 @@ import pytest
 
 from knep.cli import new_trick
 from knep.cli.main import main
-from knep.cli.new_stubs import STUBS
+from knep.cli.new_stubs import stubs
 from knep.config.catalog import SLOTS
 from knep.errors import InputError
 
 ROOT = Path(__file__).parent.parent
+NEW = (*SLOTS, "loss")
 SHORT, LONG = "mine", "a_name_of_thirty_characters_x2"
 CHANGED = ("knep/recipes", "knep/conf", "knep/evidence/about.yaml", "tests/recipes")
 
@@ -43,7 +44,7 @@ def grown(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(clone / "tests")
-        for slot in SLOTS:
+        for slot in NEW:
             new_trick.new(f"{slot}/{SHORT}")
             new_trick.new(f"{slot}/{LONG}")
         new_trick.new("clip/halved")
@@ -59,20 +60,20 @@ def grown(tmp_path_factory):
 
 
 def test_every_slot_has_a_stub():
-    assert set(STUBS) == set(SLOTS)
+    assert set(stubs()) == set(NEW)
 
 
 def test_what_it_writes_is_found_and_fails_until_it_is_filled_in(grown):
     own = "test_property and (halved or mine or thirty)"
     done = run(grown, "pytest", "-p", "no:cacheprovider", "-rfp", "-k", f"test_walker or ({own})", "tests")
     failed = re.findall(r"^FAILED tests/recipes/test_(\w+)\.py::test_property\[(\w+)\]", done.stdout, re.MULTILINE)
-    assert sorted(failed) == sorted((slot, name) for slot in SLOTS for name in (SHORT, LONG)), done.stdout
+    assert sorted(failed) == sorted((slot, name) for slot in NEW for name in (SHORT, LONG)), done.stdout
     for slot, name in failed:
         assert f"Failed: fill in {name}_by_hand, in tests/recipes/test_{slot}.py" in done.stdout
     assert "PASSED tests/recipes/test_clip.py::test_property[halved]" in done.stdout
     ended = re.search(rf"^{len(failed)} failed, (\d+) passed, \d+ deselected in", done.stdout, re.MULTILINE)
     assert ended is not None, done.stdout[-300:]
-    assert int(ended[1]) > 3 * len(SLOTS)  # the walker's
+    assert int(ended[1]) > 3 * len(NEW)  # the walker's
 
 
 def test_what_it_writes_is_as_ruff_has_it(grown):
@@ -90,19 +91,20 @@ from knep.evidence.cards import card
 from knep.recipes.recipe import Recipe
 
 recipe = Recipe.from_config(compose_recipe("none", [f"{{slot}}={SHORT}" for slot in SLOTS]))
+recipe.loss = Recipe.from_config(compose_recipe("none", ["loss={SHORT}"])).loss
 x, y = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4)
 x, y = recipe.augment(x, y, 10)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 assert not any(recipe.apply(model, recipe.scaling([x])(x)).changes.values())
 optimizer = recipe.optimizer(model)
 scheduler = recipe.scheduler(optimizer, total_steps=10, steps_per_epoch=5)
-loss = nn.functional.cross_entropy(model(recipe.scaling([x])(x)), y)
+loss = recipe.loss(model(recipe.scaling([x])(x)), y)
 (loss + recipe.regularization.penalty(list(model.parameters()))).backward()
 assert recipe.clip(model.parameters()) > 0
 optimizer.step()
 scheduler.step()
 assert recipe.members == 1
-assert all("FILL IN" in card(slot, "{SHORT}").split("When not")[1] for slot in SLOTS)
+assert all("FILL IN" in card(slot, "{SHORT}").split("When not")[1] for slot in (*SLOTS, "loss"))
 """
 
 
@@ -169,6 +171,7 @@ def refused(words, capsys):
         ("clip/norm", "norm is there already"),
         ("init/he", "he means init=he_normal already"),
         ("clip/check", "knep/recipes/clip.py: it has a check already"),
+        ("augment/mixing", "knep/recipes/augment/mixing.py is there already"),
         ("stopping/callback", "knep/recipes/stopping.py: it has a Callback already"),
         ("averaging/net", "tests/recipes/test_averaging.py: it has a Net already"),
         ("scaling/want", "it has a want already"),
@@ -238,7 +241,7 @@ def test_a_file_that_cannot_be_written_takes_the_others_back(number, tmp_path, m
 
 def test_nothing_in_this_clone_is_left_to_fill_in():
     files = [ROOT / "knep/evidence/about.yaml", *(ROOT / "knep/conf").rglob("*.yaml")]
-    files += [*(ROOT / "knep/recipes").glob("*.py"), *(ROOT / "tests/recipes").glob("*.py")]
+    files += [*(ROOT / "knep/recipes").rglob("*.py"), *(ROOT / "tests/recipes").glob("*.py")]
     assert len(files) > 150
     assert [str(path.relative_to(ROOT)) for path in files if "FILL IN" in path.read_text()] == []
 

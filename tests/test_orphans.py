@@ -13,7 +13,8 @@ WORKERS = """
 import sys, time
 import numpy, torch
 from torch.utils.data import Dataset
-from knep.data.folder_loader import Batches, FolderLoader
+from knep.data.folder_loader import FolderLoader
+from knep.data.loaders import Batches
 
 class Slow(Dataset):
     def __getitem__(self, batch):

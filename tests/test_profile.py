@@ -5,7 +5,7 @@ import json
 import torch
 
 from knep.cli.train import main
-from knep.engine.profile import PHASES, table
+from knep.engine.logging.profile import PHASES, table
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=5", "data.limit=300", "data.batch_size=50", "progress=false", "threads=1"]
 

@@ -83,7 +83,7 @@ def test_its_two_first_commands_are_those_that_ci_runs():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A finished run in outputs/run, images in FOLDER, and a net of one's own in mypkg."""
+    """A finished run in outputs/run, images in FOLDER, a table, text in TEXTS, and a net of one's own in mypkg."""
     home = tmp_path_factory.mktemp("project")
     small = ["data.limit=60", "data.batch_size=20", f"hydra.run.dir={home}/outputs/run"]
     main([*QUICK, *small])
@@ -104,6 +104,10 @@ def project(tmp_path_factory):
         "    batches = list(zip(x.split(16), y.split(16)))\n"
         "    return batches[:4], batches[4:]\n"
     )
+    rows = "".join(f"{k / 7:.2f},{'ab'[k % 2]},{k % 5 + 0.5}\n" for k in range(200))
+    (home / "FILE.csv").write_text("size,kind,price\n" + rows)
+    (home / "TEXTS").mkdir()
+    (home / "TEXTS" / "one.txt").write_text("the quick brown fox " * 900)
     return home
 
 
@@ -124,7 +128,8 @@ def execute(line, monkeypatch):
         assert left.value.code in (0, 1)
         return None
     if words[0] == "knep":
-        small = ["data.size=16", "data.batch_size=4", "data.workers=0", *QUICK] if words[1] == "train" else []
+        pictures = ["data.size=16", "data.workers=0"] if "data=image_folder" in words else []
+        small = [*pictures, "data.batch_size=4", *QUICK] if words[1] == "train" else []
         return cli.main([*words[1:], *small])
     if words[0] == "tensorboard":
         return TensorBoard().configure(argv=words)

@@ -85,6 +85,8 @@ def test_another_batch_is_not_the_same_step(stopped, tmp_path):
         (lambda box: box.update(batch=[torch.zeros(2, 9), torch.zeros(2)]), "does not fit its model"),
         (lambda box: box["state_dict"].popitem(), "holds another model"),
         (lambda box: box.update(box=2), "is no black box"),
+        (lambda box: box.update(step=box["batch_idx"] + 3), "behind only"),
+        (lambda box: box.update(batches="many"), "no number of batches"),
     ],
 )
 def test_the_box_of_a_stranger_is_refused_in_one_line(change, said, stopped, tmp_path):

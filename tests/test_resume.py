@@ -11,6 +11,7 @@ from torchvision.io import write_png
 from knep.cli.train import main
 from knep.errors import InputError
 from knep.io.untrusted_folder import check_folder
+from tests.cells import thinned
 from tests.exhaustive import resume_matrix as matrix
 from tests.exhaustive.resume_storm import storm
 
@@ -23,6 +24,10 @@ RUNS = {
     "lightnings_loop": (["lean=false", "averaging=ema", "dropout=standard", "augment=shift"], (9,)),
     "inside_a_window": (["accumulate=3", "scheduler=one_cycle", "clip=norm", "clip.theta=0.1"], (4, 9, 20)),
     "window_in_lightnings_loop": (["accumulate=3", "lean=false"], (5,)),
+    "batches_that_grow": (
+        ["accumulate={0:1,1:3,2:5}", "optimizer.lr_per=64", "scheduler=cosine", "averaging=ema", "guard=skip"],
+        (4, 9, 20),
+    ),
     "one_step_an_epoch": (["optimizer=gd"], (10,)),
     "schedule_free": (["optimizer=schedule_free", "norm=batch"], (7, 11)),
     "sam": (["optimizer=sam", "averaging=swa", "norm=batch"], (12, 21)),
@@ -41,7 +46,7 @@ def stopped_and_resumed(lines, folder, batches):
     assert matrix.fit(lines, folder, resume=True) == 0
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", thinned(RUNS, 4))
 def test_ctrl_c_changes_nothing(name, tmp_path):
     lines, batches = RUNS[name]
     matrix.fit(lines, tmp_path / "whole")
@@ -66,18 +71,25 @@ def test_ctrl_c_changes_nothing_for_a_folder_of_images(workers, tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "position"),
-    [
-        ("optimizer=adamw", "inside"),
-        ("optimizer=shampoo", "inside"),
-        ("scheduler=plateau", "epoch"),
-        ("averaging=ema", "window"),
-        ("averaging=soup", "inside"),
-        ("stopping=early", "inside"),
-        ("dropout=stochastic_depth", "inside"),
-        ("augment=mixup", "window"),
-        ("regularization=max_norm", "inside"),
-        ("norm=spectral", "inside"),
-    ],
+    thinned(
+        [
+            ("optimizer=adamw", "inside"),
+            ("optimizer=shampoo", "inside"),
+            ("scheduler=plateau", "epoch"),
+            ("averaging=ema", "window"),
+            ("averaging=soup", "inside"),
+            ("stopping=early", "inside"),
+            ("dropout=stochastic_depth", "inside"),
+            ("augment=mixup", "window"),
+            ("regularization=max_norm", "inside"),
+            ("norm=spectral", "inside"),
+            ("norm=weight_standardization", "inside"),
+            ("init=rezero", "inside"),
+            ("init=fixup", "epoch"),
+        ],
+        4,
+        several=True,
+    ),
 )
 def test_a_kill_changes_nothing(row, position, tmp_path):
     outcome = matrix.try_row(row, position, tmp_path)

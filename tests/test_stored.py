@@ -16,12 +16,11 @@ from knep.config.schema import DataSpec, RunConfig
 from knep.engine.build import build_module
 from knep.engine.load import read_checkpoint, stored_module
 from knep.engine.logging.csv_logger import earlier_rows
-from knep.engine.stored_state import check_stored_run
+from knep.engine.stored_state import check_stored_run, expected_state
 from knep.errors import InputError
 from knep.io import checkpoint
 from knep.io.run_folder import read_again, read_summary, write_summary
 from knep.io.schema import alike, number, record, same, table, whole
-from knep.optim.state_schema import Expected
 
 SMALL = ["recipe=none", "trainer=cpu", "data.limit=60", "data.batch_size=10", "threads=1", "progress=false"]
 SMALL += ["model.widths=[4,6]", "seed=3"]
@@ -151,7 +150,7 @@ def test_the_state_of_every_optimizer_is_its_own(optimizer):
     config = compose_config(["recipe=none", "model.widths=[4]", f"optimizer={optimizer}", "trainer=cpu"]).config
     facts = {"config": config, "num_classes": 10, "channels": 1, "image_size": 8, "class_names": list("0123456789")}
     module = build_module(RunConfig.of(config), DataSpec.stored(facts), initialise=False)
-    expected = Expected(module)
+    expected = expected_state(module)
     state = expected._optimizer.state_dict()
     check = expected.optimizer(steps=3)
     assert check(state) is None

@@ -13,6 +13,7 @@ from knep.errors import InputError
 from knep.io.run_folder import read_summary, write_summary
 from knep.run import report
 from knep.run.resume import resumes
+from knep.run.sweep import Outcomes
 from tests.exhaustive import resume_matrix as matrix
 
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.limit=60", "data.batch_size=15", "progress=false", "threads=1"]
@@ -163,3 +164,16 @@ def test_a_module_that_no_import_statement_names_is_of_the_run_too(tmp_path, mon
         sweep(tmp_path / "sweep", *lines)
         assert seen == fitted, capsys.readouterr()
     assert "parts_by_name" in read_summary(tmp_path / "sweep" / "0")["modules"]
+
+
+def test_the_table_has_the_metric_of_the_task(tmp_path, capsys):
+    numbers = Outcomes(tmp_path, frozenset())
+    with numbers.open():
+        for k, rmse in enumerate((2.5, 1.5)):
+            end = {"status": "finished", "val/loss": 1.0, "val/rmse": rmse}
+            numbers.take(k, [f"seed={k}"], tmp_path, lambda told, end=end: end)
+        numbers.tell()
+    head, *rows = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert head == "job,overrides,status,val/loss,val/rmse,folder,reason"
+    assert [row.split(",")[4] for row in rows] == ["2.5", "1.5"]
+    assert "val/rmse" in capsys.readouterr().out

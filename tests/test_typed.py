@@ -37,7 +37,7 @@ def lines_of(said):
 
 def beside(line):
     """What a line needs that asks for data, a network or a machine of its kind."""
-    known = {"data.root": "data=image_folder", "dropout=stochastic_depth": "model=resnet"}
+    known = {"data.root": "data=image_folder", "dropout=stochastic_depth": "model=resnet", "task=": "data=synthetic"}
     return ["recipe=none", *(extra for part, extra in known.items() if line[0].startswith(part))]
 
 
@@ -74,8 +74,8 @@ def test_another_word_for_an_option_is_taken_and_said(group, capsys):
 
 
 FOREIGN = {
-    "+loss=focal": "the loss is cross-entropy",
-    "+class_weights=balanced": "classes are not weighted",
+    "+loss=focal": "write loss=focal",
+    "+class_weights=balanced": "write loss=cross_entropy loss.class_weight=auto",
     "+logger=wandb": "leave it out",
     "+foo=1": "there is no key foo",
     "+trainer.gradient_clip_val=1e-5": "write clip=norm clip.theta=1e-05",
@@ -127,7 +127,7 @@ FOREIGN = {
     "init.std=0.1": "write init=uniform init.limit=0.1",
     "trainer.precision=16-true": "trainer.precision=16-true contradicts",
     "++hydra.frobnicate=1": "hydra.frobnicate",
-    "accumulate={0:2}": "accumulate has the key 0",
+    "accumulate={0:0}": "by the epoch that they begin in",
     "warmup=5": "scheduler.warmup=5; but then: scheduler: warmup must be a number in [0, 1), got 5",
     "step_size=0.3": "scheduler.every=0.3; but then: scheduler.every=0.3 is a number",
     "drop_path=0.1": "write dropout=stochastic_depth dropout.p=0.1",

@@ -29,8 +29,8 @@ optimizer = recipe.optimizer(model, sample=x)
 reveal_type(optimizer)
 reveal_type(recipe.scheduler(optimizer, 100))
 reveal_type(recipe.clip(model.parameters()))
-reveal_type(recipe.lightning(model, num_classes=5, images=[x]))
-reveal_type(recipe.trainer(max_epochs=10))
+reveal_type(knep.LitModule(model, recipe, num_classes=5, images=[x]))
+reveal_type(knep.callbacks("modern", ["norm=group"], model="net"))
 reveal_type(recipe.scaling([x]))
 reveal_type(knep.allow("mypkg."))
 reveal_type(InputError)
@@ -45,8 +45,8 @@ SEEN = [
     "Optimizer",
     "LRScheduler",
     "Tensor",
-    "Classifier",
-    "Trainer",
+    "LitModule",
+    "Callbacks",
     "Module",
     "None",
     "type[InputError]",
@@ -56,7 +56,7 @@ WRONG = """
 import knep
 
 knep.load(3)
-knep.load("modern").trainer(max_epochs="ten")
+knep.callbacks("modern", num_classes="ten")
 knep.load("modern").apply("no model")
 """
 
@@ -84,7 +84,7 @@ def test_the_api_is_fully_known(diagnostics):
 
 def test_wrong_arguments_are_found(diagnostics):
     errors = [d["message"] for d in diagnostics if d["severity"] == "error"]
-    for words in ('"name"', '"max_epochs"', '"model"'):
+    for words in ('"name"', '"num_classes"', '"model"'):
         assert any(words in message for message in errors), words
 
 

@@ -8,11 +8,12 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-from knep.config.catalog import CONF, GROUPS, options, reason, recipe_choices
-from knep.recipes.recipe import SLOTS
+from knep.config.catalog import CONF, GROUPS, SLOTS, TASK_SLOTS, options, reason, recipe_choices
+from knep.config.stages import stages_of
 
 TESTS = Path(__file__).parent
-TRICKLESS = {"none", "default"}  # the options that are there to change nothing
+TRICKLESS = {"none", "default"}  # the options that are there to change nothing; and `loss=auto`, the task's own
+ALL = (*SLOTS, *TASK_SLOTS)
 
 
 def node(group, option):
@@ -27,13 +28,13 @@ def rows(slot):
     return module.ROWS
 
 
-@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("slot", ALL)
 def test_every_yaml_has_a_row_and_every_row_a_yaml(slot):
-    assert set(rows(slot)) == set(options(slot)) - TRICKLESS
+    assert set(rows(slot)) == set(options(slot)) - TRICKLESS - ({"auto"} if slot == "loss" else set())
     assert all(callable(row) for row in rows(slot).values())
 
 
-@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("slot", ALL)
 def test_every_trick_has_a_yaml_and_every_yaml_a_target(slot):
     module = importlib.import_module(f"knep.recipes.{slot}")
     targets = {node(slot, option)["_target_"] for option in options(slot)}
@@ -62,9 +63,10 @@ def test_a_recipes_values_belong_to_the_options_it_picks():
     for path in (CONF / "recipe").glob("*/*.yaml"):
         slot, _, option = path.stem.partition("-")
         picked = recipe_choices(path.parent.name)
-        assert picked.get(slot, option) == option, path
+        assert option in stages_of(picked.get(slot, option)), path
         assert option in options(slot), path
-        unknown = set(yaml.safe_load(path.read_text())) - set(known_keys(slot, option))
+        beside = yaml.safe_load((CONF / "train.yaml").read_text()).get(slot, {})  # such as optimizer.wrap
+        unknown = set(yaml.safe_load(path.read_text())) - {*known_keys(slot, option), *beside}
         assert not unknown, path
 
 

@@ -84,6 +84,7 @@ EVERY_YAML = """
 import json, sys, warnings
 before = set(sys.path)
 from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 import knep
 from knep.config.compose import plain
@@ -96,12 +97,20 @@ CPU = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "logger": Fal
 built = {}
 
 
+def composed(primary, lines):
+    # As `hydra.main` does: options of data take the task's name from what was chosen.
+    cfg = compose(primary, lines, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return plain(cfg)
+
+
 def try_all(way, primary, lines):
     # Each round takes the next option of every group: as many rounds as the largest group has are enough.
     for i in range(max(map(len, groups.values()))):
         picked = {group: names[i % len(names)] for group, names in groups.items()}
-        add = {"guard": "+", "callbacks": "+"} if primary == "own" else {}  # not slots of a recipe
-        cfg = plain(compose(primary, [*(f"{add.get(g, '')}{g}={o}" for g, o in picked.items()), *lines]))
+        # Not slots of a recipe.
+        add = {"guard": "+", "callbacks": "+", "task": "+", "sampling": "+"} if primary == "own" else {}
+        cfg = composed(primary, [*(f"{add.get(g, '')}{g}={o}" for g, o in picked.items()), *lines])
         Recipe.from_config(cfg)
         for group in set(groups) - set(SLOTS):
             if picked[group] not in hardware:
@@ -112,7 +121,7 @@ def try_all(way, primary, lines):
         for group, name in picked.items():
             built.setdefault(f"{way} {group}", set()).add(name)
     for name in recipes:
-        Recipe.from_config(plain(compose(primary, [f"recipe={name}", *lines])))
+        Recipe.from_config(composed(primary, [f"recipe={name}", *lines]))
         built.setdefault(f"{way} recipe", set()).add(name)
 
 
@@ -133,6 +142,7 @@ hydra:
 """
 
 
+@pytest.mark.slow
 def test_every_yaml_composes_and_builds_both_ways(installed):
     home, _ = installed
     (home / "conf").mkdir()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.cells import thinned
 from tests.exhaustive import zoo
 
 # The large ones have shapes only here; tests/exhaustive/zoo.py runs them all with real numbers up to 100 million.
@@ -24,7 +25,7 @@ FAMILIES = (
 REASONS = {"stochastic_depth": "no residual branch", "spatial": "feature maps", "instance": "single value"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", thinned(FAMILIES, 4))
 def test_every_trick_works_or_is_refused_with_a_reason(name):
     cells = zoo.try_model(name, list(zoo.SLOTS), MILLIONS)
     assert [c for c in cells if c.outcome == "fails"] == []

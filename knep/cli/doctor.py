@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 from knep.config.schema import RunConfig, RuntimeConfig
 from knep.errors import InputError
@@ -21,16 +21,27 @@ if TYPE_CHECKING:
     from knep.doctor.subject.setup import Patient
 
 
-def add_to(commands: Any) -> None:
+def add_to(commands: argparse._SubParsersAction) -> None:
     """The arguments of `knep doctor`."""
     what = "why a network does not learn, and which overrides mend it: knep doctor model=mlp init=unit_normal"
     parser = commands.add_parser("doctor", help=what)
     parser.add_argument("--model", metavar="PATH", help="what builds your own net: mypkg.nets:build")
     parser.add_argument("--data", metavar="PATH", help="what returns your own (train, val) loaders: mypkg.data:loaders")
+    parser.add_argument("--loss", metavar="PATH", help="your own loss, f(output, target): mypkg.losses:loss")
     parser.add_argument("--cure", action="store_true", help="try the prescriptions, keep those that help")
     parser.add_argument("--budget", default="90", metavar="SECONDS", help="of computing for --cure, 90 by default")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page with figures")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as data")
+    parser.add_argument(
+        "--log", type=Path, metavar="PATH", help="a run that has ended: its folder, events, CSV or JSON"
+    )
+    parser.add_argument("--speed", action="store_true", help="why the run is slow, and which overrides make it faster")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write the report as data; without a FILE print nothing else",
+    )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="where --cure writes the cured recipe")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for train.py: model=resnet optimizer.lr=1")
     parser.set_defaults(run=doctor)
@@ -38,6 +49,41 @@ def add_to(commands: Any) -> None:
 
 def doctor(args: argparse.Namespace) -> None:
     """Prints the report; exits with 0 for a healthy patient, 1 for a sick one, 2 for input that cannot be examined."""
+    from knep.cli.doctor_json import as_data, refuse, take
+
+    take(args)
+    run = _of_log if args.log is not None else _of_speed if args.speed else _examined
+    if args.json == "-":
+        as_data(args, run)
+    else:
+        refuse(args)
+        run(args)
+
+
+def _of_log(args: argparse.Namespace) -> None:
+    from knep.doctor.log.checks import examine
+    from knep.doctor.log.readers import read
+
+    report = examine(read(args.log))
+    print(report)
+    _written(args, report)
+    raise SystemExit(int(report.sick))
+
+
+def _of_speed(args: argparse.Namespace) -> None:
+    from knep.doctor.speed.prescribe import speed
+    from knep.run.run import hush
+
+    hush()
+    tell = _teller()
+    report = speed([*_foreign(args), *args.overrides], told=tell)
+    tell("")
+    print(report)
+    _written(args, report)
+    raise SystemExit(int(report.sick))
+
+
+def _examined(args: argparse.Namespace) -> None:
     from knep.doctor.diagnose import diagnose
     from knep.engine.build import threads
     from knep.run.run import hush
@@ -47,6 +93,8 @@ def doctor(args: argparse.Namespace) -> None:
     budget = _seconds(args.budget)
     lines = [*_foreign(args), *args.overrides]
     tell = _teller()
+    if _of_any_task(args, lines):
+        _any(args, lines, tell)
     patient = _patient(lines, args.data)
     how = patient.run.runtime if patient.run is not None else RuntimeConfig()
     if how.keep_memory and patient.device.type == "cpu":
@@ -61,11 +109,60 @@ def doctor(args: argparse.Namespace) -> None:
     raise SystemExit(int(report.sick))
 
 
+def _of_any_task(args: argparse.Namespace, lines: Sequence[str]) -> bool:
+    """Whether it is another examination than that of one class of several for images, with cross-entropy."""
+    from knep.doctor.subject.of_run import plain_classes
+    from knep.doctor.subject.user_loaders import gives_images
+
+    if args.loss and not args.data:
+        raise InputError("--loss is for loaders of your own: write --data PATH too, or loss=NAME for knep's data")
+    if args.loss or not plain_classes(_run(lines)):
+        return True
+    return bool(args.data and args.model) and not gives_images(args.data)
+
+
+def _any(args: argparse.Namespace, lines: Sequence[str], tell: Callable[[str], None]) -> NoReturn:
+    """The same for any task, batches and loss; it prints the report and exits."""
+    from knep.doctor.examine_any import examine_any
+    from knep.doctor.subject.of_run import of_loaders, of_run
+    from knep.engine.build import threads
+
+    if args.cure:
+        raise InputError("--cure tries lines on one class of several for images: leave it out, and mend by the report")
+    run = _run(lines)
+    with threads(run.runtime.threads):
+        if args.data:
+            subject, notes = of_loaders(run, args.model, args.data, args.loss, lines), ()
+        else:
+            subject, notes = of_run(run)
+        report = examine_any(subject, told=tell)
+        report = replace(report, notes=(*report.notes, *notes))
+    tell("")
+    print(report)
+    _written(args, report)
+    raise SystemExit(int(report.sick))
+
+
+def _run(lines: Sequence[str]) -> RunConfig:
+    from knep.config.budget import check_config
+    from knep.config.compose import compose_config
+    from knep.config.instantiate import allow_typed, take_allowed
+
+    allow_typed(lines)
+    config = compose_config(lines).config
+    take_allowed(config)
+    check_config(config)
+    return RunConfig.of(config)
+
+
 def _written(args: argparse.Namespace, report: Report, cured: Cured | None = None, how: str = "") -> None:
     """The report as data and as a page; with the cure and how to train it, where there is one."""
     if args.json:
-        data = report.as_dict() | ({"cure": cured.as_dict()} if cured else {})
-        _write(args.json, json.dumps(data, indent=1) + "\n", "--json")
+        from knep.cli.doctor_json import data_of, dumped
+
+        args.said = data_of(args, report) | ({"cure": cured.as_dict()} if cured else {})
+        if args.json != "-":
+            _write(Path(args.json), dumped(args.said), "--json")
     if args.html:
         from knep.doctor.report.html import page
 
@@ -87,17 +184,11 @@ def _foreign(args: argparse.Namespace) -> list[str]:
 
 
 def _patient(lines: Sequence[str], data: str | None) -> Patient:
-    from knep.config.budget import check_config
-    from knep.config.compose import compose_config
-    from knep.config.instantiate import allow_typed, take_allowed
     from knep.doctor.subject.setup import from_config
     from knep.doctor.subject.user_loaders import Loaders
 
-    allow_typed(lines)
-    config = compose_config(lines).config
-    take_allowed(config)
-    check_config(config)
-    return from_config(RunConfig.of(config), lines, Loaders(data, config["model"].get("path")) if data else None)
+    run = _run(lines)
+    return from_config(run, lines, Loaders(data, run.plain["model"].get("path")) if data else None)
 
 
 def _seconds(text: str) -> float:
@@ -110,7 +201,9 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _cure(args: argparse.Namespace, lines: Sequence[str], report: Any, tell: Any, budget: float) -> None:
+def _cure(
+    args: argparse.Namespace, lines: Sequence[str], report: Report, tell: Callable[[str], None], budget: float
+) -> None:
     from knep.config.compose import compose_config
     from knep.doctor.cure.result import recipe_yaml
     from knep.doctor.cure.search import cure
@@ -152,7 +245,7 @@ def _write(path: Path, text: str, key: str) -> None:
         raise InputError(f"{key} {path} cannot be written ({error.strerror}): choose another file") from error
 
 
-def _teller() -> Any:
+def _teller() -> Callable[[str], None]:
     """One line that says what is being looked at, where a person is watching."""
 
     def tell(what: str) -> None:

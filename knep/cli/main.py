@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from knep.cli import doctor
+from knep.cli import doctor, mcp, tta
 from knep.cli.errors import one_line
 from knep.config.catalog import CONF, GROUPS, headline, help_text, options, reason, recipe_choices
 from knep.config.command_line.options import refuse_options
+from knep.config.stages import stages_of
 from knep.errors import InputError
-from knep.run import predict
+from knep.evidence.arguments import help_of
+from knep.run import predict, soup
 from knep.utils.text import shown
 
 
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train.main(arguments[1:])
         return
     with one_line():
+        if arguments and not arguments[0].startswith("-"):
+            _known(arguments[0], _COMMANDS, "command")
         parser = _parser()
         args, rest = parser.parse_known_args(arguments)
         if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
@@ -42,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses a command line without printing what a terminal would obey."""
+    """Refuses a command line in one line, without printing what a terminal would obey."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(shown(message))
+        raise InputError(f"{shown(message.removeprefix('argument '))}: write {self.prog} --help for what there is")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("option", nargs="?")
     show.set_defaults(run=_show)
     plan = commands.add_parser("plan", help="what a recipe would do to a model, layer by layer; nothing is trained")
-    plan.add_argument("--model", required=True, metavar="PATH", help="what builds it: torchvision.models.resnet50")
+    plan.add_argument("--model", metavar="PATH", help="what builds it: torchvision.models.resnet50; else a run's own")
     plan.add_argument("--sample", metavar="N,C,H,W", help="a shape that the model reads, for tricks that look at data")
     plan.add_argument("--classes", type=int, metavar="K", help="num_classes for the builder (default: its own)")
     plan.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="recipe=modern norm=group optimizer.lr=3e-3")
@@ -72,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("trick", metavar="slot/name")
     new.set_defaults(run=_new)
     for name, (_, what) in _STUDIES.items():
-        study = commands.add_parser(name, help=what)
+        raw = argparse.RawDescriptionHelpFormatter
+        study = commands.add_parser(name, help=what, description=what, epilog=help_of(name), formatter_class=raw)
         study.add_argument("words", nargs="*", metavar="KEY=VALUE")
         study.set_defaults(run=_cards if name == "cards" else _study, study=name)
         if name == "cards":
@@ -84,7 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     seeds.add_argument("--out", type=Path, metavar="FILE", help="keeps each run, and goes on where an earlier call was")
     seeds.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for train.py: recipe=digits_best threads=1")
     seeds.set_defaults(run=_seeds)
+    lr = commands.add_parser("lr", help="a learning rate that was tried: knep lr model=cnn optimizer=muon")
+    lr.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="of the range test and of each trial, 3 by default"
+    )
+    lr.add_argument("--out", type=Path, metavar="FILE", help="the picture, outputs/lr/RULE.png by default")
+    lr.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="as for train.py: model=cnn optimizer=muon threads=1"
+    )
+    lr.set_defaults(run=_lr)
     doctor.add_to(commands)
+    mcp.add_to(commands)
     evaluate = commands.add_parser("evaluate", help="a run, tested again: knep evaluate RUN")
     evaluate.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     evaluate.add_argument("--split", choices=("val", "test"), default="test")
@@ -92,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
     evaluate.set_defaults(run=_evaluate)
     predict.add_to(commands)
+    soup.add_to(commands)
+    tta.add_to(commands)
     export = commands.add_parser("export", help="a run's model for other programs: knep export RUN model.safetensors")
     export.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     export.add_argument("file", type=Path, help="ends in .safetensors, .onnx or .pt2")
@@ -117,8 +134,8 @@ _STUDIES = {
     "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
     "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
 }
-_OF_RUNS = ("seeds", "evaluate", "predict", "export", "import-unsafe", "train")
-_COMMANDS = ("ls", "show", "cp", "new", "plan", "doctor", *_STUDIES, *_OF_RUNS)
+_OF_RUNS = ("seeds", "lr", "evaluate", "predict", "soup", "tta", "export", "import-unsafe", "train")
+_COMMANDS = ("ls", "show", "cp", "new", "plan", "doctor", "mcp", *_STUDIES, *_OF_RUNS)
 
 
 def _study(args: argparse.Namespace) -> None:
@@ -147,6 +164,12 @@ def _seeds(args: argparse.Namespace) -> None:
     from knep.evidence.seeds import seeds
 
     seeds(args.overrides, args.seeds, args.processes, args.out)
+
+
+def _lr(args: argparse.Namespace) -> None:
+    from knep.evidence.rate.command import lr
+
+    lr(args.overrides, args.seeds, args.out)
 
 
 def _known(word: str, known: Sequence[str], what: str) -> str:
@@ -182,7 +205,8 @@ def _show(args: argparse.Namespace) -> None:
     group, option = _split(args.group, args.option)
     print((CONF / group / f"{option}.yaml").read_text(encoding="utf-8").rstrip())
     if group == "recipe":
-        for slot, picked in recipe_choices(option).items():
+        named = [(slot, one) for slot, picked in recipe_choices(option).items() for one in stages_of(picked)]
+        for slot, picked in named:
             values = CONF / "recipe" / option / f"{slot}-{picked}.yaml"
             if values.is_file():
                 print(f"\n# values of {slot}={picked}\n{values.read_text(encoding='utf-8').rstrip()}")
@@ -190,6 +214,9 @@ def _show(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     shape = _shape(args.sample)
+    if args.model is None:
+        _plan_of_run(args, shape)
+        return
     name = next((line[7:] for line in args.overrides if line.startswith("recipe=")), "none")
 
     import torch
@@ -206,6 +233,21 @@ def _plan(args: argparse.Namespace) -> None:
     plan = recipe.dry_run(build(args.model, offered, key="--model"), torch.zeros(shape) if shape else None)
     if plan.refused:
         raise InputError(f"this recipe does not fit {args.model}: " + "; ".join(plan.refused.values()))
+
+
+def _plan_of_run(args: argparse.Namespace, shape: list[int]) -> None:
+    """Of the lines of a whole run, with its data and the weights that it starts from."""
+    if shape or args.classes is not None:
+        raise InputError("--sample and --classes go with --model: a run takes both from its data")
+    from knep.config.instantiate import allow_typed, instantiate
+    from knep.engine.apply_recipe import plan_of_run
+    from knep.run.run import check
+
+    allow_typed(args.overrides)
+    run = check(list(args.overrides), []).run
+    data = instantiate(run.data)
+    data.prepare()
+    print(plan_of_run(run, data))
 
 
 def _shape(text: str | None) -> list[int]:

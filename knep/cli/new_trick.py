@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from knep.cli.new_stubs import STUBS, Stub
+from knep.cli.new_stubs import Stub, stubs
 from knep.config.catalog import SLOTS
 from knep.config.command_line.vocabulary import meant
 from knep.errors import InputError, is_full
@@ -38,18 +38,19 @@ def new(trick: str) -> None:
 def _split(trick: str) -> tuple[str, str]:
     """Slot and name; InputError for a slot that is none, or a name that no trick can have."""
     slot, _, name = trick.partition("/")
-    if slot not in SLOTS:
-        close = difflib.get_close_matches(slot, SLOTS, n=1)
-        raise InputError(f"there is no slot {slot}: " + (f"did you mean {close[0]}?" if close else ", ".join(SLOTS)))
+    known = list(stubs())
+    if slot not in known:
+        close = difflib.get_close_matches(slot, known, n=1)
+        raise InputError(f"there is no slot {slot}: " + (f"did you mean {close[0]}?" if close else ", ".join(known)))
     if not name:
         raise InputError(f"{slot} needs a name for the trick: write knep new {slot}/mine")
     why = _unfit(name)
     if why:
         raise InputError(f"{name} is no name for a trick: {why}")
-    known = meant(slot, name)
-    if known:
-        said = "is there already" if known == name else f"means {slot}={known} already"
-        raise InputError(f"{name} {said}: take another name, or edit knep/recipes/{slot}.py")
+    there = meant(slot, name)
+    if there:
+        said = "is there already" if there == name else f"means {slot}={there} already"
+        raise InputError(f"{name} {said}: take another name, or edit knep/recipes/{slot}")
     return slot, name
 
 
@@ -78,19 +79,28 @@ def _clone() -> Path:
 
 def _texts(root: Path, slot: str, name: str) -> dict[Path, str]:
     """Each file that is new or changes -> its text."""
-    stub = STUBS[slot]
+    stub = stubs()[slot]
     words = {"name": name, "made": _public(stub, name)}
     option = root / "knep" / "conf" / slot / f"{name}.yaml"
     if option.exists():
         raise InputError(f"{slot}={name} is there already: {option.relative_to(root)}")
     source, test = root / "knep" / "recipes" / f"{slot}.py", root / "tests" / "recipes" / f"test_{slot}.py"
+    folder = source.with_suffix("")
+    if folder.is_dir():
+        source = folder / "__init__.py"
     about = root / "knep" / "evidence" / "about.yaml"
     changes: Mapping[Path, Callable[[str], str]] = {
-        source: lambda text: _with_function(text, stub, words),
+        source: lambda text: (_with_import if folder.is_dir() else _with_function)(text, slot, stub, words),
         test: lambda text: _with_row(text, slot, stub, words),
         about: lambda text: _with_card(text, slot, name),
     }
     texts = {option: stub.option(f"knep.recipes.{slot}.{words['made']}")}
+    if folder.is_dir():
+        own = folder / f"{name}.py"
+        if own.exists():
+            raise InputError(f"{own.relative_to(root)} is there already: take another name")
+        code = "\n".join(stub.code(words["made"], _WIDTH))
+        texts[own] = f'{stub.module}\n\n__all__ = ["{words["made"]}"]\n\n\n{code}\n'
     for path, change in changes.items():
         try:
             texts[path] = change(_read(path))
@@ -110,10 +120,29 @@ def _read(path: Path) -> str:
 
 def _public(stub: Stub, name: str) -> str:
     """What the trick is called in its module: mine, or Mine where it is a class."""
-    return "".join(part.capitalize() for part in name.split("_")) if stub.is_class else name
+    return "".join(part.capitalize() for part in name.split("_")) if stub.base else name
 
 
-def _with_function(text: str, stub: Stub, words: Mapping[str, str]) -> str:
+def _with_import(text: str, slot: str, stub: Stub, words: Mapping[str, str]) -> str:
+    """The head of a slot that is a folder, with the module of the trick, and its name in `__all__`."""
+    made, tree = words["made"], ast.parse(text)
+    _refuse_taken([made], _bound(tree))
+    said = _statement(tree, "__all__")
+    lines = text.split("\n")
+    names = [json.dumps(word) for word in _sorted([*ast.literal_eval(said.value), made])]
+    _exchange(lines, said, _listed("__all__ = [", names, "]"))
+    own = f"from knep.recipes.{slot}.{words['name']} import "
+    after = [n.end_lineno or 0 for n in tree.body if isinstance(n, ast.ImportFrom) and _line_of(n) < own]
+    first = min(n.lineno for n in tree.body if isinstance(n, ast.ImportFrom))
+    lines.insert(max(after, default=first - 1), f"{own}{made}")
+    return "\n".join(lines)
+
+
+def _line_of(node: ast.ImportFrom) -> str:
+    return f"from {node.module} import "
+
+
+def _with_function(text: str, slot: str, stub: Stub, words: Mapping[str, str]) -> str:
     """The module with the stub behind its last trick, and its name in `__all__`."""
     made = words["made"]
     tree = ast.parse(text)
@@ -132,7 +161,7 @@ def _with_row(text: str, slot: str, stub: Stub, words: Mapping[str, str]) -> str
     """The slot's test with a formula to fill in, a test of the trick against it, and their row."""
     tree = ast.parse(text)
     rows = _statement(tree, "ROWS")
-    test = stub.test(words, slot)
+    test = stub.rows(words, slot)
     imports = next((n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module == f"knep.recipes.{slot}"), None)
     wanted = imports is not None and stub.calls_by_name
     names = [f"{words['name']}_by_hand", f"{words['name']}_is_its_formula"]
@@ -237,6 +266,9 @@ def _write(texts: Mapping[Path, str]) -> None:
 
 
 def _next_steps(slot: str, name: str, paths: list[str]) -> str:
+    measured = slot in SLOTS  # no ledger of images measures what a task learns
+    ledger = f"knep ledger slots={slot} && " if measured else ""
+    what = "its number and its card" if measured else "its card"
     return "\n".join(
         [
             *(f"written: {path}" for path in paths),
@@ -245,7 +277,7 @@ def _next_steps(slot: str, name: str, paths: list[str]) -> str:
             "   and write what stands there: the trick, its formula in the test, when to use it and when not",
             f"2. pytest tests/recipes/test_{slot}.py -k {name}",
             "3. pytest tests/test_walker.py tests/test_new_trick.py      # nothing is missing, nothing left to fill in",
-            f"4. knep ledger slots={slot} && knep cards && knep cards --readme --write      # its number and its card",
+            f"4. {ledger}knep cards && knep cards --readme --write      # {what}",
             "5. a line in CHANGELOG.md; CONTRIBUTING.md says how a commit looks",
         ]
     )

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 _NAMES = ("stdout", "stderr")
 # What a reader that has left comes to: nobody is there to be told. Anything else is told on stderr, once.
@@ -17,7 +17,7 @@ _LEFT = (errno.EPIPE, errno.EIO, errno.EBADF)
 class _Lasting:
     """A text stream that goes silent, where it would raise OSError, from its first failure on."""
 
-    def __init__(self, stream: Any, name: str) -> None:
+    def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name = stream, name
 
     def write(self, text: str) -> int:
@@ -69,7 +69,7 @@ def lasting() -> Iterator[None]:
                     setattr(sys, name, before[name])
 
 
-def _wrapped(stream: Any, name: str) -> _Lasting:
+def _wrapped(stream: TextIO | _Lasting, name: str) -> _Lasting:
     return stream if isinstance(stream, _Lasting) else _Lasting(stream, name)
 
 

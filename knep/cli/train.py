@@ -12,12 +12,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knep.cli.errors import one_line
 from knep.errors import InputError, is_full
 from knep.run.run import check
 from knep.utils.orphans import ends_with_launcher
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # What keeps Hydra from making a run's folder and the log in it.
 _IN_THE_WAY = (NotADirectoryError, PermissionError, FileExistsError, FileNotFoundError)
@@ -66,6 +69,7 @@ def _start(arguments: list[str]) -> None:
     work, overrides, stands = Single(), args.overrides, Path()
     if not (args.cfg or args.info or args.shell_completion or args.hydra_help):
         search = _search(args.config_dir)
+        args.overrides = overrides = _rated(args, overrides, search)
         if args.multirun or "hydra.mode=MULTIRUN" in overrides:
             work, overrides, stands = Sweep.planned(overrides, _parsed(typed)[0].overrides, options, search)
         else:
@@ -81,7 +85,7 @@ def _start(arguments: list[str]) -> None:
 
     began = False
 
-    def job(cfg: Any) -> float:
+    def job(cfg: DictConfig) -> float:
         # Defined here, since Hydra names the log by the module of what it calls.
         nonlocal began
         began = True
@@ -94,7 +98,7 @@ def _start(arguments: list[str]) -> None:
     # Options last: argparse takes overrides that stand together.
     sys.argv = [before[0], *overrides, *options]
     try:
-        with _in_one_line(args, lambda: began), work.told(), logging_restored():
+        with _in_one_line(args, lambda: began), work.told(), logging_restored(), _mode_of_flags(args):
             hydra.main(config_path="pkg://knep.conf", config_name="train", version_base="1.3")(job)()
     finally:
         sys.argv = before
@@ -122,11 +126,41 @@ def _in_one_line(args: argparse.Namespace, began: Callable[[], bool]) -> Iterato
         raise InputError(f"{cause.filename} cannot be written ({cause.strerror}): choose another folder") from error
 
 
+@contextlib.contextmanager
+def _mode_of_flags(args: argparse.Namespace) -> Iterator[None]:
+    """Hydra composes a whole config to read `hydra.mode`, 0.15 s, which no file of knep's sets: the flag -m decides."""
+    from hydra._internal.hydra import Hydra
+
+    read, folders = Hydra.get_mode, ("hydra.run.dir=", "hydra.sweep.dir=")
+    typed = [line for line in args.overrides if line.lstrip("+~").startswith("hydra")]
+    others = args.config_dir or args.config_path or args.config_name
+    if not others and all(line.startswith(folders) for line in typed):
+        Hydra.get_mode = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        Hydra.get_mode = read
+
+
+def _rated(args: argparse.Namespace, overrides: list[str], search: list[str]) -> list[str]:
+    """The overrides with a rate in the place of `optimizer.lr=auto`, which short trials find before the run."""
+    if not any(line.startswith("optimizer.lr=") and "auto" in line for line in overrides):
+        return overrides
+    if args.multirun or "optimizer.lr=auto" not in overrides or "WORLD_SIZE" in os.environ:
+        raise InputError(
+            "optimizer.lr=auto looks for the rate of one run in one process: try knep lr with the lines of each, then "
+            "write what it finds"
+        )
+    from knep.evidence.rate.command import resolved
+
+    return resolved(overrides, search)
+
+
 def _search(config_dir: str | None) -> list[str]:
     return [f"file://{Path(config_dir).resolve()}"] if config_dir else []
 
 
-def _may_hold_unread(args: Any) -> bool:
+def _may_hold_unread(args: argparse.Namespace) -> bool:
     """Whether a config that is only shown may have keys which knep's own files have not: composing twice takes time."""
     added = any(line.startswith("+") or "_target_=" in line or "searchpath" in line for line in args.overrides)
     return bool(args.cfg) and (added or bool(args.config_dir))

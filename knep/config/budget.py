@@ -10,9 +10,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knep.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Key -> what is allowed without a word; None is worked out from this machine.
 DEFAULTS: dict[str, int | float | None] = {"layers": 10_000, "megabytes": 256, "members": 1000, "processes": None}
@@ -24,7 +27,7 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 _building = False
 
 
-def lift(name: str, value: Any) -> None:
+def lift(name: str, value: object) -> None:
     """Sets a limit, for a user who types `budget.<name>=<value>`; None is its default. Raises InputError for no key."""
     if name not in DEFAULTS:
         raise InputError(f"there is no key budget.{name}: write one of budget.{', budget.'.join(DEFAULTS)}")
@@ -78,7 +81,7 @@ def check_processes(devices: int, workers: int = 0) -> None:
         )
 
 
-def check_members(key: str, members: Any) -> None:
+def check_members(key: str, members: object) -> None:
     """Raises InputError for more models than a run is taken to mean."""
     if isinstance(members, int) and members > (_limits["members"] or 0):
         raise InputError(
@@ -107,7 +110,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
 
 
-def _devices(value: Any) -> int:
+def _devices(value: object) -> int:
     """How many processes Lightning starts for `trainer.devices` on this machine, as far as the value says it."""
     if isinstance(value, str) and "," in value:
         value = value.split(",")
@@ -123,7 +126,7 @@ def layers_counted(what: str) -> Iterator[None]:
 
     left = [int(_limits["layers"] or 0)]
 
-    def count(module: Any, name: str, submodule: Any) -> None:
+    def count(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise InputError(

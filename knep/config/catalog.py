@@ -21,7 +21,9 @@ SLOTS = (
     "averaging",
     "stopping",
 )
-GROUPS = ("recipe", "data", "model", *SLOTS, "guard", "callbacks", "trainer")
+# Of what is learned, and from which weights: tricks too, which no ledger of images has measured.
+TASK_SLOTS = ("loss", "sampling", "finetune")
+GROUPS = ("recipe", "data", "model", "task", *TASK_SLOTS, *SLOTS, "guard", "callbacks", "trainer")
 CONF = Path(str(files("knep") / "conf"))
 _RESULTS = Path(str(files("knep") / "evidence" / "results"))
 
@@ -58,7 +60,7 @@ def headline(slot: str) -> dict[str, str]:
 
 
 def recipe_choices(recipe: str) -> dict[str, str]:
-    """Slot -> option that a recipe picks, from the `override /slot: option` lines of its file."""
+    """Slot -> option that a recipe picks, from the `override /slot: option` lines of its file, a list as "[a,b]"."""
     path = CONF / "recipe" / f"{recipe}.yaml"
     if not path.is_file():
         return {}  # a recipe of the user's own, on their search path
@@ -67,7 +69,7 @@ def recipe_choices(recipe: str) -> dict[str, str]:
         text = line.strip()
         if text.startswith("- override /"):
             slot, _, option = text.removeprefix("- override /").partition(":")
-            picked[slot] = option.split("#")[0].strip()
+            picked[slot] = option.split("#")[0].replace(" ", "")
     return picked
 
 

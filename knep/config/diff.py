@@ -14,9 +14,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from knep.config.moved import with_current_names
+from knep.config.schema import completed
 from knep.errors import InputError
 
 # How a run is watched, saved, and where it lies: what it computes stays the same.
@@ -74,6 +77,10 @@ _WHY = {
     "model": "the weights are of another model",
     "norm": "the weights are of another model",
     "activation": "the weights are of another model",
+    "task": "the weights are of another task",
+    "loss": "the optimizer's state is of another loss",
+    "sampling": "the rows already drawn were others",
+    "metrics": "the best epoch so far is by others",
     "seed": "every random draw would differ from those already made",
     "data": "the images and their order would differ from those already seen",
     "accumulate": "the steps already made would have other batches",
@@ -102,7 +109,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], steps: int, epoch
 
     Raises InputError naming the first one that a run cannot change, and why.
     """
-    found = [c for c in _differences(with_current_names(before), with_current_names(now)) if not _in(c.key, _HARMLESS)]
+    both = (completed(with_current_names(config)) for config in (before, now))
+    found = [c for c in _differences(*both) if not _in(c.key, _HARMLESS)]
     for change in found:
         if change.key == "trainer.max_epochs" and change.new < epochs:
             raise InputError(f"{change}, but this run has {epochs} epochs already: write {epochs} or more")
@@ -132,7 +140,7 @@ def _schedule(now: Mapping[str, Any]) -> str:
     return name if room == "knep.recipes.scheduler" else ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """On one line, without what a terminal would obey: a config may come from a stranger's checkpoint."""
     text = value if isinstance(value, str) and value.isprintable() else json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -200,11 +208,11 @@ class Apply(Callback):
                 scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
-def _base(group: Mapping[str, Any]) -> Any:
+def _base(group: Mapping[str, Any]) -> float:
     return group.get("initial_lr", group["lr"])
 
 
-def _rescale(optimizer: Any, wanted: list[Any], schedulers: list[Any]) -> None:
+def _rescale(optimizer: Optimizer, wanted: list[float], schedulers: list[LRSchedulerTypeUnion]) -> None:
     """Gives the groups these base rates; what a schedule has made of the old ones, it has made of the new."""
     for group, base in zip(optimizer.param_groups, wanted, strict=True):
         group["lr"] *= base / _base(group)

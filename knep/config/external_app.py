@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from knep.config.catalog import CONF, options
 from knep.config.command_line.readers import refuse_unread_slots
 from knep.config.conflicts import refuse_conflicts
+from knep.config.stages import SLOT, option_of, refuse_node
 from knep.errors import InputError
 
 # What a slot is that another project's config leaves out; an update rule it has to choose.
@@ -58,13 +59,15 @@ def with_trainer(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_contradictions(config: Mapping[str, Any]) -> None:
     """As `compose_config` does, for the slots of a config that another project composed: options by their targets."""
+    refuse_node(config.get(SLOT))
     choices = {slot: option for slot, option in ((s, _option_of(s, node)) for s, node in config.items()) if option}
     refuse_conflicts(slots_of(choices), with_trainer(config))
 
 
-def _option_of(slot: str, node: Any) -> str | None:
+def _option_of(slot: str, node: object) -> str | None:
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    return _targets(slot).get(target) if target else None
+    stages = option_of(node) if slot == SLOT and isinstance(node, Mapping) else None
+    return stages or (_targets(slot).get(target) if target else None)
 
 
 @lru_cache

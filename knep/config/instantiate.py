@@ -38,14 +38,14 @@ def _of(base: str) -> Callable[[Any], bool]:
     return lambda found: isclass(found) and issubclass(found, _locate(base))
 
 
-def _makes_module(found: Any) -> bool:
+def _makes_module(found: object) -> bool:
     from torch import nn
 
     made = get_type_hints(found).get("return") if isfunction(found) else found
     return isclass(made) and issubclass(made, nn.Module)
 
 
-def _makes_steps(found: Any) -> bool:
+def _makes_steps(found: object) -> bool:
     return _of("torch.optim.Optimizer")(found) or _of("torch.optim.lr_scheduler.LRScheduler")(found)
 
 
@@ -60,6 +60,7 @@ _ROOMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "knep.guard.": ("guards", _of("knep.guard.policy.Guard")),
     "knep.models.": ("models", _makes_module),
     "knep.recipes.": ("tricks", _is_trick),
+    "knep.tasks.": ("tasks", _of("knep.tasks.base.Common")),
     "lightning.pytorch.": ("the Trainer", _of("lightning.pytorch.Trainer")),
     "pytorch_optimizer.": ("optimizers and schedulers", _makes_steps),
     "torch.nn.": ("modules", _of("torch.nn.Module")),
@@ -90,7 +91,9 @@ def allow_typed(overrides: Sequence[str]) -> None:
     """
     from knep.config.overrides import parse
 
-    for override in parse(overrides):
+    parsed = parse(overrides)
+    loaders = any(o.key_or_group == "data" and "import" in str(o.value()) for o in parsed if not o.is_delete())
+    for override in parsed:
         key, value = override.key_or_group, None if override.is_delete() else override.value()
         if key == "budget":
             raise InputError("budget is a group of limits: write each by its name, for example budget.layers=50000")
@@ -99,13 +102,13 @@ def allow_typed(overrides: Sequence[str]) -> None:
         elif key == "allow_targets":
             for name in value if isinstance(value, list) else [value]:
                 allow(str(name))
-        elif key.endswith("._target_") or key == "model.path":
+        elif key.endswith("._target_") or key == "model.path" or (key == "data.path" and loaders):
             # Of a sweep, each of its values was typed.
             for name in getattr(value, "list", [value]):
                 _allow_named(key, getattr(name, "text", name))
 
 
-def _allow_named(key: str, name: Any) -> None:
+def _allow_named(key: str, name: object) -> None:
     if not isinstance(name, str):
         return
     try:
@@ -163,7 +166,7 @@ def only_read(lines: Sequence[str], typed: Sequence[str]) -> list[str]:
     return [*lines, "data.write_cache=false"] if named else list(lines)
 
 
-def check_targets(node: Any, path: str = "") -> None:
+def check_targets(node: object, path: str = "") -> None:
     """Raises InputError naming the first `_target_` in `node` that is not allowed, or what could hide one.
 
     node: plain data, as `OmegaConf.to_container(cfg, resolve=True)` gives it; path: where in the config it stands.
@@ -172,7 +175,7 @@ def check_targets(node: Any, path: str = "") -> None:
     _check_targets(node, path)
 
 
-def _check_end(node: Any, path: str) -> None:
+def _check_end(node: object, path: str) -> None:
     """Refuses what is no config by its size: Hydra would copy it value by value, or go round in it for ever."""
     branches, seen = [(node, 0)], 0
     while branches:
@@ -184,7 +187,7 @@ def _check_end(node: Any, path: str) -> None:
         branches += [(value, depth + 1) for value in held]
 
 
-def _check_targets(node: Any, path: str) -> None:
+def _check_targets(node: object, path: str) -> None:
     if isinstance(node, Mapping):
         if "_target_" in node:
             _check_target(node, path or "config")
@@ -199,7 +202,7 @@ def _check_targets(node: Any, path: str) -> None:
         raise InputError(f"{path} is a {type(node).__name__}, which Hydra reads as config: write plain data")
 
 
-def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+def instantiate(node: Mapping[str, Any], *args: object, **kwargs: Any) -> Any:
     """`hydra.utils.instantiate` for allowed targets; the error of a constructor is raised as it was."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
@@ -221,7 +224,7 @@ def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         raise InputError(text) from error
 
 
-def _is_own(node: Any) -> bool:
+def _is_own(node: object) -> bool:
     """Whether users named all that a node builds: classes of their own make what they make."""
     if isinstance(node, Mapping):
         name = node.get("_target_")
@@ -229,7 +232,7 @@ def _is_own(node: Any) -> bool:
     return all(map(_is_own, node)) if isinstance(node, _LISTS) else True
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: object) -> Any:
     """`node` with dicts and lists for OmegaConf's, resolved once: what is checked is what is built."""
     from omegaconf import OmegaConf
 
@@ -253,7 +256,7 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
     # Arguments by place could be the path of a model, which is a target too.
     if "_args_" in node and _in(real, list(_ROOMS)):
         raise InputError(f"{path}._args_: write the arguments of {target} by name")
-    if real.startswith("knep.models.") and node.get("path") not in (None, "???"):
+    if real.startswith(("knep.models.", "knep.data.own.imported.")) and node.get("path") not in (None, "???"):
         _check_name(str(node["path"]).replace(":", "."), f"{path}.path", built_in=False)
 
 
@@ -293,7 +296,8 @@ def _check_name(name: str, place: str, built_in: bool) -> str:
 def _remedy(name: str) -> str:
     package = name.rpartition(".")[0]
     wanted = f"{package}." if package else name
-    return f'if you trust it, call knep.allow("{wanted}") or write allow_targets=[{wanted}] on the command line'
+    line = f"allow_targets=[{wanted}] on the command line (knep evaluate, predict and export: --allow {wanted})"
+    return f'if you trust it, call knep.allow("{wanted}") or write {line}'
 
 
 def _locate(name: str, place: str = "config") -> Any:

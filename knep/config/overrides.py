@@ -9,13 +9,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from knep.config.command_line.aliases import to_type
+from knep.config.command_line.aliases import quoted, to_type
 from knep.errors import InputError
 from knep.utils.text import shortened
 
 _BRACKETS = 200
 
-_SEVERAL = re.compile(r"\(?[-+.\de]+(,[-+.\de]+)+\)?")  # numbers with commas between
+SEVERAL_NUMBERS = re.compile(r"\(?[-+.\de]+(,[-+.\de]+)+\)?")  # numbers with commas between
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -30,13 +30,18 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         except (HydraException, RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
             line = shortened(line, 120)
             key, equals, value = line.partition("=")
+            if value.startswith("[") and value.endswith("]") and not set(value[1:-1]) & set("'\"{[("):
+                # Quoted as a whole it would be a text and no list.
+                value = f"[{','.join(quoted(part.strip()) for part in value[1:-1].split(','))}]"
+                how = f'"{key}={value}" for names with special characters'
+                raise InputError(f"{line!r} is not an override: write {how}") from error
             how = f"{to_type(key, value)} for a value with special characters" if equals else "key=value"
-            if _SEVERAL.fullmatch(value):
+            if SEVERAL_NUMBERS.fullmatch(value):
                 how = f"{key}=[{value.strip('()')}] for a list, or -m {key}={value.strip('()')} for a run with each"
             raise InputError(f"{line!r} is not an override: write {how}") from error
     return parsed
 
 
-def _line(override: Override) -> str:
+def line_of(override: Override) -> str:
     assert override.input_line is not None
     return override.input_line

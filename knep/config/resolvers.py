@@ -19,7 +19,7 @@ _REFERENCE = re.compile(r"\$\{\s*([^${}:\s]+)\s*\}")
 SAFE = frozenset({"hydra", "now", "oc.select", "oc.dict.keys", "oc.dict.values"})
 
 
-def check_resolvers(node: Any, allowed: frozenset[str] = SAFE) -> None:
+def check_resolvers(node: object, allowed: frozenset[str] = SAFE) -> None:
     """Raises InputError naming the first key of an unresolved config whose value calls any other resolver."""
     for path, text in _texts(node, ""):
         for name in used(text):
@@ -56,7 +56,7 @@ def check_expansion(config: Mapping[str, Any]) -> None:
         raise InputError("the config's values stand for one another too many times over: write them out") from error
 
 
-def _keys(node: Any) -> list[str]:
+def _keys(node: object) -> list[str]:
     if isinstance(node, Mapping):
         return [str(key) for key in node]
     return [str(i) for i in range(len(node))] if isinstance(node, (list, tuple)) else []
@@ -69,7 +69,7 @@ def _way(reference: str, at: tuple[str, ...]) -> tuple[str, ...]:
     return (*(at[: len(at) - up] if up else ()), *re.split(r"[.\[\]]+", path.rstrip("]")))
 
 
-def _at(config: Any, way: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
+def _at(config: object, way: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
     """The value at a way and the way on which it lies, behind references to whole groups; None where there is none."""
     node = config
     for i, key in enumerate(way):
@@ -100,7 +100,7 @@ def used(text: str) -> list[str]:
     return names
 
 
-def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
+def _texts(node: object, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _texts(value, f"{path}.{key}" if path else str(key))

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from knep.config.stage_files import taught
 from knep.errors import InputError
 from knep.io.untrusted_folder import read_text
 from knep.utils.text import shortened, shown
@@ -29,6 +30,7 @@ _MOST, _MOST_FILES = 10_000, 2_000
 _KINDS = frozenset({"null", "bool", "int", "float", "str", "seq", "map", "merge"})
 _KEYS = (":str", ":merge")
 _REMEDY = "write file:///FOLDER, or pkg://PACKAGE.FOLDER"
+taught()  # at import, so that jobs in a launcher's other processes compose lists too
 
 
 @contextmanager
@@ -116,13 +118,13 @@ def _check_tags(root: Any, place: str) -> None:
         waiting += _held(node)
 
 
-def _held(node: Any) -> list[Any]:
+def _held(node: object) -> list[Any]:
     if not isinstance(node, yaml.CollectionNode):
         return []
     return [v for pair in node.value for v in (pair if isinstance(pair, tuple) else (pair,))]
 
 
-def _size(node: Any, known: dict[int, float]) -> float:
+def _size(node: object, known: dict[int, float]) -> float:
     """Values of a YAML node, those behind an alias each time."""
     if id(node) not in known:
         known[id(node)] = math.inf  # until it is counted: what holds itself has no end

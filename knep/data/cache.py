@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from knep.data.decode import read_image
-from knep.data.folder_loader import Batch, labels
+from knep.data.loaders import Batch, labels
 from knep.errors import InputError
 from knep.io.atomic import replacing
 from knep.io.untrusted_folder import check_kind

@@ -28,12 +28,12 @@ class _ArraysOnly(pickle.Unpickler):
         return found
 
 
-def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray:
+def _empty(kind: object, shape: object, code: object) -> np.ndarray:
     """All that `_reconstruct` is for: an array without values, which its state gives it."""
     return np.empty(0, np.uint8)
 
 
-def _dtype(code: Any, *about: Any) -> np.dtype:
+def _dtype(code: object, *about: object) -> np.dtype:
     if code not in ("u1", b"u1"):
         raise pickle.UnpicklingError(f"it has numbers of type {str(code)[:20]}")
     return np.dtype("u1")

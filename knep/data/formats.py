@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
@@ -89,14 +88,8 @@ def tile_of(image: Image.Image) -> tuple[int, int]:
 HEADER = 30
 
 
-def canvas(path: Path) -> tuple[int, int] | None:
-    """Width and height in pixels, or None for what is no WebP."""
-    with path.open("rb") as f:
-        return canvas_of(f.read(HEADER))
-
-
 def canvas_of(head: bytes) -> tuple[int, int] | None:
-    """`canvas` by the first 30 bytes of a file."""
+    """Width and height in pixels, by the first 30 bytes of a file; None for what is no WebP."""
     if len(head) < HEADER or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return None
     kind, body = head[12:16], head[20:]

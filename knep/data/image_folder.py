@@ -16,8 +16,9 @@ from torch import Tensor
 from knep.config.budget import check_processes, check_room
 from knep.data.base import ImageData
 from knep.data.decode import BITS, MAX_PIXELS, check_headers, refusal
-from knep.data.folder_loader import Batches, FolderLoader, Images
+from knep.data.folder_loader import FolderLoader, Images
 from knep.data.listing import Listing, counted, list_images, normal, splits, taken_for_classes
+from knep.data.loaders import Batches
 from knep.data.splits import stratified, subset
 from knep.errors import InputError
 from knep.utils.text import shown
@@ -203,15 +204,17 @@ class ImageFolder(ImageData):
         return FolderLoader(self._parts[split], batches, 0 if self._use_cache else self._workers, keep)
 
     def _training_batches(self) -> Batches:
-        return Batches(self.sizes["train"], self.batch_size, self.seed, self.drop_last, *self._rank_world())
+        weights = self.row_weights()
+        where = self.rank_world()
+        return Batches(self.sizes["train"], self.batch_size, self.seed, self.drop_last, *where, weights, self.used_rows)
 
     def _eval(self, split: str) -> FolderLoader:
-        rank, world = self._rank_world()
+        rank, world = self.rank_world()
         size = max(self.batch_size, _EVAL_BATCH)
         return self._loader(split, Batches(self.sizes[split], size, rank=rank, world=world))
 
     def train_dataloader(self) -> FolderLoader:
-        self._check()
+        self.check_sizes()
         return self._loader("train", self._training_batches(), keep=True)
 
     @property
@@ -227,6 +230,9 @@ class ImageFolder(ImageData):
     def train_images(self) -> Iterator[Tensor]:
         for x, _ in self._loader("train", Batches(self.sizes["train"], _EVAL_BATCH)):
             yield x
+
+    def train_targets(self) -> Iterator[Tensor]:
+        yield self._parts["train"].y_N
 
     def sample(self, count: int) -> Tensor:
         """Images (at most count, C, S, S) spread evenly over the classes' order."""

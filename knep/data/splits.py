@@ -43,3 +43,15 @@ def subset(y_N: Tensor, limit: int | None, seed: int) -> Tensor:
         members = members[torch.randperm(len(members), generator=generator(seed, k, 3))]
         place[members] = torch.arange(len(members), dtype=torch.float64) / len(members)
     return place.argsort(stable=True)[:limit].sort().values
+
+
+def at_random(rows: int, share: float, seed: int, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Indices of the rows that stay, at most `limit`, and of those that are split off, `share` of all; both sorted.
+
+    Raises InputError where there are fewer than two rows.
+    """
+    if rows < 2:
+        raise InputError(f"{rows} row cannot be split: give at least 2")
+    order = torch.randperm(rows, generator=generator(seed, 0, 5))
+    count = min(max(1, round(share * rows)), rows - 1)
+    return order[count:][:limit].sort().values, order[:count].sort().values

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Launcher(_SubprocessScriptLauncher):
         super().__init__(before.cluster_environment, before.num_processes, before.num_nodes)
         self._heartbeat = heartbeat
 
-    def launch(self, function: Any, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    def launch(self, function: Callable[..., Any], *args: object, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         if LAUNCHER in os.environ and self.cluster_environment.local_rank():
             self._heartbeat.parent = int(os.environ[LAUNCHER])
             if self.cluster_environment.global_rank() == 1:  # who tells of the death of rank 0, see `Watch.tell`
@@ -48,7 +48,7 @@ class Launcher(_SubprocessScriptLauncher):
         self._heartbeat.children = list(enumerate(self.procs, first))
         self.procs = []  # what Lightning's observer would watch
 
-    def kill(self, signum: Any) -> None:
+    def kill(self, signum: int) -> None:
         for _, child in self._heartbeat.children:
             child.send_signal(signum)
 

@@ -5,25 +5,71 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from knep.doctor.findings import Report
+    from collections.abc import Callable, Iterable
+
+    from lightning.pytorch import Callback
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from knep.doctor.findings import Finding, Report
     from knep.doctor.live.watch import Watch
 
 
-def examine(model: Any, train: Any, val: Any = None, *, optimizer: Any, **how: Any) -> Report:
-    """Why `model` does not learn from the batches (x, y) of `train` with `optimizer`; nothing is changed.
+def examine(
+    model: nn.Module,
+    train: Iterable[Any],
+    val: Iterable[Any] | None = None,
+    *,
+    optimizer: Optimizer | Callable[[nn.Module], Optimizer],
+    loss: Callable[..., Tensor] | None = None,
+    task: str | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    num_classes: int | None = None,
+    epochs: int | None = None,
+    clip: Callable[[Iterable[Tensor]], Tensor] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Why `model` does not learn from the batches of `train` with `optimizer`; nothing is changed.
 
-    how: as `knep.doctor.subject.setup.of` takes it: loss, num_classes, epochs, clip, seed. Raises InputError for what
-    is no classifier of images, or fails on its data.
+    train, val: batches as the loop gets them: (x, y), (x, y, weight), dicts, or anything with `forward`; val: None
+    holds back every tenth batch; optimizer: over the model's parameters, or what makes one of a model; loss: f(output,
+    target), which sees what the loader gave, None for the task's own; task: multiclass, binary, multilabel,
+    regression, segmentation, tokens, tagging or other, None to tell it by output and target; forward: f(model, batch)
+    -> output; epochs: of the run, 10 where nobody says; num_classes, clip: of classes for inputs one by one.
+    Raises InputError for what fails on its own data.
     """
-    from knep.doctor.diagnose import diagnose
-    from knep.doctor.subject.setup import of
+    from knep.doctor.examine_any import examine_any
+    from knep.doctor.subject.gather import subject_of
 
-    return diagnose(of(model, train, val, optimizer=optimizer, **how))
+    subject = subject_of(
+        model, train, val, optimizer=optimizer, loss=loss, task=task, forward=forward, epochs=epochs, seed=seed
+    )
+    return examine_any(subject, num_classes=num_classes, clip=clip)
 
 
-def watch(model: Any, optimizer: Any, *, every: int = 10, on_finding: Any = "warn") -> Watch:
-    """The doctor beside a loop of one's own; see `knep.doctor.live.watch.watch`."""
+def callback(*, on_finding: str = "warn", every: int = 200) -> Callback:
+    """For `Trainer(callbacks=knep.doctor.callback())`, beside any LightningModule: what is wrong, and since which step.
+
+    on_finding: warn says it, once for each disease; stop ends the fit; cure changes what can be changed while it goes
+    on (rate, momentum, decay, clipping); every: optimizer steps between looks, the first ones are closer. What cannot
+    be watched is said in one line; no number of the training changes but by a cure. Its `findings` are plain data.
+    """
+    from knep.doctor.live.any_module import ModuleDoctor
+
+    return ModuleDoctor(on_finding=on_finding, every=every)
+
+
+def watch(
+    model: nn.Module, optimizer: Optimizer, *, every: int = 10, on_finding: str | Callable[[Finding], None] = "warn"
+) -> Watch:
+    """Watches a loop of one's own: `with watch(model, optimizer) as d: ... optimizer.step(); d.step(loss)`.
+
+    every: steps from one look to the next; the first looks are closer, and those of a long run up to ten times as far.
+    on_finding: "warn" warns once for each disease, with the step at which it began; "none" keeps findings for
+    `d.report()`; or a function that is given each Finding. The model, its gradients and the numbers of the training
+    stay as they are. Raises InputError for what cannot be watched.
+    """
     # Imported here, so that `import knep` costs nothing.
-    from knep.doctor.live.watch import watch as live
+    from knep.doctor.live.watch import Watch
 
-    return live(model, optimizer, every=every, on_finding=on_finding)
+    return Watch(model, optimizer, every=every, on_finding=on_finding)

@@ -20,7 +20,8 @@ class Disease:
 
     kind: data, model, optimisation or regularization; title: in words; cause: what is wrong and why it hurts;
     source: the paper; overrides: what would mend it, one group of override lines per way; mend: what the user does
-    where no override can.
+    where no override can; usual, running: what a cure tries as well, and what can be changed in a run that goes on;
+    seen: where it shows, in an examination, only beside a loop, in the curves of a run that has ended, or by timing.
     """
 
     name: str
@@ -30,6 +31,9 @@ class Disease:
     source: str
     overrides: tuple[tuple[str, ...], ...] = ()
     mend: str = ""
+    usual: tuple[tuple[str, ...], ...] = ()
+    running: str = ""
+    seen: str = "examination"
 
 
 @lru_cache
@@ -38,11 +42,9 @@ def diseases() -> Mapping[str, Disease]:
     import yaml
 
     rows = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
-    return {name: Disease(name, **_tuples(row)) for name, row in rows.items()}
-
-
-def _tuples(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"overrides": tuple(tuple(way) for way in row.get("overrides", ()))}
+    for row in rows.values():
+        row |= {key: tuple(tuple(way) for way in row.get(key, ())) for key in ("overrides", "usual")}
+    return {name: Disease(name, **row) for name, row in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,14 @@ class Report:
     """The outcome of an examination. str(report) is what the terminal shows.
 
     findings: the gravest first; measured: what was measured, healthy or not, as plain data for figures and JSON;
-    seconds: the examination took; notes: what could not be examined, and why.
+    seconds: the examination took; notes: what could not be examined, and why; sound: what no finding means.
     """
 
     findings: tuple[Finding, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    sound: str = "nothing found that keeps this network from learning"
 
     @property
     def sick(self) -> bool:
@@ -122,7 +125,7 @@ class Report:
     def verdict(self) -> str:
         """One line."""
         if not self.findings:
-            return "healthy: nothing found that keeps this network from learning"
+            return f"healthy: {self.sound}"
         more = len(self.findings) - 1
         return f"sick: {self.findings[0].about.title}" + (f", and {more} more" if more else "")
 
@@ -175,10 +178,10 @@ def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 def finding(
     disease: str, evidence: str, gravity: float, began: int | None = None, *, layers: Sequence[str] = (), **more: Any
 ) -> Finding:
-    """With what the table prescribes where `more` says nothing more exact; gravity is cut to [0, 1]."""
-    about, gravity = diseases()[disease], min(1.0, max(0.0, gravity))
-    more = {"overrides": about.overrides, "mend": about.mend} | more
-    return Finding(disease, evidence, gravity, layers=tuple(layers), began=began, **more)
+    """With what the table prescribes, unless `more` has overrides or a mend of its own; gravity is cut to [0, 1]."""
+    if not more.keys() & {"overrides", "mend"}:
+        more |= {"overrides": diseases()[disease].overrides, "mend": diseases()[disease].mend}
+    return Finding(disease, evidence, min(1.0, max(0.0, gravity)), layers=tuple(layers), began=began, **more)
 
 
 def named(paths: Sequence[str]) -> str:
@@ -231,6 +234,18 @@ _BRINGS: Mapping[str, tuple[str, ...]] = {
     "weight_decay_too_large": ("lr_too_high", "signal_collapse", "vanishing_gradient", "lr_too_low", "dying_relu"),
     "precision_underflow": ("lr_too_low",),
     "double_softmax": ("lr_too_low", "vanishing_gradient"),
+    "gradients_add_up": (
+        "lr_too_high",
+        "momentum_instability",
+        "loss_spikes",
+        "dying_relu",
+        "saturation",
+        "overfitting",
+    ),
+    "foreign_optimizer": ("lr_too_low", "cut_off"),
+    "detached_loss": ("lr_too_low", "cut_off"),
+    "gradients_dropped": ("lr_too_low", "cut_off", "clip_throttles"),
+    "eval_mode_in_training": ("stale_statistics",),
 }
 
 

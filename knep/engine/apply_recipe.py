@@ -1,164 +1,205 @@
-"""A recipe at work: what it would do to a model, the module that trains by it, and a Trainer with its parts."""
+"""A recipe as `knep.load` gives it: its slots, and a dry run of what they would do to a model, layer by layer."""
 
 from __future__ import annotations
 
-import copy
-import logging
-import warnings
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from inspect import signature
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+import torch
+from rich import box
+from rich.table import Table
+from torch import nn
 
-from knep.config.command_line.vocabulary import line_for
-from knep.engine.loops.accumulation import MeanOverWindow
-from knep.engine.module import Classifier
-from knep.errors import InputError
-from knep.recipes.dry_run import Plan, plan
+from knep.config.schema import RunConfig
+from knep.engine.build import build_module, spec_of
+from knep.errors import InputError, named
+from knep.optim.thawing import Tuning
 from knep.recipes.recipe import Recipe as Slots
-from knep.recipes.scaling import none as raw_pixels
-from knep.utils.monitors import logged, refuse_unlogged
+from knep.surgery.check_forward import as_inputs, probed
+from knep.surgery.edit import Change, bare, copied
+from knep.surgery.sample import Inputs
+from knep.utils.text import console, shown
 
-_TIPS = ("💡", "Loading `train_dataloader` to estimate")
+_SHAPES = ("norm", "activation", "dropout")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the changed model, and what the recipe has for it.
+
+    init: the rule and what it drew, or "kept"; decay: weight decay, 0 by rule for norms and biases; lr: learning rate
+    of its group; multiplier: lr over the largest of its arm; arm: the update rule that steps it, or "frozen"; thaws:
+    the epoch in which it begins to be trained, 0-based, None for never, and where it is frozen already.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    init: str
+    decay: float
+    lr: float
+    multiplier: float
+    arm: str
+    thaws: int | None = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe would do. str(plan) is a table.
+
+    layers: slot -> layers replaced or inserted; refused: slot -> why it cannot be done, which `apply` would raise.
+    said: lines on the weights that the model starts from, and on how they are tuned.
+    """
+
+    parameters: list[Parameter]
+    layers: Mapping[str, list[Change]]
+    refused: Mapping[str, str]
+    said: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return _text([_layers(self.layers), _parameters(self.parameters, bool(self.said))], self.refused, self.said)
+
+    __repr__ = __str__
 
 
 class Recipe(Slots):
-    """A recipe as `knep.load` gives it: its slots, with Lightning's Trainer and module, and a dry run."""
+    """The slots of one recipe, each usable alone; in Lightning by `knep.callbacks` or `knep.LitModule`."""
 
-    def dry_run(self, model: nn.Module, sample: Tensor | None = None) -> Plan:
+    def dry_run(
+        self,
+        model: nn.Module,
+        sample: Inputs | None = None,
+        *,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> Plan:
         """Prints what `apply` and `optimizer` would do, as a table, and returns it; the model stays as it is.
 
-        sample: as for `apply`. Raises InputError where the model cannot be copied, or fails on the sample.
+        sample, forward: as for `apply`. Raises InputError where the model cannot be copied, or fails on the sample.
         """
-        made = plan(self, model, sample)
+        made = plan(self, model, sample, forward)
         print(made)
         return made
 
-    def lightning(
-        self,
-        model: nn.Module,
-        num_classes: int,
-        *,
-        images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]] | None = None,
-        seed: int = 0,
-    ) -> Classifier:
-        """A LightningModule that trains `model` as it is; call `apply` first. For any DataLoader or datamodule.
 
-        num_classes: width of the model's scores; images: raw training batches, x (N, C, H, W) in 0..255 or (x, y), on
-        which the recipe's scaling is fitted, to act in the model's module; without them batches must come scaled, and a
-        warning says so.
-        """
-        if images is None:
-            scaling = None
-            if getattr(self.make_scaling, "func", None) is not raw_pixels:
-                warnings.warn(
-                    "the recipe's scaling is left to your loader: give images=<raw training batches> to fit it here",
-                    stacklevel=2,
-                )
-        else:
-            scaling = self.scaling(x if isinstance(x, Tensor) else x[0] for x in images)
-        return Classifier(model, self, num_classes=num_classes, scaling=scaling, seed=seed)
-
-    def trainer(self, max_epochs: int | None = None, **trainer_kwargs: Any) -> Trainer:
-        """Lightning's Trainer with the recipe's averaging, stopping and accumulation; clipping is in `lightning`.
-
-        max_epochs: without it, the recipe's own. trainer_kwargs: any of lightning.pytorch.Trainer; they win.
-        Stopping restores the weights of the best epoch, which it needs checkpoints for.
-        Raises InputError for what contradicts the recipe.
-        """
-        return build_trainer(self, max_epochs, trainer_kwargs)
+def plan_of_run(run: RunConfig, data: Any) -> Plan:
+    """What a whole run would begin with, its weights loaded; data: prepared. Raises InputError as training does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        module = build_module(run, spec_of(run, data), data, seed=run.seed)
+        report = module.report
+        changes = {} if report is None else report.changes
+        start = module.about.get("weights")
+        rows = _read(module.model, module.make_optimizer(), changes.get("init", []), module.tuning, start)
+    return Plan(rows, {slot: changes[slot] for slot in _SHAPES if slot in changes}, {}, tuple(module.said))
 
 
-class _Watched(Callback):
-    """Refuses to fit where nobody logs the metric that a slot watches, or without validation data."""
+def plan(
+    recipe: Slots,
+    model: nn.Module,
+    sample: Inputs | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> Plan:
+    """Applies the recipe to a copy of `model` and reads what it did; no random number of the caller's is used up.
 
-    def __init__(self, slot: str, monitor: str) -> None:
-        self._slot, self._monitor = slot, monitor
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._slot == "scheduler" and not isinstance(pl_module, Classifier):
-            return  # a module of one's own has schedules of its own
-        if not trainer.enable_validation:
-            what = "stops" if self._slot == "stopping" else f"chooses its {self._slot}"
-            raise InputError(
-                f"the recipe {what} by {self._monitor}, and fit got no validation data: give val_dataloaders, or load "
-                f"the recipe with {self._slot}=none"
-            )
-        if type(pl_module) is Classifier:
-            refuse_unlogged({self._slot: {"monitor": self._monitor}})
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._slot != "scheduler" and trainer.callback_metrics:
-            logged(trainer, self._monitor)
-
-
-def build_trainer(recipe: Slots, max_epochs: int | None, options: Mapping[str, Any]) -> Trainer:
-    """As `Recipe.trainer` says; `options` are keywords of lightning.pytorch.Trainer."""
-    _refuse_unknown(options)
-    _refuse(recipe, options)
-    epochs = max_epochs if max_epochs is not None else recipe.max_epochs
-    if epochs is None and not {"max_steps", "max_time"} & set(options):
-        raise InputError("this recipe does not say how long to train: write recipe.trainer(max_epochs=10)")
-    own = options.get("callbacks") or []
-    # A trainer gets callbacks of its own, so that a second one starts anew.
-    callbacks = [*copy.deepcopy([recipe.averaging, recipe.stopping]), *(own if isinstance(own, list) else [own])]
-    callbacks.insert(0, MeanOverWindow())
-    callbacks[:0] = [_Watched(slot, monitor) for slot, monitor in recipe.watched.items()]
-    monitor = recipe.watched.get("stopping")
-    if monitor is not None:
-        mode = getattr(recipe.stopping, "mode", "min")
-        callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode=mode))
-    rest = {"accumulate_grad_batches": recipe.accumulate} | dict(options)
-    hush_tips()
-    return Trainer(**{**rest, "max_epochs": epochs, "callbacks": callbacks})
+    sample, forward: as for `Recipe.apply`. Raises InputError where the model cannot be copied or fails on the sample.
+    """
+    changes: dict[str, list[Change]] = {}
+    refused: dict[str, str] = {}
+    parameters: list[Parameter] = []
+    said: tuple[str, ...] = ()
+    with torch.random.fork_rng(devices={p.device.index for p in model.parameters() if p.device.type == "cuda"}):
+        target = bare(copied(model))
+        sample = as_inputs(target, sample, forward)
+        if sample is not None:
+            sample = probed(target, sample)
+        for slot, trick in recipe.model_slots.items():
+            try:
+                with named(slot):
+                    changes[slot] = trick(target, sample=sample)
+            except InputError as error:
+                refused[slot] = str(error)
+        try:
+            tuning = recipe.tuning(target, None, sample)
+            said = () if tuning is None else (tuning.said(),)
+            optimizer = recipe.optimizer(target, sample, tuning=tuning)
+            parameters = _read(target, optimizer, changes.get("init", []), tuning)
+        except InputError as error:
+            refused["optimizer"] = str(error)
+    return Plan(parameters, {slot: changes[slot] for slot in _SHAPES if slot in changes}, refused, said)
 
 
-def hush_tips() -> None:
-    """Leaves out what Lightning advertises, and what it says of its own code; its log goes on."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+def _read(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inits: Iterable[Change],
+    tuning: Tuning | None = None,
+    start: Mapping[str, Any] | None = None,
+) -> list[Parameter]:
+    """start: of the weights that were loaded, as `Loaded.plain` says it."""
+    rules = {change.path: change.after for change in inits}
+    zeroed = {path.removesuffix("weight") + "bias" for path in rules}
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    arms = {id(p): _arm(optimizer, group) for group in optimizer.param_groups for p in group["params"]}
+    top = {arm: max(g["lr"] for p, g in groups.items() if arms[p] == arm) for arm in arms.values()}
+    thaws = {} if tuning is None else tuning.strategy.thaws
+    rows = []
+    for name, p in model.named_parameters():
+        group, arm = groups.get(id(p)), arms.get(id(p), "frozen")
+        lr = float(group["lr"]) if group else 0.0
+        decay = float(group.get("weight_decay", 0.0)) if group else 0.0
+        share = lr / float(top[arm]) if group and top[arm] else 0.0
+        how = _init(name, rules, zeroed) if start is None else "new" if name in start["new"] else "loaded"
+        when = thaws.get(name, 0) if group else None
+        rows.append(Parameter(name, tuple(p.shape), how, decay, lr, share, arm, when))
+    return rows
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return not record.getMessage().lstrip().startswith(_TIPS)
+def _init(name: str, rules: Mapping[str, str], zeroed: Iterable[str]) -> str:
+    plain = name.replace("parametrizations.", "").removesuffix(".original1").removesuffix(".original")
+    return rules.get(plain) or ("0" if plain in zeroed else "kept")
 
 
-def _refuse_unknown(options: Mapping[str, Any]) -> None:
-    known = [name for name in signature(Trainer.__init__).parameters if name != "self"]
-    for name, value in options.items():
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            said = f"did you mean {near[0]}?" if near else line_for(f"trainer.{name}", str(value)) or ", ".join(known)
-            raise InputError(f"trainer({name}=...) is no keyword of lightning.pytorch.Trainer: {said}")
+def _arm(optimizer: torch.optim.Optimizer, group: Mapping[str, object]) -> str:
+    """What steps a group: the arm that an optimizer of several names, behind "decay." in the group's name."""
+    _, _, arm = str(group.get("name", "")).rpartition("decay.")
+    named = "decay." in str(group.get("name", ""))
+    return arm if named else type(optimizer).__name__
 
 
-def _refuse(recipe: Slots, options: Mapping[str, Any]) -> None:
-    if options.get("gradient_clip_val") is not None:
-        raise InputError(
-            "trainer(gradient_clip_val=...) would do nothing, because the recipe clips: load it with clip=norm "
-            f"clip.theta={options['gradient_clip_val']}"
-        )
-    if options.get("gradient_clip_algorithm") is not None:
-        raise InputError(
-            "trainer(gradient_clip_algorithm=...) would do nothing, because the recipe clips: load it with clip=norm, "
-            "clip=value or clip=adaptive"
-        )
-    if recipe.members > 1:
-        raise InputError(
-            f"averaging=ensemble trains {recipe.members} models, and a Trainer one: load the recipe with "
-            "averaging=none and fit a model per seed, or use knep train"
-        )
-    if recipe.accumulate == "epoch" and "accumulate_grad_batches" not in options:
-        raise InputError(
-            "the recipe takes one step an epoch, and the Trainer needs the number: write "
-            "recipe.trainer(accumulate_grad_batches=len(train_loader))"
-        )
-    if options.get("enable_checkpointing") is False and hasattr(recipe.stopping, "monitor"):
-        raise InputError(
-            "trainer(enable_checkpointing=False) leaves no best weights to go back to: leave it out, or load the "
-            "recipe with stopping=none"
-        )
+def _layers(layers: Mapping[str, list[Change]]) -> Table:
+    table = Table(title="Layers replaced or inserted", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("slot", "layer", "before", "after"):
+        table.add_column(column, overflow="fold")
+    for slot, changes in layers.items():
+        for c in changes:
+            table.add_row(slot, *map(shown, (c.path, c.before, c.after)))
+    if not table.row_count:
+        table.add_row("none", "", "", "")
+    return table
+
+
+def _parameters(parameters: list[Parameter], tuned: bool) -> Table:
+    table = Table(title="Parameters", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("parameter", "shape", "init", "decay", "lr", "x lr", "arm", *(["trained"] if tuned else [])):
+        table.add_column(column, overflow="fold")
+    for p in parameters:
+        shape = "x".join(map(str, p.shape)) or "()"
+        decay = f"{p.decay:.4g}" if p.decay else "no"
+        row = [shown(p.name), shape, p.init, decay, f"{p.lr:.4g}", f"{p.multiplier:.4g}", p.arm]
+        when = "never" if p.thaws is None else f"from epoch {p.thaws + 1}"
+        table.add_row(*row, *([when] if tuned else []))
+    return table
+
+
+def _text(tables: Iterable[Table], refused: Mapping[str, str], said: Iterable[str] = ()) -> str:
+    """Wide enough for every column, so that it can be searched and compared line by line."""
+    out = io.StringIO()
+    page = console(file=out, width=240)
+    for table in tables:
+        page.print(table)
+    for line in said:
+        page.print(shown(line), soft_wrap=True)
+    for slot, reason in refused.items():
+        page.print(f"{slot} cannot be applied: {shown(reason)}", soft_wrap=True)
+    return "\n".join(line.rstrip() for line in out.getvalue().split("\n")).strip()

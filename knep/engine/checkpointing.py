@@ -9,13 +9,15 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.optim import Optimizer
 
+from knep.engine.loops.accumulation import inside_window
 from knep.engine.loops.interrupts import StopOnSignal
 from knep.errors import InputError, Interrupted
 from knep.io import checkpoint
@@ -23,11 +25,14 @@ from knep.io.find_checkpoint import find_whole
 from knep.io.run_folder import check_there
 from knep.utils.rng import rng_state, set_rng_state
 
+if TYPE_CHECKING:
+    from knep.engine.module import Classifier
+
 BEST = "best.ckpt"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
-def interval(every: Any) -> tuple[int, float]:
+def interval(every: object) -> tuple[int, float]:
     """(optimizer steps, seconds) between checkpoints inside an epoch; the one that is not meant is 0.
 
     every: None, a number of steps, or a time such as "30s", "5m", "1h". Raises InputError for anything else.
@@ -86,7 +91,7 @@ class Keeper(Callback):
     resumed: where the checkpoint was saved that this fit goes on from, "batch" or "epoch"; None for any other start.
     """
 
-    def __init__(self, every: Any, best: Best, stop: StopOnSignal) -> None:
+    def __init__(self, every: object, best: Best, stop: StopOnSignal) -> None:
         self._steps, self._seconds = interval(every)
         self._best, self._stop = best, stop
         self._place: str | None = None
@@ -103,7 +108,7 @@ class Keeper(Callback):
         alone = trainer.world_size == 1
         if alone and not (self._stop.asked or self._best.due or self._watches):
             return
-        if not alone and trainer.fit_loop.epoch_loop._should_accumulate():
+        if not alone and inside_window(trainer):
             return  # the gradients of a window under way differ from process to process
         self._place = "batch"
         stop = self._asked(trainer)
@@ -147,7 +152,7 @@ class Keeper(Callback):
     def _settle(self, trainer: Trainer) -> None:
         """What a checkpoint's past has logged must be on disk before it: nobody repeats those steps."""
         check_there()
-        module: Any = trainer.lightning_module
+        module = cast("Classifier", trainer.lightning_module)
         if module.sentry is not None:
             module.sentry.before_save()
         if self._place == "batch":
@@ -201,7 +206,7 @@ class Keeper(Callback):
         if not self._loaded:
             return
         set_rng_state(self._loaded["rng"], pl_module.device)
-        trainer._logger_connector._callback_metrics.update(self._loaded["metrics"])
+        trainer.callback_metrics.update(self._loaded["metrics"])
         for name, p in pl_module.named_parameters():
             kept = self._loaded["gradients"].get(name)
             if kept is not None:
@@ -214,7 +219,7 @@ def states_in(optimizer: Mapping[str, Any]) -> int:
     return sum(bool(state) for state in optimizer["state"].values())
 
 
-def _lay_out(optimizer: Any) -> None:
+def _lay_out(optimizer: Optimizer) -> None:
     """Gives loaded state the memory format that its parameters have now: fused kernels read both in one order."""
     for p, state in optimizer.state.items():
         for key, t in state.items() if isinstance(state, dict) else ():
@@ -238,6 +243,6 @@ def has_ended(trainer: Trainer) -> bool:
 
 def _window(trainer: Trainer, module: LightningModule) -> dict[str, torch.Tensor]:
     """Gradients of an accumulation window under way, by parameter; none between windows."""
-    if not trainer.fit_loop.epoch_loop._should_accumulate():
+    if not inside_window(trainer):
         return {}
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}

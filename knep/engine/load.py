@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from knep.config.catalog import TASK_SLOTS
 from knep.config.instantiate import check_targets, instantiate
 from knep.config.moved import with_current_names
 from knep.config.schema import DataSpec, RunConfig
+from knep.data.base import KINDS
 from knep.engine.build import build_module, check_model
 from knep.engine.module import Classifier
 from knep.errors import InputError
@@ -27,9 +30,23 @@ _FACTS: dict[str, Check] = {
     "class_names": listed(text()),
 }
 
-_GROUPS = frozenset({"trainer", "data", "checkpoint", "slurm", "budget", "guard", "doctor"})  # where there is one
+# Where there is one.
+_GROUPS = frozenset({"trainer", "data", "checkpoint", "slurm", "budget", "guard", "doctor", "task", *TASK_SLOTS})
 
 _PIXELS = 1 << 28
+
+
+def _one_of(*words: str) -> Check:
+    return lambda value: None if value in words else f"={shortened(repr(value))} is none of {', '.join(words)}"
+
+
+_ROWS: dict[str, Check] = {
+    "target": _one_of(*KINDS),
+    "dtype": _one_of("uint8", "int16", "int32", "int64", "float16", "float32", "float64"),
+    "shape": listed(whole(1)),
+    "counts": listed(plain),
+    "fitted": table(plain),
+}
 
 _BITS = range(8, 33)  # of a number of an image
 
@@ -61,11 +78,13 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     missing += [] if missing or isinstance(facts["config"]["model"].get("_target_"), str) else ["model"]
     if missing:
         raise InputError(f"{path} was not written by knep: its config has no {missing[0]}, give another checkpoint")
+    _check_start(path, facts)
     names, shape = facts["class_names"], (facts["channels"], facts["image_size"], facts["num_classes"])
     if len(names) != shape[2]:
         raise InputError(
             f"{path} was not written by knep: {len(names)} names do not fit {shape[2]} classes, give another"
         )
+    _check_rows(path, facts)
     if facts.get("bits", 16) not in _BITS:
         raise InputError(f"{path} was not written by knep: its images have no bits, give another checkpoint")
     if shape[0] * shape[1] ** 2 > _PIXELS:
@@ -79,7 +98,29 @@ def read_facts(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def load_module(path: Path) -> Any:
+_START: dict[str, Check] = {"source": text(), "sha256": text(), "loaded": whole(0), "new": listed(text())}
+
+
+def _check_start(path: Path, facts: Mapping[str, Any]) -> None:
+    """What a checkpoint says of the weights that its run began with."""
+    found = facts.get("weights", {})
+    for key, check in _START.items() if found != {} else ():
+        wrong = check(found[key]) if isinstance(found, dict) and key in found else " is missing"
+        if wrong:
+            raise InputError(f"{path} was not written by knep: its weights.{key}{wrong}, give another checkpoint")
+
+
+def _check_rows(path: Path, facts: Mapping[str, Any]) -> None:
+    """What a checkpoint says of rows that are no square images."""
+    for key, check in _ROWS.items():
+        wrong = check(facts[key]) if key in facts else None
+        if wrong:
+            raise InputError(f"{path} was not written by knep: its {key}{wrong}, give another checkpoint")
+    if math.prod(facts.get("shape", ())) > _PIXELS:
+        raise InputError(f"{path} is for rows of {facts['shape']} numbers, too large: give another")
+
+
+def load_module(path: Path) -> Classifier:
     """The Classifier in a checkpoint file, in eval mode on the CPU. Nothing is built before its config is checked."""
     state = read_checkpoint(path)
     module = stored_module(path, state)
@@ -101,7 +142,7 @@ def not_finite(module: Classifier, weights: Mapping[str, Tensor]) -> str | None:
     names += [
         name
         for name, _ in module.named_buffers()
-        if name.startswith("scaling.") or (guarded and ".parametrizations." in name)
+        if name.startswith(("scaling.", "task.")) or (guarded and ".parametrizations." in name)
     ]
     own = module.state_dict()
 
@@ -113,12 +154,13 @@ def not_finite(module: Classifier, weights: Mapping[str, Tensor]) -> str | None:
     return odd and f"{odd} is not finite, which its {'guard' if guarded else 'data'} forbids"
 
 
-def stored_module(path: Path, state: Mapping[str, Any]) -> Any:
+def stored_module(path: Path, state: Mapping[str, Any]) -> Classifier:
     """The Classifier that the config in a checkpoint builds, without its weights; no larger than the file holds."""
     facts = read_facts(path, state)
     _check_size(path, facts, state["state_dict"])
     try:
-        return build_module(RunConfig.of(facts["config"]), DataSpec.stored(facts), initialise=False)
+        run, spec = RunConfig.of(facts["config"]), DataSpec.stored(facts)
+        return build_module(run, spec, initialise=False, kept=facts.get("weights"))
     except InputError:
         raise
     except Exception as error:  # whatever a model's builder raises for values that it was not made for
@@ -130,7 +172,8 @@ def _check_size(path: Path, facts: Mapping[str, Any], weights: Mapping[str, Tens
     if not isinstance(weights, Mapping) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise InputError(f"{path} was not written by knep: its weights are no tensors, give another checkpoint")
     try:
-        check_model(facts["config"]["model"], DataSpec.stored(facts).size, sum(w.numel() for w in weights.values()))
+        run = RunConfig.of(facts["config"])
+        check_model(run.model, run.size(DataSpec.stored(facts)), sum(w.numel() for w in weights.values()))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -143,7 +186,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -
     module.load_state_dict(weights)
 
 
-def weights_wrong(module: nn.Module, weights: Any) -> str | None:
+def weights_wrong(module: nn.Module, weights: object) -> str | None:
     """Why these are not the weights of `module`, by their names, shapes and kinds of numbers; None where they are."""
     own: Mapping[str, Any] = module.state_dict()
     if not isinstance(weights, Mapping):
@@ -163,7 +206,7 @@ def weights_wrong(module: nn.Module, weights: Any) -> str | None:
     return None
 
 
-def stored_data(member: Any) -> Any:
+def stored_data(member: Classifier) -> Any:
     """The prepared data that a loaded model's config names, which only reads.
 
     Raises InputError where it names none, or one of other images than the model was made for.
@@ -183,15 +226,16 @@ def stored_data(member: Any) -> Any:
         raise
     except Exception as error:  # whatever a data set raises for values that it was not made for
         raise InputError(f"the checkpoint's config builds no data ({shortened(str(error), 120)})") from error
-    for key in ("num_classes", "channels", "image_size"):
-        if getattr(data, key, None) != member.about[key]:
+    spec = DataSpec.stored(member.about)
+    for key in ("num_classes", "channels", "image_size", "target", "shape"):
+        if getattr(data, key, None) != getattr(spec, key):
             raise InputError(
-                f"the model was made for {key}={member.about[key]}, which its data is not: give other data"
+                f"the model was made for {key}={getattr(spec, key)}, which its data is not: give other data"
             )
     return data
 
 
-def load_members(run: Path) -> list[Any]:
+def load_members(run: Path) -> list[Classifier]:
     """The tested models of a run folder (or of one file): several for an ensemble."""
     if run.is_file():
         return [load_module(run)]

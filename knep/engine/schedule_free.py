@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from knep.recipes.averaging import reestimate
 
@@ -17,7 +19,7 @@ from knep.recipes.averaging import reestimate
 _BATCHES = 20
 
 
-def has_two_points(optimizer: Any) -> bool:
+def has_two_points(optimizer: Optimizer) -> bool:
     """Whether the optimizer goes to the weights that it is evaluated at by `eval`, and back by `train`."""
     return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
 
@@ -33,9 +35,9 @@ def put_back(live: list[Tensor], kept: list[Tensor]) -> None:
         tensor.copy_(value)
 
 
-def estimate(trainer: Any, module: Any) -> list[Tensor]:
+def estimate(trainer: Trainer, module: LightningModule) -> list[Tensor]:
     """Batch-norm statistics of the present weights; returns what they were. Draws of the run stay as they are."""
-    kept = [b.clone() for b in statistics(module.model)]
+    kept = [b.clone() for b in statistics(module)]
     if kept:
         with torch.random.fork_rng([module.device] if module.device.type == "cuda" else []):
             torch.manual_seed(0)
@@ -44,12 +46,12 @@ def estimate(trainer: Any, module: Any) -> list[Tensor]:
 
 
 class Average:
-    """The average of a fit of `module` (a Classifier), entered to evaluate and left to train.
+    """The average of a fit of `module`, entered to evaluate and left to train.
 
     A checkpoint has the average as its `state_dict`, and beside it, as `current_model_state`, the training's weights.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: LightningModule) -> None:
         self._module, self._trainer = module, module.trainer
         self._inside = False
         self._training: list[Tensor] = []  # statistics, while inside
@@ -69,7 +71,7 @@ class Average:
         self._inside = True
         self._switch("eval")
         if self._step == self._trainer.global_step:
-            self._training = [b.clone() for b in statistics(self._module.model)]
+            self._training = [b.clone() for b in statistics(self._module)]
             self._module.load_state_dict(self._own)
             return
         self._training = estimate(self._trainer, self._module)
@@ -79,7 +81,7 @@ class Average:
     def leave(self) -> None:
         self._inside = False
         self._switch("train")
-        put_back(statistics(self._module.model), self._training)
+        put_back(statistics(self._module), self._training)
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Puts both into the checkpoint; the module is left to the bit as it is."""
@@ -99,10 +101,10 @@ class Average:
             getattr(optimizer, mode)()
 
 
-def _copied(module: nn.Module) -> dict[str, Tensor]:
+def _copied(module: LightningModule) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def average_of(module: Any) -> Average | None:
+def average_of(module: LightningModule) -> Average | None:
     """The average of a fit of `module`; None where its optimizer is evaluated where it trains."""
     return Average(module) if all(has_two_points(o) for o in module.trainer.optimizers) else None

@@ -13,19 +13,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from knep.optim.gradients import gradients, scale_
-from knep.optim.param_groups import decayed
+from knep.optim.param_groups import decayed, rate
 from knep.recipes import clip as clips
 from knep.recipes.regularization import Regularizer
 from knep.tasks.base import Augment, Batch, Counted, Task
 
 Clip = Callable[[Iterable[Tensor]], Tensor]
+Guide = Callable[[Tensor, Tensor, Tensor], Tensor]  # raw input, output and loss to another loss
 Context = Callable[[], AbstractContextManager]
 
 
@@ -59,7 +60,9 @@ class Step:
         self.augment, self.regularization = augment, regularization
         self.decayed = decayed(model)  # once: looking for them takes longer than a step of a small model
         self.parameters = list(model.parameters())
+        self.checked = False  # whether the task has looked at a first batch
         self.edits = type(regularization).after_step is not Regularizer.after_step
+        self.guide: Guide | None = None  # of a teacher, where there is one
         self.clip_by(clip)
 
     def clip_by(self, clip: Clip) -> None:
@@ -71,14 +74,22 @@ class Step:
         """Augments a raw batch and passes it through the model: the loss with its penalty, times `weight`."""
         x, target = self.task.augmented(*self.task.split(batch), self.augment)
         output = self.forward(x)
+        if not self.checked:
+            self.check(output, target)
         loss = self.task.loss(output, target)
-        rows = x.shape[0]
+        if self.guide is not None:
+            loss = self.guide(x, output, loss)
         with torch.no_grad():
-            counted = Counted(loss * rows, self.task.correct(output, target).sum(), rows)
+            counted = self.task.counted(output, target, loss)
         # Terms and factors that change nothing are left out: each would be a kernel forward and another backward.
         penalty = self.regularization.penalty(self.decayed)
         total = loss if isinstance(penalty, float) and not penalty else loss + penalty
         return Pass(total if weight == 1 else total * weight, loss, penalty, counted)
+
+    def check(self, output: Any, target: Any) -> None:
+        """Whether output and target fit, once: looking waits for the device. Raises InputError where they do not."""
+        self.task.check(output, target)
+        self.checked = True
 
     def backward(self, batch: Batch, weight: float, context: Context) -> Pass:
         """`loss` under a context such as autocast, and its gradients, added to those that are there."""
@@ -114,11 +125,6 @@ class Step:
         optimizer.step(closure)  # type: ignore[arg-type]
         self.after(optimizer)
         self.clear()
-
-
-def rate(optimizer: Optimizer) -> float:
-    """The head's learning rate: the largest where layers decay towards the input."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def _plain(function: Clip) -> Clip:

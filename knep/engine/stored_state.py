@@ -20,9 +20,10 @@ from torch import Tensor
 
 from knep.config.instantiate import instantiate
 from knep.config.schema import RunConfig
-from knep.engine.callbacks import History
 from knep.engine.checkpointing import BEST, Best, states_in
 from knep.engine.load import not_finite, weights_wrong
+from knep.engine.logging.history import History
+from knep.engine.loops.batch_growth import growth
 from knep.engine.module import Classifier
 from knep.errors import InputError
 from knep.guard.policy import KINDS
@@ -79,7 +80,7 @@ def _wrong(path: Path, state: Mapping[str, Any], module: Classifier) -> Iterator
     yield from _counters_wrong(state)
     yield from _callbacks_wrong(path, state, module)
     try:
-        expected = Expected(module)
+        expected = expected_state(module)
     except InputError:
         raise
     except Exception as error:  # whatever an optimizer raises for values that it was not made for
@@ -99,7 +100,14 @@ def _wrong(path: Path, state: Mapping[str, Any], module: Classifier) -> Iterator
     yield from _running_wrong(state, module, optimizer)
 
 
-def _said(value: Any, check: Check, place: str = "") -> Iterator[str]:
+def expected_state(module: Classifier, finite: bool = True) -> Expected:
+    """Raises InputError where the config gives `module` no optimizer or no schedule."""
+    optimizer = module.make_optimizer()
+    scheduler = module.recipe.scheduler(optimizer, total_steps=1000, steps_per_epoch=10)
+    return Expected(module.model, optimizer, scheduler, module.about["config"], finite)
+
+
+def _said(value: object, check: Check, place: str = "") -> Iterator[str]:
     wrong = check(value)
     if wrong:
         yield f"{place}{wrong}"
@@ -108,7 +116,7 @@ def _said(value: Any, check: Check, place: str = "") -> Iterator[str]:
 def _scalar(check: Check) -> Check:
     """A tensor without dimensions whose number `check` lets pass."""
 
-    def checked(value: Any) -> str | None:
+    def checked(value: object) -> str | None:
         if not isinstance(value, Tensor) or value.shape:
             return " is no tensor of one number"
         return check(value.item())
@@ -256,7 +264,11 @@ def _callbacks_wrong(path: Path, state: Mapping[str, Any], module: Classifier) -
         checks[averaging.state_key] = _of_soup(averaging, _scores(history, averaging.monitor), step)
     if isinstance(averaging, WeightAveraging):
         updates = {"updates": whole(0, step)} if isinstance(averaging, Ema) else {}
-        checks[averaging.state_key] = record({"latest_update_step": whole(0, step), **updates})
+        several = _of_decays(averaging, module) if isinstance(averaging, Ema) and averaging.several else {}
+        checks[averaging.state_key] = record({"latest_update_step": whole(0, step), **updates, **several})
+    grows = growth(module.recipe.accumulate, config["optimizer"])
+    if grows is not None:
+        checks[grows.state_key] = grows.state_schema()
     if "doctor" in config:
         checks["Doctor"] = instantiate(config["doctor"]).state_schema()
     yield from _states_wrong(stored, checks)
@@ -282,10 +294,12 @@ def _states_wrong(stored: Mapping[str, Any], checks: Mapping[str, Check]) -> Ite
 def _scores(history: Sequence[Mapping[str, Any]], metric: str) -> Check:
     """A value that an epoch had, or one that stands for none."""
     had = {float(row[metric]) for row in history if metric in row}
+    no_number = any(map(math.isnan, had))
 
     def check(value: Any) -> str | None:
         wrong = _NUMBER(value)
-        return wrong or (None if value in had or not math.isfinite(value) else f" is {value}, which no epoch had")
+        stands = wrong or value in had or math.isinf(value) or (math.isnan(value) and no_number)
+        return wrong or (None if stands else f" is {value}, which no epoch had")
 
     return check
 
@@ -320,7 +334,7 @@ def _of_stopping(stopping: EarlyStopping, score: Check, rows: int, epochs: int) 
 def _of_soup(soup: Soup, score: Check, step: int) -> Check:
     """Scores with the names of files in the run's own folder, no two alike."""
 
-    def file(value: Any) -> str | None:
+    def file(value: object) -> str | None:
         found = type(value) is str and soup_step(value)
         return None if found and int(found) <= step else f" is {value!r:.60}, no file of this run's soup"
 
@@ -335,6 +349,15 @@ def _of_soup(soup: Soup, score: Check, step: int) -> Check:
         return wrong or (None if len(set(named)) == len(named) else " has a file twice")
 
     return record({"kept": check})
+
+
+def _of_decays(averaging: Ema, module: Classifier) -> dict[str, Check]:
+    """The averages of several decays, none before the first step, and the number of the one that is taken."""
+    each = items(*(tensor(p, finite=True) for p in module.parameters()))
+    return {
+        "chosen": whole(0, len(averaging.decays) - 1),
+        "all": either(items(), items(*(each for _ in averaging.decays))),
+    }
 
 
 def _average_wrong(state: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:
@@ -397,5 +420,5 @@ def box_wrong(module: Classifier, box: Mapping[str, Any], of_optimizer: bool) ->
     if wrong or not of_optimizer:
         return wrong
     # The step that went bad is in the state: it counts, and its numbers need not be finite.
-    found = Expected(module, finite=False).optimizer(box["step"] + 1)(box["optimizer"])
+    found = expected_state(module, finite=False).optimizer(box["step"] + 1)(box["optimizer"])
     return found and f"optimizer{found}"

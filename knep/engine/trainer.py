@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -17,6 +16,7 @@ from knep.engine.checkpointing import Best, Keeper
 from knep.engine.logging.csv_logger import CsvLogger
 from knep.engine.logging.progress import Lines, ProgressBar
 from knep.engine.logging.tensorboard import Board
+from knep.engine.loops.batch_growth import growth
 from knep.engine.loops.exact import use_exact_loops
 from knep.engine.loops.interrupts import StopOnSignal
 from knep.engine.loops.lean import use_lean_loop
@@ -24,6 +24,7 @@ from knep.engine.precision import precision
 from knep.errors import InputError, named
 from knep.io.checkpoint import WholeCheckpoints
 from knep.recipes.recipe import Recipe
+from knep.utils.batch_plan import plan_of
 from knep.utils.hardware import fast_products
 
 
@@ -44,12 +45,14 @@ def build_trainer(
     folder: Path,
     recipe: Recipe,
     batches: int,
-    callbacks: list[Any],
+    callbacks: list[Callback],
     wrong: str | None = None,
+    digits: str | None = None,
 ) -> Trainer:
     """Lightning's Trainer with the recipe's callbacks, the checkpoints and the logs of one run folder.
 
-    wrong: the convolution that forbids bfloat16 on a CPU, as `knep.engine.precision.wrong_in_bf16` finds it.
+    wrong: the convolution that forbids bfloat16 on a CPU, as `knep.engine.precision.wrong_in_bf16` finds it;
+    digits: what bfloat16 would round away, as `lost_in_bf16` says.
     """
     node = dict(run.trainer.lightning)
     if node["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -64,9 +67,16 @@ def build_trainer(
         CsvLogger(folder),
     ]
     quiet = node.pop("fast_dev_run")
-    node["precision"] = precision(node["precision"], node["accelerator"], wrong)
-    accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
-    callbacks = [recipe.averaging, recipe.stopping, *callbacks, ProgressBar() if run.runtime.progress else Lines()]
+    node["precision"] = precision(node["precision"], node["accelerator"], wrong, digits)
+    grows = growth(recipe.accumulate, run.slots["optimizer"])
+    accumulate = batches if recipe.accumulate == "epoch" else plan_of(recipe.accumulate)[0]
+    callbacks = [
+        recipe.averaging,
+        recipe.stopping,
+        *([grows] if grows else []),
+        *callbacks,
+        ProgressBar() if run.runtime.progress else Lines(),
+    ]
     try:
         trainer = instantiate(
             node,

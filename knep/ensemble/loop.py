@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 
 from knep.config.schema import RunConfig
 from knep.data.base import ImageData
+from knep.data.loaders import MemoryLoader
 from knep.engine.loops.accumulation import scale_of
-from knep.engine.precision import precision, wrong_in_bf16
+from knep.engine.precision import lost_in_bf16, precision, wrong_in_bf16
 from knep.engine.schedule_free import has_two_points
 from knep.ensemble.member import Member
 from knep.ensemble.rng_streams import Draws
 from knep.ensemble.stacked_model import computes_the_same, fold, same_shape, stacked
 from knep.ensemble.steps import InTurn, Together
 from knep.ensemble.support import apart, folds
+from knep.utils.batch_plan import plan_of
 from knep.utils.hardware import fast_products, quick_checks
 from knep.utils.memory import keep_freed_memory
 from knep.utils.rng import mix
@@ -53,7 +55,9 @@ def fit(
 def _plugin(member: Member, data: ImageData, device: torch.device) -> Precision:
     trainer = member.run.trainer
     wrong = wrong_in_bf16(member.module.model, member.module.scaling(data.sample(2)))
-    wanted = str(precision(trainer.precision, trainer.accelerator, wrong))
+    wanted = str(
+        precision(trainer.precision, trainer.accelerator, wrong, lost_in_bf16(member.run.task_name, member.spec))
+    )
     if wanted.startswith("64"):
         return DoublePrecision()
     return MixedPrecision("bf16-mixed", device.type) if wanted == "bf16-mixed" else Precision()
@@ -93,16 +97,16 @@ class _Fit:
         self.loaders = [self._loader(m) for m in members]
         self.batches = _share(self.trainer.limit_train_batches, len(self.loaders[0]))
         accumulate = members[0].module.recipe.accumulate
-        self.window = self.batches if accumulate == "epoch" else int(accumulate)
+        self.window = self.batches if accumulate == "epoch" else plan_of(accumulate)[0]
         self.at = members[0].module.recipe.schedule_at
         per_epoch = max(1, -(-self.batches // self.window))
         self.length = per_epoch * (self.trainer.max_epochs or 1), per_epoch
         self.schedulers = stepper.schedulers(*self.length)
         self.steps = 0
 
-    def _loader(self, member: Member) -> Any:
+    def _loader(self, member: Member) -> MemoryLoader:
         self.data.seed = member.run.seed
-        return self.data.train_dataloader()
+        return cast("MemoryLoader", self.data.train_dataloader())  # of images in memory
 
     def run(self) -> None:
         for member in self.members:
@@ -181,7 +185,7 @@ class _Fit:
                 getattr(optimizer, mode)()
 
 
-def _share(limit: Any, batches: int) -> int:
+def _share(limit: float | None, batches: int) -> int:
     """How many of an epoch's batches are trained on; limit: a number of batches, a share of them, or None."""
     if limit is None:
         return batches

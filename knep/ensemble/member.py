@@ -12,11 +12,13 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
-from knep.config.schema import DataSpec, RunConfig
+from knep.config.instantiate import instantiate
+from knep.config.schema import RunConfig
 from knep.data.base import ImageData
-from knep.engine.build import build_module
+from knep.engine.build import build_module, spec_of
 from knep.engine.schedule_free import estimate, put_back, statistics
 from knep.recipes.averaging import Ema, Swa
+from knep.recipes.stopping import stops
 
 
 class Member:
@@ -27,7 +29,8 @@ class Member:
     """
 
     def __init__(self, run: RunConfig, data: ImageData) -> None:
-        self.run, self.spec = run, DataSpec.of(data)
+        self.run, self.spec = run, spec_of(run, data)
+        data.sampling = instantiate(run.sampling) if run.sampling is not None else None
         torch.manual_seed(run.seed)
         self.module = build_module(run, self.spec, data, seed=run.seed)
         self.curve: list[dict[str, float]] = []
@@ -39,7 +42,7 @@ class Member:
         self._stopping = stopping if isinstance(stopping, EarlyStopping) else None
         self._average: Any = averaging if isinstance(averaging, (Ema, Swa)) else None
         # What the callbacks of the averaging slot read of Lightning's Trainer.
-        self._stage = SimpleNamespace(
+        self._stage: Any = SimpleNamespace(
             state=SimpleNamespace(fn="fit"), datamodule=data, max_epochs=run.trainer.max_epochs,
             precision_plugin=None, global_step=0, current_epoch=0, is_last_batch=False,
             accumulate_grad_batches=1, callbacks=[],
@@ -97,7 +100,7 @@ class Member:
             self._average.on_validation_epoch_end(self._stage, self.module)
         if averaged:
             put_back(statistics(self.module.model), kept)
-        if self._stopping is not None and self._stopping._evaluate_stopping_criteria(torch.tensor(current))[0]:
+        if self._stopping is not None and stops(self._stopping, torch.tensor(current)):
             self.end("stopped_early", epoch + 1, steps)
 
     def _keep_best(self) -> None:

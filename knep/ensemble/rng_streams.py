@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ class Draws:
         self._states: list[Tensor] = [self._generator.get_state()] * count
 
     @property
-    def _generator(self) -> Any:
+    def _generator(self) -> torch.Generator:
         if self.device.type == "cpu":
             return torch.default_generator
         index = torch.cuda.current_device() if self.device.index is None else self.device.index

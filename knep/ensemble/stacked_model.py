@@ -164,7 +164,7 @@ def fold(models: Sequence[nn.Module], stack: Stack, draws: Draws) -> nn.Module:
             return module
         if plain and any(True for _ in module.children()):
             for name, child in module.named_children():
-                module._modules[name] = visit(f"{path}.{name}" if path else name, child)
+                module.add_module(name, visit(f"{path}.{name}" if path else name, child))
             return module
         return done.setdefault(path, _exchanged([m[path] for m in layers], own, draws))
 

@@ -29,10 +29,22 @@ _ELEMENTWISE = (
     *(getattr(torch.optim, name) for name in ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "RMSprop")),
     *(torch.optim.NAdam, torch.optim.RAdam, Lion, Adan, ScheduleFreeAdamW, Idle),
 )
-# The settings with which they do so; the libraries have others, such as centred gradients.
+# The settings with which they do so; the libraries have others, such as centred gradients. A wrap makes another class.
 _SETTINGS = {
-    *("_target_", "_partial_", "accumulate", "lr", "weight_decay", "betas", "eps", "momentum", "nesterov", "fused"),
-    *("foreach", "alpha", "rho", "momentum_decay", "warmup_steps"),
+    *(
+        "_target_",
+        "_partial_",
+        "accumulate",
+        "lr",
+        "lr_per",
+        "weight_decay",
+        "betas",
+        "eps",
+        "momentum",
+        "nesterov",
+        "fused",
+    ),
+    *("foreach", "alpha", "rho", "momentum_decay", "warmup_steps", "wrap"),
 }
 
 
@@ -106,7 +118,7 @@ class Together:
             )
             for group in groups:
                 group["params"] = [self.stack[name] for name in group["param_names"]]
-            return recipe.make_optimizer(groups)
+            return recipe.optimizer_of(groups)
 
     def schedulers(self, total_steps: int, steps_per_epoch: int) -> list[Any]:
         return _schedulers(self.members, self.optimizers, total_steps, steps_per_epoch)
@@ -141,9 +153,10 @@ class Together:
         x, y = self._inputs(batches, seeds)
         count = len(self.members)
         logits = self.folded(x)
-        losses = _losses([m.module.task for m in self.members], logits, y)
+        tasks: list[Any] = [m.module.task for m in self.members]  # one class of several, as `supports` asks for
+        losses = _losses(tasks, logits, y)
         with torch.no_grad():
-            correct = self.members[0].module.task.correct(logits, y).view(count, -1).sum(1)
+            correct = tasks[0].right(logits, y).view(count, -1).sum(1)
             images = len(x) // count
             self.sums += torch.stack([losses * images, correct, torch.full_like(correct, images)], 1)
         return (losses.sum() + self._penalties()) * weight

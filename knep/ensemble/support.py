@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from knep.config.command_line.readers import FURTHER
 from knep.config.schema import Node, RunConfig
 from knep.errors import InputError
+from knep.utils.monitors import names_of
 
 # What members may differ in: nothing here changes the images, the model's shapes or the length of training.
 FREE = ("seed", "init", "dropout", "optimizer", "clip", "scheduler", "regularization", "layer_decay")
@@ -21,8 +22,12 @@ def supports(run: RunConfig) -> str | None:
     trainer, guard = run.trainer, run.guard or {}
     flag = next((key for key in FURTHER if trainer.lightning.get(key) is not None), None)
     average = _name(run.slots["averaging"])
+    option = {"GreedySoup": "greedy_soup"}.get(average, average.lower())
     reasons = {
-        f"averaging={average.lower()} keeps the checkpoints of a single run": average not in _AVERAGES,
+        f"averaging={option} keeps the checkpoints of a single run": average not in _AVERAGES,
+        f"averaging.decay={run.slots['averaging'].get('decay')} compares averages of a single run": isinstance(
+            run.slots["averaging"].get("decay"), (list, tuple)
+        ),
         f"trainer.devices={trainer.devices} is more than one device": trainer.devices not in (1, "1", "auto")
         or trainer.strategy != "auto"
         or trainer.num_nodes != 1,
@@ -35,6 +40,7 @@ def supports(run: RunConfig) -> str | None:
         f"guard.action={guard.get('action')} goes back to the steps of a single run": guard.get("action")
         in ("skip", "rollback"),
         "guard.spike looks at the losses of a single run": guard.get("spike") is not None,
+        "finetune freezes and thaws the layers of a single run": _name(run.finetune) != "none",
         "callbacks=doctor watches a single run": run.doctor is not None,
         "callbacks of your own watch a single run": run.callbacks is not None,
         "compile=true compiles a single model": bool(run.runtime.compile),
@@ -44,7 +50,15 @@ def supports(run: RunConfig) -> str | None:
         "scheduler.monitor needs trainer.check_val_every_n_epoch=1": "monitor" in run.slots["scheduler"]
         and trainer.check_val_every_n_epoch != 1,
         "trainer.limit_val_batches cuts the validation of a single run": trainer.limit_val_batches is not None,
+        f"task={run.task_name} is learned by a single run": run.task_name != "multiclass",
+        "metrics are measured of a single run": bool(names_of(run.metrics)),
         "data=image_folder decodes its images batch by batch": _name(run.data) == "ImageFolder",
+        "data.micro passes the batches of a single run in parts": run.data.get("micro") is not None,
+        "model.checkpointing=true computes the blocks of a single model again": run.checkpointing,
+        "calibrate=true looks at the scores of a single run": run.calibrate,
+        "distill.teacher teaches a single run": bool((run.distill or {}).get("teacher")),
+        "accumulate changes over the epochs": isinstance(run.plain.get("accumulate"), Mapping),
+        "data=import gives its batches one by one": _name(run.data) == "Imported",
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 

@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from knep.config.catalog import options
 from knep.errors import InputError
 from knep.evidence import effects
 from knep.evidence.arguments import settings, take
 from knep.evidence.arms import Arm
+from knep.evidence.meta.verdicts import judged, spec
 from knep.evidence.study import QUIET, classes_of, run
 from knep.evidence.trials import Store, composed, plan
 from knep.io.atomic import write_atomic
@@ -25,33 +24,35 @@ from knep.io.provenance import hardware
 from knep.version import __version__
 
 RESULTS = Path(__file__).parent / "results"
-_SPEC = Path(__file__).with_name("ledger.yaml")
-
-
-def spec() -> dict[str, Any]:
-    """ledger.yaml: base (lines), workloads (name -> lines), slots (name -> control, common), and the headline: workload
-    -> slot -> options."""
-    found: Any = OmegaConf.to_container(OmegaConf.load(_SPEC))
-    return found
 
 
 def ledger(words: Sequence[str]) -> int:
-    """`knep ledger seeds=10 [slots=init,norm] [workloads=digits/mlp] [results=FOLDER]`.
+    """`knep ledger seeds=10 [slots=init,norm] [workloads=digits/mlp] [options=mine] [results=FOLDER]`.
 
     Runs what is missing and rewrites each slot's file when its options on a workload are complete; a smaller number of
-    seeds is a good first pass, for its trials count in the larger one. out: where trials are kept.
+    seeds is a good first pass, for its trials count in the larger one. out: where trials are kept. options: of one
+    slot, measured beside its control, all other cells staying as they are. Every verdict is then given anew, with p
+    corrected over all cells of all slots.
     Raises InputError for words that mean no runs. Returns 0: a trial that failed is a result.
     """
     given, about = settings(words, seeds=10), spec()
     folder = Path(take(given.overrides, "results", str(RESULTS)))
     workloads = _some("workloads", take(given.overrides, "workloads", ""), list(about["workloads"]))
     slots = _some("slots", ",".join(given.slots or ()), list(about["slots"]))
+    few = take(given.overrides, "options", "")
+    if few and len(slots) != 1:
+        raise InputError(f"options={few} are of one slot: write slots= and its name beside them")
+    few = _some("options", few, options(slots[0])) if few else None
     if given.overrides:
-        raise InputError(f"{given.overrides[0]}: the ledger takes seeds, slots, workloads, processes, out and results")
+        raise InputError(
+            f"{given.overrides[0]}: the ledger takes seeds, slots, workloads, options, processes, out and results"
+        )
     store = Store(given.out or Path("outputs") / "ledger")
     for workload in workloads:
         for slot in (slot for slot in slots if slot in about["headline"].get(workload, slots)):
-            _write(folder, slot, workload, _cells(slot, workload, about, range(given.seeds), store, given.processes))
+            cells = _cells(slot, workload, about, range(given.seeds), store, given.processes, few)
+            _write(folder, slot, workload, cells, few)
+            judge(folder, about)
     return 0
 
 
@@ -64,12 +65,16 @@ def _some(key: str, value: str, known: list[str]) -> list[str]:
     return names or known
 
 
-def arms(slot: str, workload: str, about: Mapping[str, Any]) -> tuple[list[Arm], dict[str, str]]:
-    """An arm for each option that its workload can take, and option -> reason for the others."""
+def arms(
+    slot: str, workload: str, about: Mapping[str, Any], few: Sequence[str] | None = None
+) -> tuple[list[Arm], dict[str, str]]:
+    """An arm for each option that its workload can take, and option -> reason for the others; few: of these alone."""
     control, common = about["slots"][slot]["control"], about["slots"][slot]["common"]
     lines = (*about["base"], *about["workloads"][workload], *common)
     made, refused = [], {}
     for option in _taken(slot, workload, about):
+        if few is not None and option not in (control, *few):
+            continue
         arm = Arm(option, (*lines, f"{slot}={option}"), "" if option == control else control, slot, option)
         try:
             composed(arm, QUIET)
@@ -88,9 +93,15 @@ def _taken(slot: str, workload: str, about: Mapping[str, Any]) -> list[str]:
 
 
 def _cells(
-    slot: str, workload: str, about: Mapping[str, Any], seeds: Sequence[int], store: Store, processes: int
+    slot: str,
+    workload: str,
+    about: Mapping[str, Any],
+    seeds: Sequence[int],
+    store: Store,
+    processes: int,
+    few: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    made, refused = arms(slot, workload, about)
+    made, refused = arms(slot, workload, about, few)
     print(f"{slot} on {workload}: {len(made)} options, {len(seeds)} seeds")
     trials = plan(made, seeds, QUIET)
     records = run(trials, store, processes)
@@ -98,13 +109,19 @@ def _cells(
     refused |= effects.refused(sides)
     measured = {name: by_seed for name, by_seed in sides.items() if name not in refused}
     classes = classes_of(records.values(), trials[0].made.config)
-    target = effects.default_target(made, measured)
-    rows = {row.option: row for row in effects.table(made, measured, classes, target)}
+    metric = effects.of_classes(classes)
+    target = effects.default_target(made, measured, metric)
+    rows = {row.option: row for row in effects.table(made, measured, metric, target)}
     cells: list[dict[str, Any]] = []
     for arm in made:
         if arm.name in measured:
             row = asdict(rows[arm.option]) if arm.control else {}
             cells.append(_cell(arm, workload, measured[arm.name], classes, row) | {"target": target})
+            if (
+                few is not None and arm.control
+            ):  # its control is not kept: an earlier one is, perhaps of another machine
+                plain = _cell(arm, workload, measured[arm.control], classes, {})
+                cells[-1]["own_control"] = {key: plain[key] for key in ("seeds", "test_acc", "right")}
     where = {"hardware": hardware(), "version": __version__}
     told = [{"option": option, "workload": workload, "refused": reason} for option, reason in refused.items()]
     return [cell | where for cell in cells] + told
@@ -114,7 +131,8 @@ def _cell(
     arm: Arm, workload: str, by_seed: Mapping[int, Mapping[str, Any]], classes: int, row: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What was measured of one option on one workload; its effect where it is not the control."""
-    kept = ("accuracy", "corrected_p", "steps", "unreached", "time", "memory", "failed", "verdict")
+    kept = ("steps", "unreached", "control_unreached", "time", "memory", "failed")
+    metric = effects.of_classes(classes)
     return {
         "option": arm.option,
         "workload": workload,
@@ -122,7 +140,9 @@ def _cell(
         "n": len(by_seed),
         "seeds": list(by_seed),
         "classes": classes,
-        "test_acc": [round(effects.accuracy(r, classes), 6) for r in by_seed.values()],
+        "test_acc": [round(effects.tested(r, metric), 6) for r in by_seed.values()],
+        "test_images": effects.test_images(by_seed.values()),
+        "right": [r.get("test/right") for r in by_seed.values()],
         "cpu_seconds": round(effects.median(by_seed, "cpu_seconds"), 2),
         "peak_mib": round(effects.median(by_seed, "peak_mib"), 1),
         "lines": list(arm.overrides),
@@ -132,14 +152,34 @@ def _cell(
     }
 
 
-def _write(folder: Path, slot: str, workload: str, cells: list[dict[str, Any]]) -> None:
-    """Puts the cells of one workload into the slot's file, in place of its earlier ones."""
+def _write(folder: Path, slot: str, workload: str, cells: list[dict[str, Any]], few: Sequence[str] | None) -> None:
+    """Puts the cells of one workload into the slot's file, in place of earlier ones; few: of these options alone."""
+    kept = [c for c in _read(folder, slot) if c["workload"] != workload or (few is not None and c["option"] not in few)]
+    _keep(folder, slot, kept + [cell for cell in cells if few is None or cell["option"] in few])
+
+
+def judge(folder: Path, about: Mapping[str, Any]) -> None:
+    """Gives every verdict of a folder of results anew: a cell more changes the correction of all others."""
+    before = {slot: _read(folder, slot) for slot in about["slots"]}
+    against = about["against"]
+    for slot, cells in before.items():
+        for cell in cells:
+            if cell.get("effect"):
+                cell["against"] = cell["workload"] in against.get(slot, {}).get(cell["option"], ())
+    for slot, cells in judged(before).items():
+        if cells:
+            _keep(folder, slot, cells)
+
+
+def _read(folder: Path, slot: str) -> list[dict[str, Any]]:
     path = folder / f"{slot}.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-    kept = [cell for cell in earlier if cell["workload"] != workload]
-    text = json.dumps({"slot": slot, "cells": _rounded(kept + cells)}, indent=1)
+    return json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+
+
+def _keep(folder: Path, slot: str, cells: list[dict[str, Any]]) -> None:
+    text = json.dumps({"slot": slot, "cells": _rounded(cells)}, indent=1)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text + "\n")
+    write_atomic(folder / f"{slot}.json", text + "\n")
 
 
 def _rounded(node: Any) -> Any:

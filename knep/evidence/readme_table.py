@@ -1,35 +1,64 @@
 """What is generated outside of the cards: README's tables and the recipes' heads, by `knep cards --readme`.
 
-README's slots come from the YAML files, its evidence and the heads from docs/evidence, its effects from the ledger: of
-each slot the best and the worst of all that was measured.
+README's slots come from the YAML files, its evidence and the heads from docs/evidence, its effects from the ledger:
+the tricks that ledger.yaml names, whatever came of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from knep.config.catalog import CONF, GROUPS, SLOTS, cells, options
+from knep.config.catalog import CONF, GROUPS, options
 from knep.errors import InputError, RunFailed
+from knep.evidence.meta.random_effects import Pooled
+from knep.evidence.meta.verdicts import CORRECTION, Cells, count, pooled, spec, stored
+from knep.evidence.stats import LEVEL, VERDICTS, holm
 from knep.io.atomic import write_atomic
 
 START, END = "<!-- effects -->", "<!-- /effects -->"
 _EVIDENCE = Path("docs") / "evidence"
-_HEAD = "| slot | measured | best | worst |\n|---|---|---|---|"
+_HEAD = (
+    "| trick | against | workloads | error removed | on a new problem | between workloads | verdicts |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
 
 def table() -> str:
-    """A row per slot with a measured effect, in points of test accuracy; to leave a slot out is no trick."""
-    rows = [_HEAD]
-    for slot in SLOTS:
-        known = [cell for cell in cells(slot) if cell.get("effect") and cell["option"] != "none"]
-        known.sort(key=lambda cell: (-cell["effect"]["accuracy"]["mean"], cell["workload"], cell["option"]))
-        if known:
-            worst = _said(slot, known[-1]) if len(known) > 1 else ""
-            rows.append(f"| `{slot}` | {len(known)} | {_said(slot, known[0])} | {worst} |")
-    return "\n".join(rows)
+    """A row per trick that README shows and that was measured on three workloads or more."""
+    ledger = stored()
+    named = [(slot, option) for slot, some in spec()["shown"].items() for option in some]
+    known = {name: found for name in named if (found := pooled(*name, ledger)) is not None}
+    rows = [_row(*name, found, ledger) for name, found in known.items()]
+    sure = sum(p < 1 - LEVEL for p in holm([found.p for found in known.values()]))
+    after = (
+        f"After {CORRECTION} over these {len(known)} rows, {sure} of the means differ from 0 at 5 %; the verdicts are "
+    )
+    after += f"those of single workloads, after {CORRECTION} over all {count(ledger)} effects of the ledger."
+    return "\n".join([_HEAD, *rows, "", after])
+
+
+def _row(slot: str, option: str, found: Pooled, ledger: Cells) -> str:
+    own = [c for c in ledger[slot] if c["option"] == option and c.get("effect") and not c.get("against")]
+    said = Counter(c["effect"]["verdict"].split(",")[0] for c in own)
+    words = [
+        f"[`{slot}={option}`](docs/cards/{slot}/{option}.md)",
+        f"`{own[0]['control']}`",
+        str(found.workloads),
+        share(found.mean, found.low, found.high),
+        share(None, found.new_low, found.new_high),
+        f"{found.i2:.0%}",
+        ", ".join(f"{said[name]} {name}" for name in VERDICTS if said[name]),
+    ]
+    return f"| {' | '.join(words)} |"
+
+
+def share(mean: float | None, low: float, high: float) -> str:
+    """A share of an error with its interval, in per cent; of which more than all cannot be removed."""
+    told = f"[{100 * low:+.0f}, {min(100.0, 100 * high):+.0f}] %"
+    return told if mean is None else f"{100 * mean:+.0f} {told}"
 
 
 def filled(text: str) -> str:
@@ -39,25 +68,24 @@ def filled(text: str) -> str:
     return f"{head}{START}\n{table()}\n{END}{tail}" if found and ended else text
 
 
-def _said(slot: str, cell: Mapping[str, Any]) -> str:
-    effect = cell["effect"]
-    mean, low, high = (f"{100 * effect['accuracy'][key]:+.2f}" for key in ("mean", "low", "high"))
-    link = f"[`{cell['option']}`](docs/cards/{slot}/{cell['option']}.md)"
-    return f"{link} on {cell['workload']}: {mean} [{low}, {high}], n = {cell['n']}, {effect['verdict']}"
-
-
 def _slots() -> str:
     return "\n".join(f"| `{group}` | {', '.join(f'`{o}`' for o in options(group))} |" for group in GROUPS)
 
 
 def _evidence(root: Path) -> str:
-    """A row per measurement: command, n, mean and deviation of the test accuracy, seconds."""
-    rows = ["| command | n | test accuracy | seconds a run |", "|---|---|---|---|"]
+    """A row per measurement: command, n, mean and deviation of the test accuracy, which weights, seconds, by what."""
+    rows = [
+        "| command | n | test accuracy | weights tested | seconds a run | commit, torch, precision |",
+        "|---|---|---|---|---|---|",
+    ]
     for path in sorted((root / _EVIDENCE).glob("*.json")):
         m = json.loads(path.read_text(encoding="utf-8"))
         spread = f" ± {m['test_acc_std']:.2%}" if m["test_acc_std"] is not None else ""
         accuracy = f"{m['test_acc_mean']:.2%}{spread}"
-        rows.append(f"| `{m['command']}` | {m['n']} | {accuracy} | {m['seconds_mean']:.0f} |")
+        by = ", ".join(m.get(key) or "unknown" for key in ("commit", "torch", "precision"))
+        by = "unknown" if set(by.split(", ")) == {"unknown"} else by
+        words = [f"`{m['command']}`", str(m["n"]), accuracy, m["tested"], f"{m['seconds_mean']:.0f}", by]
+        rows.append(f"| {' | '.join(words)} |")
     return "\n".join(rows)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from knep.config.catalog import SLOTS, cells
+from knep.config.compose import Composed
 from knep.config.schema import RunConfig
 from knep.errors import InputError
 from knep.evidence import effects, plots, report
@@ -100,21 +105,26 @@ def run_study(
     """Runs what is missing of arms x seeds, then prints the table and writes the report."""
     seeds = range(given.seeds)
     trials = plan(arms, seeds, QUIET)
+    config = trials[0].made.config
+    effects.metric_of(config).check_target(given.target)
     folder = given.out or Path("outputs") / "studies" / name
     store = Store(folder)
     records = run(trials, store, given.processes)
     keys = {(t.arm, t.seed): t.key for t in trials}
     sides = effects.by_arm(arms, seeds, keys, records)
     refused = effects.refused(sides)
+    if len(refused) == len(sides):
+        name, reason = next(iter(refused.items()))
+        raise InputError(f"nothing is left to compare, every arm is refused; {name}: {reason}")
     sides = {name: by_seed for name, by_seed in sides.items() if name not in refused}
-    classes = classes_of(records.values(), trials[0].made.config)
-    target = given.target or effects.default_target(arms, sides)
-    rows = effects.table(arms, sides, classes, target)
-    figures = _figures(rows, sides, classes, spec or {}, trials)
+    metric = compared_by(records.values(), config)
+    target = given.target or effects.default_target(arms, sides, metric)
+    rows = effects.table(arms, sides, metric, target)
+    figures = _figures(rows, sides, metric, spec or {}, trials)
     more = {"question": (spec or {}).get("question", ""), "refused": refused}
-    found = report.results(title, command, rows, sides, classes, target, more)
-    page = report.write(folder, found, rows, figures)
-    report.show(rows)
+    found = report.results(title, command, rows, sides, metric, target, more)
+    page = report.write(folder, found, rows, figures, metric)
+    report.show(rows, metric)
     for arm, reason in refused.items():
         print(f"refused: {arm}: {reason}")
     failed = sorted({r["arm"] for r in records.values() if effects.failed(r)})
@@ -124,10 +134,12 @@ def run_study(
     return 1 if failed else 0
 
 
-def _figures(rows: Any, sides: effects.Records, classes: int, spec: Mapping[str, Any], trials: Any) -> dict[str, Any]:
+def _figures(
+    rows: Any, sides: effects.Records, metric: effects.Metric, spec: Mapping[str, Any], trials: Any
+) -> dict[str, Any]:
     """Title -> figure: a study with groups has the learning curves of each apart, and its signals where it asks."""
     groups = {group: [n for n in sides if n.endswith(f", {group}")] for group in spec.get("groups") or ()}
-    found = {"Effects": plots.effects(rows)}
+    found = {"Effects": plots.effects(rows, metric)}
     if spec.get("signal"):
         from knep.evidence.signal_size import signal
 
@@ -138,8 +150,16 @@ def _figures(rows: Any, sides: effects.Records, classes: int, spec: Mapping[str,
         }
         found["Signal per layer at the start"] = plots.signal(sizes)
     for group, names in (groups or {"": list(sides)}).items():
-        found[f"Learning curves {group}".strip()] = plots.curves(sides, names)
-    return found | {"Accuracy against cost": plots.cost(sides, classes)}
+        found[f"Learning curves {group}".strip()] = plots.curves(sides, metric, names)
+    return found | {f"{metric.said.capitalize()} against cost": plots.cost(sides, metric)}
+
+
+def compared_by(records: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) -> effects.Metric:
+    """The metric of trials that ended, with what failures count with. Raises InputError as `effects.with_failures`."""
+    records, metric = list(records), effects.metric_of(config)
+    if metric.name == "acc":
+        return effects.of_classes(classes_of(records, config))
+    return effects.with_failures(metric, records)
 
 
 def classes_of(records: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) -> int:
@@ -154,27 +174,100 @@ def classes_of(records: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) 
     return data.num_classes
 
 
-def run(trials: Sequence[Any], store: Store, processes: int) -> dict[str, dict[str, Any]]:
-    """Runs what is missing with a progress bar, and returns the record of each key."""
+@dataclass
+class Whole:
+    """How far a command is whose trials come in several rounds. total: trials of all rounds; done: known by now; ran:
+    of those, how many ran since `began`, in seconds of a clock."""
+
+    total: int
+    done: int = 0
+    ran: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def text(self) -> str:
+        """Trials done, and the time left as far as those that ran tell it."""
+        said = f"{self.done} of {self.total} trials"
+        if not self.ran:
+            return said
+        left = (time.monotonic() - self.began) / self.ran * (self.total - self.done)
+        return f"{said}, about {left / 60:.1f} min left"
+
+
+def run(trials: Sequence[Any], store: Store, processes: int, whole: Whole | None = None) -> dict[str, dict[str, Any]]:
+    """Runs what is missing with a progress bar, or without a terminal a line each minute, and returns the record of
+    each key. whole: of a command with more rounds than this one."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    metric = effects.metric_of(trials[0].made.config)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    began = time.monotonic()
+    total = len({t.key for t in trials})
+    missing = len({t.key for t in trials if store.record(t.key) is None})
+    end = total if whole is None else whole.done + len(trials)  # two arms that mean the same run share it
+    whole = Whole(total) if whole is None else whole
+    whole.done += total - missing
     with Progress(*columns, TextColumn("{task.fields[left]}"), refresh_per_second=2) as bar:
-        total = len({t.key for t in trials})
-        missing = len({t.key for t in trials if store.record(t.key) is None})
-        task = bar.add_task("trials", total=total, completed=total - missing, left="")
+        task = bar.add_task("trials", total=whole.total, completed=whole.done, left="")
+
+        def say(text: str) -> None:
+            bar.console.print(text, highlight=False, markup=False)
 
         def told(done: int, of: int, record: dict[str, Any]) -> None:
-            left = (time.monotonic() - began) / done * (of - done)
-            said = f"{record['arm']}, seed {record['seed']}: {_said(record)}"
-            bar.update(task, advance=1, left=f"about {left / 60:.1f} min left")
-            bar.console.print(said, highlight=False, markup=False)
+            whole.done, whole.ran = whole.done + 1, whole.ran + 1
+            bar.update(task, completed=whole.done, left=whole.text().partition(", ")[2])
+            say(f"{record['arm']}, seed {record['seed']}: {_said(record, metric)}")
 
-        return run_trials(trials, store, processes, told)
+        with nullcontext() if bar.console.is_terminal else each_minute(lambda: say(whole.text())):
+            found = run_trials(trials, store, processes, told)
+    whole.done = end
+    return found
 
 
-def _said(record: Mapping[str, Any]) -> str:
+@contextmanager
+def each_minute(say: Callable[[], None], seconds: float = 60.0) -> Iterator[None]:
+    """Calls `say` every minute for as long as the block runs."""
+    over = threading.Event()
+
+    def loop() -> None:
+        while not over.wait(seconds):
+            say()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def foreseen(made: Sequence[Composed], runs: int, processes: int) -> str:
+    """How long `runs` runs of each composed config should take, from what the ledger's runs of its data and model took.
+
+    A guess within a factor of two or three: tricks and machines differ.
+    """
+    seconds = [_seconds(one) for one in made]
+    if not all(seconds):
+        return "how long that takes the first trial tells: the ledger has none of its kind"
+    minutes = sum(filter(None, seconds)) * runs / processes / 60
+    said = f"about {minutes:.1f} min" if minutes >= 1 else "less than a minute"
+    return f"{said} by what the ledger's runs took, on one idle core each"
+
+
+def _seconds(made: Composed) -> float | None:
+    """Processor seconds of a run, by those of the first control that has its data and model; by epochs."""
+    for slot in SLOTS:
+        for cell in cells(slot):
+            lines = dict(line.split("=", 1) for line in cell.get("lines", ()) if not cell["control"])
+            if lines and all(lines[group] == made.choices[group] for group in ("data", "model")):
+                epochs = made.config["trainer"]["max_epochs"] / int(lines["trainer.max_epochs"])
+                return cell["cpu_seconds"] * epochs
+    return None
+
+
+def _said(record: Mapping[str, Any], metric: effects.Metric) -> str:
     if record["status"] in ("failed", "refused", "interrupted"):
         return f"{record['status']} ({record.get('reason', '')})"
-    return f"test {record['test/acc']:.2%}" if "test/acc" in record else f"validation {record['val/acc']:.2%}"
+    split = "test" if f"test/{metric.name}" in record else "val"
+    value, unit = metric.text(record[f"{split}/{metric.name}"]), "%" if metric.name == "acc" else ""
+    name = "" if metric.name == "acc" else f"{metric.name} "
+    return f"{'validation' if split == 'val' else split} {name}{value}{unit}"

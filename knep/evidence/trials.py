@@ -28,6 +28,7 @@ from knep.config.compose import Composed, compose_config
 from knep.config.schema import config_hash
 from knep.errors import InputError
 from knep.evidence.arms import Arm
+from knep.evidence.effects import metric_of
 from knep.io.atomic import write_atomic
 from knep.io.provenance import commit
 from knep.utils.orphans import ends_with
@@ -186,11 +187,11 @@ def _trial(trial: Trial, folder: Path) -> None:
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             summary = _runner(trial)(trial.made.config, place / "run", trial.made.choices, trial.made.overrides)
-        record |= _finite(summary | {"curve": _curve(place / "run")})
+        record |= _finite(summary | {"curve": _curve(place / "run", metric_of(trial.made.config).name)})
     except InputError as error:  # this trick cannot be done to this model
         record |= {"status": "refused", "reason": " ".join(str(error).split())[:400]}
     except Exception as error:  # a trial that fails is a result: it is kept with what it said
-        text = str(error).split("\n")[0]
+        text = without_folder(str(error).split("\n")[0], place)
         record |= {"status": "failed", "reason": f"{type(error).__name__}: {text}"[:400]}
     used = resource.getrusage(resource.RUSAGE_SELF)
     record |= {
@@ -201,6 +202,11 @@ def _trial(trial: Trial, folder: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     if record["status"] != "interrupted":
         Store(folder).keep(trial.key, record)
+
+
+def without_folder(text: str, place: Path) -> str:
+    """A message without the clauses that point into the run folder, which is thrown away."""
+    return "; ".join(part for part in text.split("; ") if str(place) not in part)
 
 
 def _runner(trial: Trial) -> Callable[..., dict[str, Any]]:
@@ -218,12 +224,12 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(record), parse_constant=lambda word: None)
 
 
-def _curve(folder: Path) -> list[dict[str, float]]:
-    """The validation accuracy and loss of each epoch, with the optimizer steps done by then."""
+def _curve(folder: Path, metric: str) -> list[dict[str, float]]:
+    """The validation metric and loss of each epoch, with the optimizer steps done by then."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as f:
-        rows = [r for r in csv.DictReader(f) if r.get("val/acc")]
-    keys = ("val/acc", "val/loss", "train/acc", "train/loss")
+        rows = [r for r in csv.DictReader(f) if r.get(f"val/{metric}")]
+    keys = (f"val/{metric}", "val/loss", f"train/{metric}", "train/loss")
     return [{"step": int(r["step"]) + 1} | {k: float(r[k]) for k in keys if r.get(k)} for r in rows]

@@ -1,40 +1,49 @@
-"""`knep verify`: measures a card again with seeds that it has not seen, and fails where its number no longer holds."""
+"""`knep verify`: measures a card again with seeds that it has not seen, and fails where it no longer holds.
+
+A card holds where the fresh difference has the sign of its verdict, and its interval meets the card's.
+"""
 
 from __future__ import annotations
 
 import datetime
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from knep.config.catalog import GROUPS, cells
 from knep.errors import InputError
 from knep.evidence import effects
 from knep.evidence.arguments import settings, take
 from knep.evidence.arms import Arm
-from knep.evidence.stats import prediction_interval
+from knep.evidence.stats import LEVEL, Effect, interval, paired
 from knep.evidence.study import QUIET
 from knep.evidence.trials import Store, plan, run_trials
 
-RUNS = 2  # of the short version of a card: fresh seeds of the option, and of its control
-_LEVEL = 0.999  # a check that runs every day may not cry wolf every twentieth time
-_LEAST = 0.005  # half a point: a few seeds of one and the same accuracy do not mean that no other can come
-_QUICK = 4.0  # processor seconds of a run that the check of the day may take
+RUNS = 10  # fresh seeds of the option, and of its control
+_QUICK = 60.0  # processor seconds that a card of the day may take: two are measured
 
 
-def expected(values: Sequence[float], runs: int) -> tuple[float, float]:
-    """Where the mean of `runs` further runs should lie, to 99.9 %, and never closer than half a point."""
-    centre = statistics.fmean(values)
-    low, high = prediction_interval(values, runs, _LEVEL) if len(values) > 1 else (centre, centre)
-    return min(low, centre - _LEAST), max(high, centre + _LEAST)
+def power(effect: Mapping[str, float], runs: int = RUNS) -> float:
+    """How likely `knep verify` fails where a verdict's effect is gone, 0 to 1: what the check is worth.
+
+    effect: an `Effect` as plain data. Fresh differences are taken to scatter around 0 as the card's do around their
+    mean, by a normal law.
+    """
+    n, half = int(effect["n"]), (effect["high"] - effect["low"]) / 2
+    spread = half * n**0.5 / float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    error = spread / runs**0.5
+    nearest = min(abs(effect["low"]), abs(effect["high"]))  # the end of the card's interval at the side of 0
+    least = max(0.0, nearest - float(stats.t.ppf((1 + LEVEL) / 2, runs - 1)) * error)  # a mean that passes
+    return float(stats.norm.cdf(least / error))
 
 
 def verify(words: Sequence[str]) -> int:
-    """`knep verify adamw [seeds=2] [workload=digits/mlp]`, or `knep verify today` for two cards that change daily.
+    """`knep verify adamw [seeds=10] [workload=digits/mlp]`, or `knep verify today` for two cards that change daily.
 
-    Returns 1 where a result leaves its interval, else 0. Raises InputError for a card that is not there.
+    Returns 1 where a card does not hold, else 0. Raises InputError for a card that is not there.
     """
     if not words:
         raise InputError("give a card, for example knep verify optimizer/adamw, or today for two that change daily")
@@ -70,8 +79,14 @@ def find(name: str, workload: str = "") -> tuple[str, dict[str, Any]]:
 
 
 def today(date: datetime.date) -> list[tuple[str, dict[str, Any]]]:
-    """Two cards that differ from those of yesterday, among those whose runs are short and did not fail."""
-    short = [(s, c) for s, c in measured() if c["cpu_seconds"] <= _QUICK and not c["reasons"]]
+    """Two cards that differ from those of yesterday, among those that are cheap to measure and did not fail."""
+    known = measured()
+    seconds = {(s, c["option"], c["workload"]): c["cpu_seconds"] for s, c in known}
+
+    def cost(slot: str, cell: Mapping[str, Any]) -> float:
+        return RUNS * (cell["cpu_seconds"] + seconds.get((slot, cell["control"], cell["workload"]), 0.0))
+
+    short = [(s, c) for s, c in known if cost(s, c) <= _QUICK and not c["reasons"]]
     if len(short) < 2:
         raise InputError("there are no two measured cards: knep ledger measures them")
     first = 2 * date.toordinal() % len(short)
@@ -79,29 +94,46 @@ def today(date: datetime.date) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _holds(slot: str, cell: Mapping[str, Any], runs: int, processes: int) -> bool:
-    """Runs the option and its control with fresh seeds, and says of accuracy and difference whether they hold."""
+    """Runs the option and its control with fresh seeds, and says whether what the card says of them holds."""
     seeds = range(max(cell["seeds"]) + 1, max(cell["seeds"]) + 1 + runs)
-    own, control = cell["option"], cell["control"]
+    own, plain = cell["option"], cell["control"]
     base = cell["lines"][:-1]  # the last line is the option itself
-    arms = [Arm(o, (*base, f"{slot}={o}")) for o in (own, control) if o]
+    arms = [Arm(o, (*base, f"{slot}={o}")) for o in (own, plain) if o]
     trials = plan(arms, seeds, QUIET)
     with tempfile.TemporaryDirectory() as folder:
         records = run_trials(trials, Store(Path(folder)), processes)
     sides = effects.by_arm(arms, seeds, {(t.arm, t.seed): t.key for t in trials}, records)
-    accuracies = {name: [effects.accuracy(r, cell["classes"]) for r in runs.values()] for name, runs in sides.items()}
+    metric = effects.of_classes(cell["classes"])
+    accuracies = {name: [effects.tested(r, metric) for r in runs.values()] for name, runs in sides.items()}
     name = f"{slot}/{own} on {cell['workload']}"
-    held = _inside(f"{name}: test accuracy", statistics.fmean(accuracies[own]), expected(cell["test_acc"], runs))
-    if not control:
-        return held
-    old = next(c for s, c in measured() if (s, c["option"], c["workload"]) == (slot, control, cell["workload"]))
-    before = [a - b for a, b in zip(cell["test_acc"], old["test_acc"], strict=True)]
-    now = statistics.fmean(a - b for a, b in zip(accuracies[own], accuracies[control], strict=True))
-    return _inside(f"{name}: difference to {slot}={control}", now, expected(before, runs)) and held
+    if not plain:
+        step = 1 / cell["test_images"]
+        now, then = (widened(values, step) for values in (accuracies[own], cell["test_acc"]))
+        return _said(f"{name}: test accuracy", now, then, meets(now, then))
+    fresh = paired(accuracies[own], accuracies[plain], resolution=1 / cell["test_images"])
+    return _difference(f"{name}: difference to {slot}={plain}", fresh, cell["effect"])
 
 
-def _inside(what: str, value: float, interval: tuple[float, float]) -> bool:
-    low, high = interval
-    inside = low <= value <= high
-    said = "as its card says" if inside else "NOT as its card says"
-    print(f"{what} {100 * value:.2f}, expected {100 * low:.2f} to {100 * high:.2f}: {said}")
-    return inside
+def widened(values: Sequence[float], step: float) -> tuple[float, float]:
+    """The interval of a mean of values of which none is known better than to `step`."""
+    low, high = interval(values)
+    return low - step, high + step
+
+
+def _difference(what: str, fresh: Effect, told: Mapping[str, Any]) -> bool:
+    old, said = told["accuracy"], told["verdict"].split(",")[0]
+    ranges = (fresh.low, fresh.high), (old["low"], old["high"])
+    signs = said not in ("helps", "hurts") or fresh.mean * old["mean"] > 0
+    worth = f" (power {power(old, fresh.n):.0%})" if said in ("helps", "hurts") else ""
+    return _said(f"{what}, {said}{worth}", *ranges, signs and meets(*ranges))
+
+
+def meets(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether two intervals have a value in common."""
+    return a[0] <= b[1] and b[0] <= a[1]
+
+
+def _said(what: str, fresh: tuple[float, float], old: tuple[float, float], holds: bool) -> bool:
+    now, then = (f"{100 * low:.2f} to {100 * high:.2f}" for low, high in (fresh, old))
+    print(f"{what}: {now} with fresh seeds, {then} on the card: {'as' if holds else 'NOT as'} its card says")
+    return holds

@@ -118,11 +118,12 @@ def _safetensors(found: Portable, file: Path, text: str) -> Callable[[Tensor], T
     state = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in found.model.state_dict().items()}
     save_file(state, file, metadata={"format": "pt", "knep": text})
     found.model.load_state_dict(load_file(file))
-    mean, std = (torch.tensor(scaling[key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+    shape = (1, -1, *[1] * (found.pixels.ndim - 2))
+    mean, std = (torch.tensor(scaling[key]).reshape(shape) for key in ("mean", "std"))
 
     @torch.no_grad()
     def run(pixels: Tensor) -> Tensor:
-        return found.model((pixels - mean) / std)
+        return found.model((pixels - mean) / std if pixels.is_floating_point() else pixels)
 
     return run
 

@@ -12,10 +12,13 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torchvision.models import get_model
 
 from knep.config.instantiate import instantiate
+from knep.config.schema import DataSpec, RunConfig
 from knep.engine.module import Classifier
 from knep.errors import InputError, named
 from knep.models.torchvision import builder_options
+from knep.recipes.init import builds
 from knep.surgery.edit import bare, replace
+from knep.tasks.regression import Regression
 from knep.version import __version__
 
 TOLERANCE = 1e-4
@@ -66,15 +69,23 @@ def portable(module: Classifier) -> Portable:
         raise InputError("the run's model gives logits that are not finite: export another checkpoint, or train again")
     plain, steps = _rebuild(facts, module.scaling)
     _take_state(plain, bare(module.model))
-    found = Portable(plain.eval(), module.scaling, _about(facts, module.scaling, steps), pixels, logits)
+    found = Portable(plain.eval(), module.scaling, _about(facts, module, steps), pixels, logits)
     found.check(found.model(module.scaling(pixels)), "the model that its config rebuilds")
     return found
 
 
 def check_images(facts: Mapping[str, Any]) -> Tensor:
-    """64 images of random pixels, float32 (64, C, H, W) with whole values in 0..255, always the same."""
-    shape = (_IMAGES, facts["channels"], facts["image_size"], facts["image_size"])
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
+    """64 images of random pixels, float32 (64, C, H, W) with whole values in 0..255, always the same.
+
+    Of other rows: whole numbers of tokens int64 (64, L), or float32 from a normal distribution.
+    """
+    spec, draw = DataSpec.stored(facts), torch.Generator().manual_seed(0)
+    shape = (_IMAGES, *spec.row)
+    if spec.words:
+        return torch.randint(0, spec.channels, shape, generator=draw)
+    if spec.dtype != "uint8":
+        return torch.randn(shape, generator=draw)
+    return torch.randint(0, 256, shape, generator=draw).float()
 
 
 def fold(model: nn.Module) -> None:
@@ -85,21 +96,32 @@ def fold(model: nn.Module) -> None:
 
 
 def _rebuild(facts: Mapping[str, Any], scaling: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """A new model by a config's model, norm and activation, and the steps that made it."""
-    cfg, size = facts["config"], facts["image_size"]
-    given = {"in_channels": facts["channels"], "num_classes": facts["num_classes"], "image_size": size}
+    """A new model by a config's model, norm, activation and an init that builds, and the steps that made it."""
+    cfg, spec = facts["config"], DataSpec.stored(facts)
+    given = RunConfig.of(cfg).size(spec)
     with named("model"):
-        model, steps = _model(cfg["model"], given)
-    sample = scaling(torch.zeros(1, facts["channels"], size, size))
-    for slot in ("norm", "activation"):
+        model, steps = _model(RunConfig.of(cfg).model, given)
+    sample = scaling(torch.zeros(1, *spec.row, dtype=torch.int64 if spec.words else torch.float32))
+    for slot in ("norm", "activation", *(["init"] if builds(cfg["init"]["_target_"]) else [])):
         with named(slot):
             changes = instantiate(cfg[slot])(model, sample=sample)
+        node = cfg[slot]
         if any(map(is_parametrized, model.modules())):
             fold(model.eval())
-        elif any(change.after != "kept" for change in changes):
-            edit = {"edit": cfg[slot]["_target_"], "arguments": _arguments(cfg[slot])}
+            node = _beside(node)
+        elif not any(change.after != "kept" for change in changes):
+            node = {}
+        if node:
+            edit = {"edit": node["_target_"], "arguments": _arguments(node)}
             steps.append(edit | {"sample": list(sample.shape)})
     return model, steps
+
+
+def _beside(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The norm that stands beside folded weights, whose own edit is none any more: {} where there is none."""
+    beside = node.get("beside", "none")
+    groups = {"groups": node["groups"]} if beside == "group" else {}
+    return {} if beside == "none" else {"_target_": f"knep.recipes.norm.{beside}", **groups}
 
 
 def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,19 +176,34 @@ def _layers(model: nn.Module) -> list[dict[str, Tensor]]:
     return [tensors for tensors in layers if tensors]
 
 
-def _about(facts: Mapping[str, Any], scaling: nn.Module, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    side = facts["image_size"]
+_OUTPUTS = {
+    "multiclass": "logits (N, classes)",
+    "binary": "logit (N, 1) of the second class: its sigmoid is a probability",
+    "multilabel": "logits (N, labels): their sigmoids are probabilities",
+    "regression": "standardised numbers (N, targets): output * std + mean is in their own unit",
+    "segmentation": "logits (N, classes, H, W)",
+    "tokens": "logits (N, L, tokens), at each place of the next one",
+    "tagging": "logits (N, L, tags)",
+}
+
+
+def _about(facts: Mapping[str, Any], module: Classifier, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    spec, task = DataSpec.stored(facts), module.task
+    own = {} if task.name == "multiclass" else {"task": task.name}
+    if isinstance(task, Regression):
+        own |= {"target_mean": task.mean.tolist(), "target_std": task.std.tolist()}
     packages = {name.partition(".")[0] for step in steps for key, name in step.items() if key in ("call", "edit")}
     return {
         "knep": __version__,
         "architecture": {"steps": steps, "needs": sorted({"torch"} | packages)},
         "classes": facts["class_names"],
         "input": {
-            "shape": ["N", facts["channels"], side, side],
-            "pixels": [0, 255],
-            "scaling": _scaling(facts, scaling),
+            "shape": ["N", *spec.row],
+            **({"pixels": [0, 255]} if spec.dtype == "uint8" else {"dtype": spec.dtype}),
+            "scaling": _scaling(facts, module.scaling),
         },
-        "output": "logits (N, classes)",
+        **own,
+        "output": _OUTPUTS.get(task.name, "what the model gives"),
     }
 
 
@@ -174,6 +211,8 @@ def _scaling(facts: Mapping[str, Any], scaling: nn.Module) -> dict[str, Any]:
     """Kind, and mean and std per channel of (pixels - mean) / std; null where the scaling is none of this form."""
     kind = facts["config"]["scaling"]["_target_"].rpartition(".")[2]
     shift, scale = getattr(scaling, "shift", None), getattr(scaling, "scale", None)
+    if isinstance(scaling, nn.Identity):
+        return {"kind": "none", "formula": "x", "mean": [0.0], "std": [1.0]}
     if not isinstance(shift, Tensor) or not isinstance(scale, Tensor):
         return {"kind": kind, "mean": None, "std": None}
     mean, std = (t.flatten().expand(facts["channels"]).tolist() for t in (shift, 1 / scale))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from knep.data.loaders import order_of, training_slice
 from knep.errors import InputError
 from knep.guard.finite import digest, first_bad, size
+from knep.guard.guarded import Guarded
 from knep.guard.optimizer_state import named_state
 from knep.guard.policy import KINDS, OF_OPTIMIZER
 from knep.guard.step_state import Moment, grads, repeat
@@ -24,7 +27,7 @@ _ROOM = 0.8
 
 
 def write_box(
-    module: Any, kind: str, moment: Moment, loss: float, batch_idx: int, step: int, path: Path | None
+    module: Guarded, kind: str, moment: Moment, loss: float, batch_idx: int, step: int, path: Path | None
 ) -> str | None:
     """Writes what repeats the step that has just gone wrong; returns the first bad place, in words, where there is one.
 
@@ -56,6 +59,7 @@ def write_box(
         "step": step,
         "epoch": trainer.current_epoch,
         "batch_idx": batch_idx,
+        "batches": trainer.num_training_batches,
         "indices": _indices(module, batch_idx),
         "batch": list(moment.batch),
         "rng": dict(moment.rng),
@@ -78,21 +82,24 @@ def write_box(
     return place
 
 
-def _optimizer_state(kind: str, optimizer: Any, moment: Moment, state: Mapping[str, Tensor]) -> Any:
+def _optimizer_state(
+    kind: str, optimizer: Optimizer, moment: Moment, state: Mapping[str, Tensor]
+) -> dict[str, Any] | None:
     """The optimizer's state: always where its step went wrong, otherwise where the box stays small."""
     found = optimizer.state_dict()
     room = _ROOM * (size(state) + size(found))
     return found if kind in OF_OPTIMIZER or size(moment.batch) + size(moment.gradients) <= room else None
 
 
-def _indices(module: Any, batch_idx: int) -> Tensor | None:
+def _indices(module: Guarded, batch_idx: int) -> Tensor | None:
     """Which training images (n,) the batch holds, for loaders whose order is a function of seed and epoch."""
     trainer = module.trainer
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "sizes"):
         return None
     images, world, rank = data.sizes["train"], trainer.world_size, trainer.global_rank
-    order = order_of(images, data.seed, trainer.current_epoch)
+    weights = data.row_weights() if hasattr(data, "row_weights") else None
+    order = order_of(images, data.seed, trainer.current_epoch, weights)
     return order[training_slice(batch_idx, data.batch_size, images, rank, world)].clone()
 
 
@@ -105,7 +112,7 @@ class Box:
     moment: Moment
 
 
-def _tensor(value: Any) -> str | None:
+def _tensor(value: object) -> str | None:
     return None if isinstance(value, Tensor) else f" is a {type(value).__name__}, not a tensor"
 
 
@@ -116,6 +123,7 @@ _BOX = record(
         "kind": one_of(*KINDS),
         "step": whole(),
         "epoch": whole(),
+        "batch_idx": whole(),
         "batch": items(_tensor, _tensor),
         "rng": record({"cpu": _tensor}, {"cuda": _tensor}),
         "gradients": table(_tensor),
@@ -132,6 +140,15 @@ _BOX = record(
 )
 
 
+def _late(values: Mapping[str, Any]) -> str | None:
+    """What is wrong with a step that comes before its time: no more steps can lie behind it than batches do."""
+    epoch, batches = values["epoch"], values.get("batches", 0 if values["epoch"] == 0 else math.inf)  # not in old boxes
+    if not isinstance(batches, (int, float)) or isinstance(batches, bool) or not batches >= 0:
+        return ".batches is no number of batches"
+    behind = (epoch * batches if epoch else 0) + values["batch_idx"]
+    return f".step is {values['step']}, behind only {behind} batches" if values["step"] > behind else None
+
+
 def read_box(path: Path) -> Box:
     """Opens a box, which may come from a stranger: plain data, never unpickled, each part of its type.
 
@@ -140,7 +157,9 @@ def read_box(path: Path) -> Box:
     if not path.is_file():
         raise InputError(f"replay={path} is missing: give the blackbox.pt of a run that its guard stopped")
     values = checkpoint.read(path)
-    wrong = _BOX(values) if isinstance(values, dict) and "box" in values else " was not written by a guard"
+    wrong = (
+        _BOX(values) or _late(values) if isinstance(values, dict) and "box" in values else " was not written by a guard"
+    )
     if wrong:
         raise InputError(
             f"replay={path} is no black box of knep: its content{wrong}: give the blackbox.pt of a run that its guard "

@@ -16,14 +16,17 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from knep.guard.finite import Copies
+from knep.guard.guarded import Guarded
 from knep.guard.policy import Guard
 from knep.guard.step_guard import BadStep, Sentry
+from knep.tasks.base import Batch
+from knep.utils.batch_plan import accumulates
 
 # Devices that compute while the host goes on: to read a number of the present step is to wait for all of it.
 LATE_ON = frozenset({"cuda"})
 
 
-def sentry_of(guard: Guard, module: Any, state: dict[str, Any] | None) -> Sentry:
+def sentry_of(guard: Guard, module: Guarded, state: dict[str, Any] | None) -> Sentry:
     """The sentry for a fit of `module` (a Classifier): one that judges late where that changes nothing but the wait."""
     trainer = module.trainer
     late = (
@@ -31,7 +34,7 @@ def sentry_of(guard: Guard, module: Any, state: dict[str, Any] | None) -> Sentry
         and guard.action == "stop"
         and guard.spike is None  # which looks at losses that are accepted already
         and isinstance(trainer.strategy, SingleDeviceStrategy)
-        and trainer.accumulate_grad_batches == 1
+        and not accumulates(trainer)
         and getattr(trainer.precision_plugin, "scaler", None) is None
         and not hasattr(trainer.optimizers[0], "base_optimizer")  # SAM's second pass depends on the first
     )
@@ -47,13 +50,13 @@ class Verdict:
     """
 
     step: int
-    batch: Any
+    batch: Batch
     batch_idx: int
     loss: Tensor
     weights: Copies
     buffers: Copies
     numbers: Tensor
-    ready: Any
+    ready: torch.cuda.Event | None
 
     def kind(self) -> str | None:
         """What is wrong (see KINDS); waits for the device where it is not yet past the step."""
@@ -66,15 +69,15 @@ class Verdict:
 class LateSentry(Sentry):
     """Keeps what two steps began from, in turn."""
 
-    def __init__(self, guard: Guard, module: Any, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, guard: Guard, module: Guarded, state: dict[str, Any] | None = None) -> None:
         super().__init__(guard, module, state)
         self._last: Verdict | None = None  # of the step before, not read yet
-        self._spare = Copies(self._owners), Copies(module.model.buffers())
+        self._spare = Copies(self.owners), Copies(module.model.buffers())
         self._norm: Tensor | None = None
-        self._weights_tell = True  # when a bad step is known the optimizer has been there: its weights go back
+        self.weights_tell = True  # when a bad step is known the optimizer has been there: its weights go back
 
-    def before_batch(self, batch: Any, batch_idx: int) -> None:
-        (self._weights, self._buffers), self._spare = self._spare, (self._weights, self._buffers)
+    def before_batch(self, batch: Batch, batch_idx: int) -> None:
+        (self.weights, self.buffers), self._spare = self._spare, (self.weights, self.buffers)
         super().before_batch(batch, batch_idx)
 
     def judge(self, norm: Tensor | None) -> None:
@@ -82,14 +85,14 @@ class LateSentry(Sentry):
 
     def after_step(self) -> None:
         """Sends this step's verdict on its way, and reads the one of the step before. Raises BadStep."""
-        step = self._trainer.global_step
-        gradient = self._norm if self._norm is not None else largest(self._found_gradients())
-        sums = sent([self._loss, gradient, largest(self._checked)])
+        step = self.trainer.global_step
+        gradient = self._norm if self._norm is not None else largest(self.found_gradients())
+        sums = sent([self.loss, gradient, largest(self.checked)])
         self._read()
-        self._last = Verdict(step, self._batch, self._batch_idx, self._loss, self._weights, self._buffers, *sums)
-        if self._looks_closely(step + 1):
+        self._last = Verdict(step, self.batch, self.batch_idx, self.loss, self.weights, self.buffers, *sums)
+        if self.looks_closely(step + 1):
             self._read()
-            self._raise(self._wrong_state(step + 1))
+            self.raise_if(self.wrong_state(step + 1))
 
     def settle(self) -> None:
         try:
@@ -102,12 +105,12 @@ class LateSentry(Sentry):
         last, self._last = self._last, None
         kind = last.kind() if last is not None else None
         if last is not None and kind:
-            self._batch, self._batch_idx, self._loss = last.batch, last.batch_idx, last.loss
-            self._weights, self._buffers = last.weights, last.buffers
+            self.batch, self.batch_idx, self.loss = last.batch, last.batch_idx, last.loss
+            self.weights, self.buffers = last.weights, last.buffers
             raise BadStep(kind, last.step)
 
 
-def sent(numbers: Sequence[Tensor]) -> tuple[Tensor, Any]:
+def sent(numbers: Sequence[Tensor]) -> tuple[Tensor, torch.cuda.Event | None]:
     """The numbers (n,) on their way to the host, and the event of their arrival; None where they are there."""
     found = torch.stack([n.detach().double() for n in numbers])
     if found.device.type != "cuda":

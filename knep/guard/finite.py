@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ def digest(named: Iterable[tuple[str, Tensor]]) -> str:
     return found.hexdigest()
 
 
-def size(value: Any) -> int:
+def size(value: object) -> int:
     """Bytes of the tensors in nested plain data."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from knep.guard.finite import finite, first_bad
 
@@ -24,12 +24,12 @@ _CARRY = (
 LOOK_EVERY = 50
 
 
-def carries(optimizer: Any) -> bool:
+def carries(optimizer: Optimizer) -> bool:
     """Whether a gradient that is not finite makes its weight so in the very step, and is itself left as it is."""
     return type(optimizer) in _CARRY and not any(group.get("nesterov") for group in optimizer.param_groups)
 
 
-def named_state(module: nn.Module, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
+def named_state(module: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     """The floating-point tensors of an optimizer's state by kind and parameter; of SAM its base's."""
     states = getattr(optimizer, "base_optimizer", optimizer).state
     for name, p in module.named_parameters():
@@ -38,14 +38,14 @@ def named_state(module: nn.Module, optimizer: Any) -> Iterator[tuple[str, Tensor
                 yield f"{kind} of {name}", value
 
 
-def state_is_finite(module: nn.Module, optimizer: Any) -> bool:
+def state_is_finite(module: nn.Module, optimizer: Optimizer) -> bool:
     """Whether all that an optimizer keeps for its next steps is finite; waits for the device."""
     tensors = [t for _, t in named_state(module, optimizer)]
     devices = {t.device for t in tensors}
     return all(finite([t for t in tensors if t.device == device]) for device in devices)
 
 
-def forget_bad_state(optimizer: Any) -> None:
+def forget_bad_state(optimizer: Optimizer) -> None:
     """Lets the parameters whose state is not finite, and would make every step bad, start anew."""
     states = getattr(optimizer, "base_optimizer", optimizer).state
     for p, state in list(states.items()):

@@ -71,5 +71,5 @@ class Guard:
         self.counts, self.factor = Counter(state_dict["counts"]), state_dict["factor"]
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from knep.guard.guarded import Guarded
+from knep.recipes.averaging import average_in
+
 # What a schedule sets in a parameter group: it goes on where it is.
 _SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "betas", "momentum")
 
@@ -15,7 +18,7 @@ _SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "betas", "momentum")
 class Snapshot:
     """What a fit trains, copied; or what a checkpoint kept of such a copy."""
 
-    def __init__(self, module: Any, kept: dict[str, Any] | None = None) -> None:
+    def __init__(self, module: Guarded, kept: dict[str, Any] | None = None) -> None:
         self._live = _trained(module)
         self._tensors = kept["tensors"] if kept else [t.detach().clone() for t in self._live]
         optimizers = module.trainer.optimizers
@@ -24,7 +27,7 @@ class Snapshot:
     def state_dict(self) -> dict[str, Any]:
         return {"tensors": self._tensors, "optimizers": self._optimizers}
 
-    def restore(self, module: Any) -> None:
+    def restore(self, module: Guarded) -> None:
         """Puts everything back but the schedule, which goes on."""
         with torch.no_grad():
             for live, kept in zip(self._live, self._tensors, strict=True):
@@ -38,7 +41,7 @@ class Snapshot:
             optimizer.load_state_dict(copy.deepcopy({"state": kept["state"], "param_groups": groups}))
 
 
-def _trained(module: Any) -> list[Tensor]:
-    averages = [getattr(c, "_average_model", None) for c in module.trainer.callbacks]
+def _trained(module: Guarded) -> list[Tensor]:
+    averages = map(average_in, module.trainer.callbacks)  # type: ignore[attr-defined]
     models = [module.model, *(a for a in averages if a is not None)]
     return [t for model in models for t in (*model.parameters(), *model.buffers())]

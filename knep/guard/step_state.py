@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from knep.guard.finite import digest, first_bad
+from knep.guard.guarded import Guarded
 from knep.observe.layer_table import Table, watched
 from knep.optim.gradients import gradients, scale_
+from knep.tasks.base import Batch
 from knep.utils.rng import set_rng_state
 
 
@@ -25,7 +27,7 @@ class Moment:
     augmentation; scale: on the gradients after the last micro-batch.
     """
 
-    batch: Any
+    batch: Batch
     rng: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
     weight: float
@@ -45,12 +47,12 @@ class Pass:
     table: Table
 
 
-def grads(module: Any) -> dict[str, Tensor]:
+def grads(module: Guarded) -> dict[str, Tensor]:
     """The gradients of the model, by parameter."""
     return {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
 
 
-def repeat(module: Any, moment: Moment, context: Callable[[], AbstractContextManager[Any]]) -> Pass:
+def repeat(module: Guarded, moment: Moment, context: Callable[[], AbstractContextManager[Any]]) -> Pass:
     """Runs the pass, watching each layer; gradients are left as it leaves them.
 
     context: the autocast of the run's precision.

@@ -11,7 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -21,6 +21,9 @@ from knep.errors import InputError, RunFailed, is_full
 from knep.io.atomic import replacing
 from knep.io.pickle_scan import foreign, overlaps
 from knep.io.run_folder import no_room
+
+if TYPE_CHECKING:
+    from torch.serialization import MAP_LOCATION
 
 _END = b"PK\x05\x06"  # opens the last record of a zip archive; the record ends with the length of the comment
 _END_SIZE = 22
@@ -38,7 +41,7 @@ class _Noting:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> int:
         try:
             return self._file.write(data)
         except OSError as error:
@@ -103,7 +106,7 @@ def damage(path: Path) -> str | None:
         return None if seal == _MARK + _digest(f, size - _SEAL_SIZE) else "is truncated or damaged"
 
 
-def read(path: Path, map_location: Any = "cpu") -> Any:
+def read(path: Path, map_location: MAP_LOCATION = "cpu") -> Any:
     """The plain data in a checkpoint file, never unpickled. Raises InputError where it is damaged or something else."""
     wrong = damage(path) or foreign(path)
     if wrong:
@@ -115,12 +118,12 @@ def read(path: Path, map_location: Any = "cpu") -> Any:
         raise InputError(f"{path} {what}: give another checkpoint ({type(error).__name__})") from error
 
 
-def in_own_memory(tree: Any) -> Any:
+def in_own_memory(tree: object) -> Any:
     """The same data, in which no tensor shares its memory with another, or holds hooks that its file gave it."""
     return _in_own_memory(tree, set())
 
 
-def _in_own_memory(node: Any, taken: set[int]) -> Any:
+def _in_own_memory(node: object, taken: set[int]) -> Any:
     if isinstance(node, Tensor):
         storage, t = node.untyped_storage(), node.detach()
         alone = storage.data_ptr() not in taken and storage.nbytes() == t.numel() * t.element_size() and not overlaps(t)
@@ -132,7 +135,7 @@ def _in_own_memory(node: Any, taken: set[int]) -> Any:
     return type(node)(_in_own_memory(v, taken) for v in node) if isinstance(node, (list, tuple)) else node
 
 
-def _digest(f: Any, size: int) -> bytes:
+def _digest(f: IO[bytes], size: int) -> bytes:
     """SHA-256 of the first `size` bytes, in hex."""
     f.seek(0)
     digest = hashlib.sha256()
@@ -145,7 +148,7 @@ def _digest(f: Any, size: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _seal(f: Any) -> None:
+def _seal(f: IO[bytes]) -> None:
     """Appends the checksum of what was written as the archive's comment."""
     f.flush()
     size = f.seek(0, os.SEEK_END)
@@ -164,10 +167,14 @@ class WholeCheckpoints(TorchCheckpointIO):
         super().__init__()
         self._folder = folder
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: object = None
+    ) -> None:
         if not Path(path).is_relative_to(self._folder):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         write(checkpoint, Path(path))
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: MAP_LOCATION = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return in_own_memory(read(Path(path), map_location))

@@ -135,7 +135,7 @@ def _keep(made: Path, source: Path, target: Path) -> dict[str, int]:
     return counts
 
 
-def _parts(state: Any, source: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+def _parts(state: object, source: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Weights, values and the count of what was left out, of the form in which `_child` writes them."""
     import torch
 
@@ -154,13 +154,13 @@ def _parts(state: Any, source: Path) -> tuple[dict[str, Any], dict[str, Any], in
     return weights, values, left_out
 
 
-def _is_plain(tree: Any) -> bool:
+def _is_plain(tree: object) -> bool:
     if type(tree) is dict:
         return all(type(k) is str and _is_plain(v) for k, v in tree.items())
     return all(map(_is_plain, tree)) if type(tree) is list else type(tree) in _PLAIN
 
 
-def _values(tree: Any) -> int:
+def _values(tree: object) -> int:
     if isinstance(tree, dict):
         return sum(map(_values, tree.values()))
     return sum(map(_values, tree)) if isinstance(tree, list) else 1
@@ -173,7 +173,7 @@ class _Plain:
         self.tensors: dict[str, Any] = {}
         self.left_out = 0
 
-    def take(self, node: Any, path: str = "", depth: int = 0) -> Any:
+    def take(self, node: object, path: str = "", depth: int = 0) -> Any:
         import torch
 
         if isinstance(node, torch.nn.Module):

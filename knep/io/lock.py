@@ -108,7 +108,7 @@ def _owner(handle: int) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _ticks(pid: Any) -> str | None:
+def _ticks(pid: object) -> str | None:
     """When a process of this machine started, in clock ticks since boot: tells it from a later one of the same id."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

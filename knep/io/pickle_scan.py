@@ -135,14 +135,14 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _is_metadata(value: Any, depth: int = 0) -> bool:
+def _is_metadata(value: object, depth: int = 0) -> bool:
     """Whether it says what a state_dict's `_metadata` does: versions, by names of modules and of their parts."""
     if depth == 3 or not isinstance(value, dict):
         return isinstance(value, int) and depth > 1
     return all(isinstance(k, str) and _is_metadata(v, depth + 1) for k, v in value.items())
 
 
-def _walk(tree: Any) -> None:
+def _walk(tree: object) -> None:
     """Refuses what holds itself, or is more than its file can be: every branch is counted where it hangs."""
     branches, nodes = [(tree, 0)], 0
     while branches:

@@ -232,7 +232,7 @@ def _failure(error: Exception, folder: Path) -> Exception:
     return error
 
 
-def no_room(error: OSError, place: Any, way: str) -> RunFailed:
+def no_room(error: OSError, place: object, way: str) -> RunFailed:
     """What a full disk comes to. place: what could not be written; way: the line by which the run goes on."""
     return RunFailed(f"{place} cannot be written ({error.strerror}): make room, then go on with {way}")
 

@@ -20,7 +20,7 @@ MOST = 2**53  # of what is counted: more cannot be told apart as floats, which i
 _WORDS = {"NoneType": "nothing", "bool": "true or false", "str": "text", "int": "a whole number", "float": "a number"}
 
 
-def _is(value: Any, wanted: str) -> str:
+def _is(value: object, wanted: str) -> str:
     kind = type(value).__name__
     return f" is {_WORDS.get(kind, f'a {shortened(kind)}')}, not {wanted}"
 
@@ -28,7 +28,7 @@ def _is(value: Any, wanted: str) -> str:
 def whole(low: int = 0, high: int = MOST) -> Check:
     """A whole number in [low, high]; true and false are none."""
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if type(value) is not int:
             return _is(value, "a whole number")
         if low <= value <= high:
@@ -54,12 +54,12 @@ def number(low: float = -math.inf, high: float = math.inf, finite: bool = True) 
     return check
 
 
-def flag(value: Any) -> str | None:
+def flag(value: object) -> str | None:
     """true or false."""
     return None if type(value) is bool else _is(value, "true or false")
 
 
-def nothing(value: Any) -> str | None:
+def nothing(value: object) -> str | None:
     return None if value is None else _is(value, "nothing")
 
 
@@ -67,7 +67,7 @@ def text(pattern: str = r".*", most: int = 10_000) -> Check:
     """Text that `pattern` matches whole, of at most so many characters."""
     known = re.compile(pattern, re.DOTALL)
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if type(value) is not str:
             return _is(value, "text")
         if len(value) > most:
@@ -77,10 +77,10 @@ def text(pattern: str = r".*", most: int = 10_000) -> Check:
     return check
 
 
-def same(wanted: Any) -> Check:
+def same(wanted: object) -> Check:
     """This value, of this type; a list stands for a tuple."""
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if isinstance(wanted, (list, tuple)):
             return items(*map(same, wanted))(value)
         if type(value) is not type(wanted):
@@ -91,10 +91,10 @@ def same(wanted: Any) -> Check:
     return check
 
 
-def one_of(*values: Any) -> Check:
+def one_of(*values: object) -> Check:
     """One of these values."""
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         found = any(same(v)(value) is None for v in values)
         return None if found else f" is {shortened(repr(value), 60)}, not one of {', '.join(map(repr, values))}"
 
@@ -104,7 +104,7 @@ def one_of(*values: Any) -> Check:
 def either(*checks: Check) -> Check:
     """What one of the checks lets pass; otherwise what the first one says."""
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         said = [c(value) for c in checks]
         return None if None in said else said[0]
 
@@ -145,7 +145,7 @@ def table(each: Check, key: Check | None = None, most: int = 1_000_000) -> Check
     """A dict of values that `each` lets pass under keys that `key` does, any text where it is None."""
     named = key or text()
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if not isinstance(value, dict):
             return _is(value, "a dict")
         if len(value) > most:
@@ -160,7 +160,7 @@ def record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = N
     """A dict with each key of `needed`, perhaps those of `optional`, and no others. closed: False lets others be."""
     known = {**needed, **(optional or {})}
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if not isinstance(value, dict):
             return _is(value, "a dict")
         missing = next((key for key in needed if key not in value), None)
@@ -174,7 +174,7 @@ def record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = N
     return check
 
 
-def alike(sample: Any, also: Mapping[str, Check] | None = None) -> Check:
+def alike(sample: object, also: Mapping[str, Check] | None = None) -> Check:
     """What is built like `sample`: the same keys and types, whole numbers not negative, numbers finite, text the same.
 
     also: checks for keys of dicts that go before what their sample says.
@@ -190,11 +190,11 @@ def alike(sample: Any, also: Mapping[str, Check] | None = None) -> Check:
     return flag if type(sample) is bool else same(sample)
 
 
-def _at(key: Any) -> str:
+def _at(key: object) -> str:
     return f".{shortened(str(key), 80)}"
 
 
-def plain(value: Any, depth: int = 0) -> str | None:
+def plain(value: object, depth: int = 0) -> str | None:
     """What a config is made of: text, numbers, true, false, nothing, and lists and dicts of them."""
     if depth > _DEEPEST:
         return f" has more than {_DEEPEST} levels"
@@ -207,5 +207,5 @@ def plain(value: Any, depth: int = 0) -> str | None:
     return None if type(value) in (str, float, bool, type(None)) else _is(value, "text, a number, a list or a dict")
 
 
-def anything(value: Any) -> str | None:
+def anything(value: object) -> str | None:
     """Looked at elsewhere."""

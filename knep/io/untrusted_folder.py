@@ -94,16 +94,19 @@ def read_lines(path: Path) -> list[str]:
     return read_text(path, "give a run folder of knep").splitlines()
 
 
-def read_text(path: Path, remedy: str) -> str:
-    """A small text file whole. Raises InputError for a large one, one that is no text, and what is no file at all."""
+def read_text(path: Path, remedy: str, most: int = _MOST_BYTES) -> str:
+    """A text file of at most so many bytes, whole, without a byte order mark.
+
+    Raises InputError for a larger one, one that is no text, and what is no file at all.
+    """
     check_kind(path)
     try:
         with path.open("rb") as f:
-            content = f.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise InputError(f"{shown(path)} has more than {_MOST_BYTES:,} bytes: {remedy}")
-        return content.decode("utf-8")
+            content = f.read(most + 1)
+        if len(content) > most:
+            raise InputError(f"{shown(path)} has more than {most >> 20} MiB: {remedy}")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{shown(path)} is no text: {remedy}") from error
+        raise InputError(f"{shown(path)} is no UTF-8 text: {remedy}") from error
     except OSError as error:
         raise InputError(f"{shown(path)} cannot be read ({error.strerror}): {remedy}") from error

@@ -1,5 +1,6 @@
 """torchvision's image classifiers by name, fitted to the data: what a trick does to a net it was not written for."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any
@@ -64,14 +65,21 @@ def _remedy(model: nn.Module, in_channels: int, image_size: int) -> str:
     return f"it takes {fits} pixels" if fits else "choose another model"
 
 
-def torchvision(in_channels: int, num_classes: int, image_size: int, *, name: str = "resnet18") -> nn.Module:
+def torchvision(
+    in_channels: int,
+    num_classes: int,
+    image_size: int,
+    *,
+    name: str = "resnet18",
+    args: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Images (N, in_channels, image_size, image_size) to class scores (N, num_classes) by one of torchvision's
     classifiers, untrained.
 
     The first convolution is replaced where in_channels is not 3; auxiliary heads are left out; a vision transformer
     is built for image_size. Such a net has no places: norms, activations and dropouts are exchanged where they stand.
 
-    name: as in torchvision.models.list_models(module=torchvision.models).
+    name: as in torchvision.models.list_models(module=torchvision.models); args: further keywords of its builder.
     Raises InputError for an unknown name, with the nearest, and for images that the net cannot read, with the least
     size from image_size on that it can.
     """
@@ -80,7 +88,13 @@ def torchvision(in_channels: int, num_classes: int, image_size: int, *, name: st
         near = get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
         raise InputError(f"name must be a classifier of torchvision, got {name}: did you mean {near}?")
     try:
-        model = get_model(name, weights=None, num_classes=num_classes, **builder_options(name, image_size))
+        options = builder_options(name, image_size) | dict(args or {})
+        refused = next((key for key in ("weights", "weights_backbone", "num_classes") if key in options), None)
+        if refused is not None:
+            raise InputError(f"args.{refused} comes from the data, or fetches weights: leave it out")
+        model = get_model(name, weights=None, num_classes=num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot be built ({str(error)[:120]}): change model.args") from error
     except AssertionError as error:
         raise InputError(
             f"{name} cannot read images of {image_size} pixels: image_size must be a multiple of its patches ({error})"

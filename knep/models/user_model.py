@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
-from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +11,7 @@ from torch import Tensor, nn
 
 from knep.errors import InputError
 from knep.surgery.check_forward import probe
-from knep.utils.imports import see_current_folder
+from knep.utils import imports
 
 
 def find(path: str | None, key: str = "model.path") -> Callable[..., Any]:
@@ -23,48 +19,16 @@ def find(path: str | None, key: str = "model.path") -> Callable[..., Any]:
 
     key: what the error calls the path. Raises InputError naming the module, the attribute and what was found there.
     """
-    if not path or not isinstance(path, str):
-        raise InputError(f"{key} is missing: write {key}=mypkg.nets:build, the path of what builds the model")
-    module_name, _, names = path.partition(":") if ":" in path else path.rpartition(".")
-    if not module_name or not names:
-        raise InputError(f"{key}={path} names no module and builder: write {key}=mypkg.nets:build")
-    found = reduce(
-        lambda owner, name: _member(owner, name, f"{key}={path}"), names.split("."), _module(module_name, key)
-    )
+    found = imports.find(path, key)
     if isinstance(found, nn.Module):
         raise InputError(f"{key}={path} is a {type(found).__name__} that is built already: name what builds it")
     if not callable(found):
+        module_name, _, names = str(path).partition(":") if ":" in str(path) else str(path).rpartition(".")
         raise InputError(
             f"{key}={path}: {names} of module {module_name} is a {type(found).__name__}, which is not callable: "
             "name a function or class that builds an nn.Module"
         )
     return found
-
-
-def _module(name: str, key: str) -> Any:
-    see_current_folder(name, key)
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise InputError(f"{key}: importing {name} failed, because module {error.name} is missing") from error
-        raise InputError(
-            f"{key}: there is no module {error.name}, neither installed nor in {Path.cwd()}: check the spelling, or "
-            "run from the folder that holds it"
-        ) from error
-    except Exception as error:  # a module of another project may raise anything while it is imported
-        text = " ".join(str(error).split())
-        raise InputError(f"{key}: importing {name} failed: {type(error).__name__}: {text}") from error
-
-
-def _member(owner: Any, name: str, where: str) -> Any:
-    if hasattr(owner, name):
-        return getattr(owner, name)
-    near = get_close_matches(name, [n for n in vars(owner) if not n.startswith("_")], n=1)
-    kind = "module" if inspect.ismodule(owner) else "class"
-    hint = f"did you mean {near[0]}?" if near else "name a function or class that builds an nn.Module"
-    raise InputError(f"{where}: {kind} {owner.__name__} has no attribute {name}: {hint}")
 
 
 def accepted(builder: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,13 +41,15 @@ def accepted(builder: Callable[..., Any], offered: Mapping[str, Any]) -> dict[st
     return {k: v for k, v in offered.items() if k in parameters or (any_keyword and k == "num_classes")}
 
 
-def build(path: str | None, offered: Mapping[str, Any], key: str = "model.path") -> nn.Module:
-    """The model that `path` builds from those of the offered keywords that it takes.
+def build(
+    path: str | None, offered: Mapping[str, Any], key: str = "model.path", args: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The model that `path` builds from those of the offered keywords that it takes, and from args.
 
     Raises InputError for a path that leads nowhere, a builder that fails or needs more, or what is no nn.Module.
     """
     builder = find(path, key)
-    given = accepted(builder, offered)
+    given = accepted(builder, offered) | dict(args or {})
     call = f"{path}({', '.join(f'{k}={v}' for k, v in given.items())})"
     try:
         model = builder(**given)
@@ -95,20 +61,36 @@ def build(path: str | None, offered: Mapping[str, Any], key: str = "model.path")
     return model
 
 
+def _reads_images(model: nn.Module) -> bool:
+    """Not so a model that looks its input up by whole numbers."""
+    return not any(isinstance(m, nn.Embedding) for m in model.modules())
+
+
 def imported(
-    in_channels: int, num_classes: int, image_size: int | tuple[int, int], *, path: str | None = None
+    in_channels: int,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    *,
+    path: str | None = None,
+    args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Images (N, in_channels, H, W) to class scores (N, num_classes) by a model of your own; image_size: H = W or both.
 
+    Or what another task than classes of images has: see `knep.config.schema.DataSpec` for what the three numbers say.
+
     path: "package.module:name" of a function or class; it gets those of num_classes, in_channels and image_size that
-    its signature takes. Raises InputError as `build` does, and for a model that cannot read such images or whose scores
-    have another shape.
+    its signature takes. args: further keywords for it. Raises InputError as `build` does, and for a model that cannot
+    read such images or whose scores have another shape.
     """
-    model = build(path, {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size})
+    model = build(
+        path, {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}, args=args or {}
+    )
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height < 2 or not _reads_images(model):
+        return model  # rows are no images: what it gives is looked at with the first batch
     scores = probe(model, torch.zeros(2, in_channels, height, width))
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    if shape != (2, num_classes):
+    if shape not in ((2, num_classes), (2, num_classes, height, width)):
         raise InputError(
             f"model.path={path} gives {shape} for 2 images where (2, {num_classes}) is needed, a score for each class: "
             "let the builder take num_classes"

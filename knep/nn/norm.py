@@ -1,7 +1,8 @@
 """Layers that models and recipes are built of where torch has none that fits, and a look at how a signal passes them.
 
 Shapes: N images, C channels, H x W pixels. "(N, C, ...)" is (N, C) behind a fully connected layer and (N, C, H, W)
-behind a convolution; the norms here take both.
+behind a convolution; the norms here take both. All of them can be scripted by `torch.jit.script`, which does not look
+at how many values a set has.
 """
 
 import torch
@@ -28,7 +29,24 @@ class BatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"batch norm takes (N, C, ...), got shape {tuple(input.shape)}")
+            raise ValueError(f"batch norm takes (N, C, ...), got a signal of {input.dim()} axes")
+
+    def batch(self, input: Tensor) -> Tensor:
+        """torch's own batch norm of (N, C, ...), for classes derived from this one: TorchScript knows no super()."""
+        self._check_input_dim(input)
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+        own = self.training or (self.running_mean is None and self.running_var is None)
+        keeps = not self.training or self.track_running_stats
+        mean, var = self.running_mean if keeps else None, self.running_var if keeps else None
+        return F.batch_norm(input, mean, var, self.weight, self.bias, own, factor, self.eps)
+
+    def axis_1(self, input: Tensor) -> Tensor:
+        """The norm of a signal whose channels are axis 1."""
+        return self.batch(input)
 
 
 class GhostBatchNorm(BatchNorm):
@@ -42,11 +60,14 @@ class GhostBatchNorm(BatchNorm):
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.ghost_size = ghost_size
 
-    def forward(self, input: Tensor) -> Tensor:
+    def axis_1(self, input: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(input)
-        parts = input.tensor_split(max(1, len(input) // self.ghost_size))
-        return torch.cat([super(GhostBatchNorm, self).forward(part) for part in parts])
+            return self.batch(input)
+        parts = input.tensor_split(max(1, input.shape[0] // self.ghost_size))
+        return torch.cat([self.batch(part) for part in parts])
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.axis_1(input)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
@@ -59,9 +80,10 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        values = input.shape[1:].numel() // self.num_groups
-        fewest_values("group" if self.num_groups > 1 else "layer", input.shape, values)
-        return super().forward(input)
+        if not torch.jit.is_scripting():
+            values = input.shape[1:].numel() // self.num_groups
+            fewest_values("group" if self.num_groups > 1 else "layer", input.shape, values)
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class InstanceNorm(_InstanceNorm):
@@ -70,9 +92,14 @@ class InstanceNorm(_InstanceNorm):
     Raises InputError where a channel has a single value, as behind a fully connected layer.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        fewest_values("instance", input.shape, input.shape[2:].numel())
+    def axis_1(self, input: Tensor) -> Tensor:
+        """The norm of a signal whose channels are axis 1."""
+        if not torch.jit.is_scripting():
+            fewest_values("instance", input.shape, input.shape[2:].numel())
         return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.axis_1(input)
 
 
 class RMSNorm(nn.Module):
@@ -92,11 +119,12 @@ class RMSNorm(nn.Module):
         self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        channels = (-1, *[1] * (x.dim() - 2))
+        channels = [-1] + [1] * (x.dim() - 2)
         y = F.rms_norm(x, x.shape[1:], eps=self.eps)
-        if self.weight is not None:
-            y = y * self.weight.view(channels)
-        return y if self.bias is None else y + self.bias.view(channels)
+        weight, bias = self.weight, self.bias
+        if weight is not None:
+            y = y * weight.view(channels)
+        return y if bias is None else y + bias.view(channels)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"
@@ -111,23 +139,32 @@ class LastRMSNorm(nn.RMSNorm):
         super().__init__(normalized_shape, eps=eps)
         self.register_parameter("bias", None)
 
+    def last(self, x: Tensor) -> Tensor:
+        """The norm of a signal whose channels are the last axes."""
+        y = F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        bias = self.bias
+        return y if bias is None else y + bias
+
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y if self.bias is None else y + self.bias
+        return self.last(x)
 
 
 class PixelRMSNorm(LastRMSNorm):
     """The same over the channels of each pixel of (N, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class LastAxis:
-    """Marks a norm whose channels are the last axis, and moves them to axis 1 for the norm that it is mixed into."""
+    """Marks a norm whose channels are the last axis, and moves them to axis 1 for the norm that it is mixed into.
+
+    What it gives is contiguous, as of layer norm, for what follows may view it in another shape.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.movedim(-1, 1)).movedim(1, -1)  # pyright: ignore[reportAttributeAccessIssue]
+        own = self.axis_1(input.movedim(-1, 1))  # pyright: ignore[reportAttributeAccessIssue]
+        return own.movedim(1, -1).contiguous()
 
 
 class TokenBatchNorm(LastAxis, BatchNorm):
@@ -151,6 +188,38 @@ class TokenGroupNorm(GroupNorm):
     """Gives each group of channels of each token mean 0 and variance 1, of (N, ..., C); no token sees another."""
 
     def forward(self, input: Tensor) -> Tensor:
-        fewest_values("group", torch.Size(input.shape[-1:]), input.shape[-1] // self.num_groups)
+        if not torch.jit.is_scripting():
+            fewest_values("group", torch.Size(input.shape[-1:]), input.shape[-1] // self.num_groups)
         rows = input.reshape(-1, input.shape[-1])
         return F.group_norm(rows, self.num_groups, self.weight, self.bias, self.eps).view(input.shape)
+
+
+class WeightStandardization(nn.Module):
+    """A parametrization: (w - mean) / sqrt(var + eps) over each filter's own weights, channels x taps.
+
+    Qiao et al. 2019, eq. 5 to 7, with the variance of all and no correction.
+
+    transposed: groups of a transposed convolution, whose weight is (in, out / groups, taps); None of any other,
+    (out, in / groups, taps).
+    """
+
+    def __init__(self, eps: float, transposed: int | None = None) -> None:
+        super().__init__()
+        self.eps, self.transposed = eps, transposed
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.transposed is None:
+            return self._standard(weight, list(range(1, weight.dim())))
+        grouped = weight.unflatten(0, (self.transposed, -1))
+        return self._standard(grouped, [1, *range(3, grouped.dim())]).flatten(0, 1)
+
+    def _standard(self, weight: Tensor, axes: list[int]) -> Tensor:
+        var, mean = torch.var_mean(weight, axes, correction=0, keepdim=True)
+        return (weight - mean) * torch.rsqrt(var + self.eps)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What an init draws is kept as it is; the layer computes with its standardized values."""
+        return weight
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"

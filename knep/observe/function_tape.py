@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class Tape(Recorder):
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.called.add(self._paths[module])
 
-    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def function(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = name_of(func)
         if name in _DROPOUTS:  # what noise adds would pass for a signal
             return args[0]
@@ -54,7 +55,9 @@ class Tape(Recorder):
             self._note(_known_as(name.rstrip("_"), args, kwargs), args, kwargs, weight, output)
         return output
 
-    def _note(self, function: str, args: Any, kwargs: Any, weight: Tensor | None, output: Tensor) -> None:
+    def _note(
+        self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], weight: Tensor | None, output: Tensor
+    ) -> None:
         if weight is not None:
             self._axis = 1 if function.startswith("conv") else output.ndim - 1
         axis = min(self._axis, output.ndim - 1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from knep.observe.layer_stats import LayerStats
 from knep.surgery.record import hooked
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 _SHOWN = ("largest", "mean", "std", "finite")
 
@@ -89,7 +92,7 @@ def _noting(table: Table, paths: dict[nn.Module, str]) -> Any:
     return note
 
 
-def _tensors(value: Any) -> Iterable[Tensor]:
+def _tensors(value: object) -> Iterable[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -97,7 +100,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(item)
 
 
-def show(table: Table) -> Any:
+def show(table: Table) -> RichTable:
     """The table for a terminal, with the first bad place marked."""
     from rich.markup import escape
     from rich.table import Table as RichTable

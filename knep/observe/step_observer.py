@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Eye:
     first: whether rows of the weights are compared, which the first looks alone have a use for; whole: whether the
     signal of every layer is read; door: the module that is given the batch and gives the scores, by default the model;
     told: `arrived` is called when the gradients are whole and not clipped yet, so that no hook has to find out.
+    failed: the error of a hook, in words, behind which nothing more is read.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Eye:
         told: bool = False,
     ) -> None:
         self.look = Look(step, whole)
-        self.stepped = False
+        self.stepped, self.failed = False, ""
         self.scores: Tensor | None = None
         self._model, self._optimizer, self._first = model, optimizer, first
         self._seen = False
@@ -65,15 +66,27 @@ class Eye:
 
     def _install(self, door: nn.Module, told: bool) -> Iterator[Any]:
         if not compiled(door):
-            yield from hooks_on([door], self._begin, self._end)
+            yield from hooks_on([door], self._kept(self._begin), self._kept(self._end))
         for path, module in open_modules(self._model):
             if path and not any(True for _ in module.children()):
-                yield from hooks_on([module], leave=functools.partial(self._passed, path))
+                yield from hooks_on([module], leave=self._kept(functools.partial(self._passed, path)))
         for p in () if told else self._model.parameters():
             if p.requires_grad and p.is_leaf:
-                yield p.register_post_accumulate_grad_hook(self._accumulated)
-        yield self._optimizer.register_step_pre_hook(self._before_step)
-        yield self._optimizer.register_step_post_hook(self._after_step)
+                yield p.register_post_accumulate_grad_hook(self._kept(self._accumulated))
+        yield self._optimizer.register_step_pre_hook(self._kept(self._before_step))
+        yield self._optimizer.register_step_post_hook(self._kept(self._after_step))
+
+    def _kept(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """A hook whose errors stay with the look: what cannot be read must not end the training beside it."""
+
+        def quiet(*args: Any) -> None:
+            if not self.failed:
+                try:
+                    hook(*args)
+                except Exception as error:
+                    self.failed = f"{type(error).__name__}: {error}"
+
+        return quiet
 
     def close(self) -> Look:
         for handle in self._handles:
@@ -94,12 +107,12 @@ class Eye:
     def _open(self) -> bool:
         return not self._seen and torch.is_grad_enabled() and len(self.look.layers) < _MOST_CALLS
 
-    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first = next((a for a in args if isinstance(a, Tensor)), None)
         if self._open() and first is not None and (first.is_floating_point() or first.dtype == torch.uint8):
             self.look.input, self._data = Values.of(first), first.data_ptr()
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if not self._open():
             return
         scores = scores_of(output)
@@ -112,12 +125,13 @@ class Eye:
             self.look.classes = scores.shape[1] if scores.ndim == 2 else 0
         self._seen = True
 
-    def _passed(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self._open() and isinstance(output, Tensor) and output.is_floating_point() and output.numel():
+    def _passed(self, path: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        seen = isinstance(output, Tensor) and output.is_floating_point() and output.numel() and output.ndim
+        if self._open() and isinstance(output, Tensor) and seen:
             with torch.no_grad():
                 self._read(path, module, args, output)
 
-    def _read(self, path: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _read(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         given = next((a for a in args if isinstance(a, Tensor)), None)
         if any(output is a for a in args) and not getattr(module, "inplace", False):
             return  # an empty place
@@ -130,7 +144,7 @@ class Eye:
         if self.look.whole:
             self._note(layer, signal(output))
             if output.requires_grad:
-                output.register_hook(functools.partial(self._returned, layer))
+                output.register_hook(self._kept(functools.partial(self._returned, layer)))
         self.look.layers.append(layer)
         self._last, self._bent = output, layer.alive is not None
 
@@ -158,13 +172,13 @@ class Eye:
             self._unclipped[id(p)] = lengths([dense(p.grad.detach())])[0]
 
     @torch.no_grad()
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, *_: object) -> None:
         if not self.stepped:
             followed = {n: p for n, p in self._trained() if p.ndim > 1 or p.dtype in HALF}
             self._before = {name: p.detach().clone() for name, p in followed.items()}
 
     @torch.no_grad()
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, *_: object) -> None:
         if self.stepped:
             return
         self.stepped = True
@@ -199,7 +213,7 @@ def open_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def scores_of(output: Any) -> Tensor | None:
+def scores_of(output: object) -> Tensor | None:
     """The scores in what a model returns: the tensor, or the first in a tuple or a mapping."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None

@@ -15,10 +15,11 @@ from torch.optim import Optimizer
 from knep.errors import InputError
 from knep.optim.gradients import global_norm, gradients
 
-Closure = Callable[[], Any] | None
+Loss = Tensor | float | None
+Closure = Callable[[], Loss] | None
 
 
-def _evaluate(closure: Closure) -> Any:
+def _evaluate(closure: Closure) -> Loss:
     """The loss of the closure, which computes the gradients, or None without one."""
     if closure is None:
         return None
@@ -29,14 +30,14 @@ def _evaluate(closure: Closure) -> Any:
 class Idle(Optimizer):
     """Takes no step: w <- w."""
 
-    def step(self, closure: Closure = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure = None) -> Loss:  # type: ignore[override]
         return _evaluate(closure)
 
 
 class NormalizedSGD(Optimizer):
     """w <- w - lr (g / ||g|| + weight_decay w), with ||g|| over all groups together; no part of g where g is 0."""
 
-    def step(self, closure: Closure = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure = None) -> Loss:  # type: ignore[override]
         loss = _evaluate(closure)
         with torch.no_grad():
             self._update()
@@ -52,6 +53,73 @@ class NormalizedSGD(Optimizer):
                 torch._foreach_add_(params, torch._foreach_mul(gradients(params), scale), alpha=-group["lr"])
 
 
+class RMSpropTF(Optimizer):
+    """s <- a s + (1 - a) g^2 from s = 1; v <- momentum v + lr g / sqrt(s + eps); w <- w - v, with decay w in g.
+
+    TensorFlow 1's RMSProp, which efficient nets were published with: the start at 1, eps under the root and the rate
+    inside the momentum are what torch's own has otherwise.
+    """
+
+    def step(self, closure: Closure = None) -> Loss:  # type: ignore[override]
+        loss = _evaluate(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                params = [p for p in group["params"] if p.grad is not None]
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p] = {"square": torch.ones_like(p), "momentum": torch.zeros_like(p)}
+                if params:
+                    self._update(params, group)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        squares, momenta = ([self.state[p][key] for p in params] for key in ("square", "momentum"))
+        grads = torch._foreach_add(gradients(params), params, alpha=group["weight_decay"])
+        torch._foreach_mul_(squares, group["alpha"])
+        torch._foreach_addcmul_(squares, grads, grads, value=1 - group["alpha"])
+        roots = torch._foreach_sqrt(torch._foreach_add(squares, group["eps"]))
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, torch._foreach_div(grads, roots), alpha=group["lr"])
+        torch._foreach_sub_(params, momenta)
+
+
+class NvLamb(Optimizer):
+    """u = m^ / (sqrt(s^) + eps) + decay w, with Adam's corrected moments of g; w <- w - lr (||w|| / ||u||) u.
+
+    You et al. 2020, algorithm 2, as NVIDIA's FusedLAMB and timm have it: all gradients together are first shortened to
+    max_norm (None: not), and what does not decay, norms and biases, takes Adam's step, with a ratio of 1; so does a
+    tensor of which w or u is 0.
+    """
+
+    def step(self, closure: Closure = None) -> Loss:  # type: ignore[override]
+        loss = _evaluate(closure)
+        with torch.no_grad():
+            norm = global_norm([g for group in self.param_groups for g in gradients(group["params"])])
+            for group in self.param_groups:
+                group["step"] = group.get("step", 0) + 1
+                limit = group["max_norm"]
+                scale = torch.ones_like(norm) if limit is None else (limit / norm).clamp(max=1.0)
+                for p in group["params"]:
+                    if p.grad is not None:
+                        self._update(p, p.grad * scale.to(p.grad.dtype), group)
+        return loss
+
+    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2), t = self.state[p], group["betas"], group["step"]
+        if not state:
+            state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
+        state["mean"].lerp_(grad, 1 - beta1)
+        state["square"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = (state["square"] / (1 - beta2**t)).sqrt_().add_(group["eps"])
+        update = state["mean"] / (1 - beta1**t) / root
+        ratio: Tensor | float = 1.0
+        if group["weight_decay"]:
+            update.add_(p, alpha=group["weight_decay"])
+            weight, length = p.norm(), update.norm()
+            ratio = torch.where((weight > 0) & (length > 0), weight / length, 1.0)
+        p.sub_(update * ratio, alpha=group["lr"])
+
+
 class SAM(pytorch_optimizer.SAM):
     """Sharpness-aware minimization whose step does both passes, as closures of Lightning expect.
 
@@ -60,11 +128,11 @@ class SAM(pytorch_optimizer.SAM):
     gradient. Returns the loss at w. Raises InputError without a closure.
     """
 
-    def step(self, closure: Closure = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure = None) -> Loss:  # type: ignore[override]
         if closure is None:
             raise InputError("sam needs step(closure): it computes the loss and its gradient twice")
         loss = _evaluate(closure)
-        super().step(closure)
+        super().step(closure)  # type: ignore[arg-type]
         return loss
 
 
@@ -80,7 +148,7 @@ class Shampoo(Optimizer):
     Roots are computed each `every` steps, with eps times the largest eigenvalue added; before the first, U = G.
     """
 
-    def step(self, closure: Closure = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure = None) -> Loss:  # type: ignore[override]
         loss = _evaluate(closure)
         with torch.no_grad():
             for group in self.param_groups:
@@ -122,9 +190,9 @@ def _inverse_root(moment: Tensor, order: int, eps: float) -> Tensor:
     return (vectors * (values.clamp(min=0) + ridge).pow(-1 / order)) @ vectors.T
 
 
-class Muon(pytorch_optimizer.Muon):
-    """The library's Muon with its products in float32, for CPUs that have none in bfloat16: there they take fifty times
-    as long.
+class _InFloat32:
+    """Newton-Schulz products of a Muon in float32, for CPUs that have none in bfloat16: there they take fifty times as
+    long.
     """
 
     @staticmethod
@@ -133,3 +201,48 @@ class Muon(pytorch_optimizer.Muon):
 
         given: dict[str, Any] = {"num_steps": group["ns_steps"], "weights": group["ns_coeffs"], "dtype": torch.float32}
         return [zero_power_via_newton_schulz_5(update.reshape(len(update), -1), **given) for update in updates]
+
+
+class Muon(_InFloat32, pytorch_optimizer.Muon):
+    """The library's Muon with its products in float32."""
+
+
+class NorMuon(_InFloat32, pytorch_optimizer.NorMuon):
+    """The library's NorMuon with its products in float32."""
+
+
+class AdaMuon(pytorch_optimizer.AdaMuon):
+    """The library's AdaMuon with what the paper has beside: the look-ahead of the momentum, and its signs.
+
+    Si, Zhang and Shen 2025, algorithm 1: it is sign(M) that is made orthogonal. The library orthogonalizes M.
+    """
+
+    _ahead: list[Tensor]
+
+    def _step_muon_foreach(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        state_dict: dict[str, list[Tensor]],
+        bias_correction2: float | Tensor,
+    ) -> None:
+        self._ahead = grads if group["nesterov"] else []
+        super()._step_muon_foreach(group, params, grads, state_dict, bias_correction2)
+        self._ahead = []
+
+    def _orthogonalize(self, group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
+        if self._ahead:
+            updates = list(torch._foreach_lerp(self._ahead, updates, group["betas"][0]))
+        signs = list(torch._foreach_sign(updates))
+        return [update.to(sign.dtype) for update, sign in zip(self._orthogonal(group, signs), signs, strict=True)]
+
+    def _orthogonal(self, group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:
+        return super()._orthogonalize(group, updates)
+
+
+class AdaMuon32(AdaMuon):
+    """`AdaMuon` with its products in float32."""
+
+    def _orthogonal(self, group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:
+        return _InFloat32._orthogonalize(group, updates)

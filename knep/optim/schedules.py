@@ -21,20 +21,30 @@ def warmup_steps(total_steps: int, warmup: float) -> int:
     return min(round(warmup * total_steps), total_steps - 1)
 
 
-def ramp(step: int, warm: int) -> float:
-    """The factor of a linear warm-up over `warm` steps: 1/warm, 2/warm, ..., 1, and 1 ever after."""
-    return min(1.0, (step + 1) / warm) if warm else 1.0
+def ramp(step: int, warm: int, start: float | None = None) -> float:
+    """The factor of a linear warm-up over `warm` steps: 1/warm, 2/warm, ..., 1, and 1 ever after.
+
+    start: the factor of step 0 in [0, 1], from which it rises so that step `warm` is the first at 1.
+    """
+    if not warm or step >= warm:
+        return 1.0
+    return (step + 1) / warm if start is None else start + (1 - start) * step / warm
 
 
-def warmed(optimizer: Optimizer, warm: int, curve: Factor) -> LambdaLR:
+def warmed(optimizer: Optimizer, warm: int, curve: Factor, start: float | None = None) -> LambdaLR:
     """Scales each group's own initial rate by ramp(step) * curve(steps since the end of the warm-up)."""
-    return LambdaLR(optimizer, lambda step: ramp(step, warm) * curve(max(0, step - warm)))
+    return LambdaLR(optimizer, lambda step: ramp(step, warm, start) * curve(max(0, step - warm)))
 
 
 def staircase(optimizer: Optimizer, warm: int, steps_per_epoch: int, curve: Factor) -> LambdaLR:
     """Scales each group's own initial rate by ramp(step) * curve(epoch), epochs counted from the run's first step."""
     check("steps_per_epoch", steps_per_epoch, "[1, inf)")
     return LambdaLR(optimizer, lambda step: ramp(step, warm) * curve(step // steps_per_epoch))
+
+
+def rising(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int, factor: float) -> LambdaLR:
+    """Multiplies the rates by `factor` at each step: what a range test follows (Smith 2017, sec. 3.3)."""
+    return LambdaLR(optimizer, lambda step: factor**step)
 
 
 class Unchanged(LambdaLR):

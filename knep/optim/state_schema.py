@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from knep.io.pickle_scan import overlaps
 from knep.io.schema import Check, alike, either, items, listed, number, record, same, whole
@@ -29,7 +30,7 @@ def tensor(like: Tensor, finite: bool = False) -> Check:
     finite: whether all must be, where those of `like` are.
     """
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if not isinstance(value, Tensor):
             return f" is a {type(value).__name__}, not a tensor"
         if value.shape != like.shape:
@@ -50,20 +51,25 @@ def _kind(t: Tensor) -> str:
 
 
 class Expected:
-    """The optimizer and the schedule that a config gives `module` (a Classifier, which is spent), after a step.
+    """The optimizer and the schedule that `config` gives `model`, new ones, after a step; all three are spent.
 
-    finite: whether the state has to be where a guard looks at it. Raises InputError where it gives none.
+    finite: whether the state has to be where a guard looks at it.
     """
 
-    def __init__(self, module: Any, finite: bool = True) -> None:
-        config = module.about["config"]
-        self._optimizer = module.recipe.optimizer(module.model)
-        self._scheduler = module.recipe.scheduler(self._optimizer, total_steps=1000, steps_per_epoch=10)
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        config: Mapping[str, Any],
+        finite: bool = True,
+    ) -> None:
+        self._optimizer, self._scheduler = optimizer, scheduler
         self.by_validation = isinstance(self._scheduler, ReduceLROnPlateau)
         before = [dict(group) for group in self._optimizer.param_groups]
         self._finite = finite and config.get("guard", {}).get("action") not in (None, "none")
         with torch.random.fork_rng(devices=[]):
-            self._optimizer.step(lambda: _some_gradients(module.model))
+            self._optimizer.step(lambda: _some_gradients(model))  # type: ignore[arg-type]
         # A schedule of the momentum is torch's or a user's, or the one of these that sets it.
         own = type(self._scheduler) in (LambdaLR, ReduceLROnPlateau, Unchanged)
         self._moves = {*_MOVES} - ({"momentum", "betas"} if own else set())
@@ -79,7 +85,7 @@ class Expected:
         groups = items(*(self._group(group, steps) for group in sample["param_groups"]))
         return record({k: alike(v) for k, v in sample.items()} | {"state": record({}, states), "param_groups": groups})
 
-    def _state(self, sample: Any, steps: int) -> Check:
+    def _state(self, sample: object, steps: int) -> Check:
         """What is kept for a parameter; nothing where it met no gradient."""
         if isinstance(sample, Mapping):
             held = {k: _count(v, steps) if k == "step" else self._state(v, steps) for k, v in sample.items()}
@@ -91,7 +97,7 @@ class Expected:
     def _group(self, sample: Mapping[str, Any], steps: int) -> Check:
         """A parameter group: the values that the config gives, and of what steps may move the kind and range."""
 
-        def of(key: str, value: Any) -> Check:
+        def of(key: str, value: object) -> Check:
             if key == "step":
                 return _count(value, steps)
             if isinstance(value, Tensor):
@@ -117,7 +123,7 @@ def _moved_by_a_step(was: Mapping[str, Any], group: Mapping[str, Any], given: Ma
     return counted | {k for k, v in group.items() if type(v) is float and k not in given}
 
 
-def _some_gradients(model: Any) -> Tensor:
+def _some_gradients(model: nn.Module) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     for p in model.parameters():
         if p.requires_grad:
@@ -125,15 +131,17 @@ def _some_gradients(model: Any) -> Tensor:
     return torch.ones(())
 
 
-def _count(sample: Any, steps: int) -> Check:
+def _count(sample: object, steps: int) -> Check:
     """A number of steps, in a tensor or without one, of at most `steps`."""
     if not isinstance(sample, Tensor):
         return whole(0, steps)
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         wrong = tensor(sample, finite=True)(value)
-        if wrong or value.dtype != sample.dtype:
-            return wrong or f" is of {value.dtype}, not {sample.dtype}"
+        if wrong or not isinstance(value, Tensor):
+            return wrong
+        if value.dtype != sample.dtype:
+            return f" is of {value.dtype}, not {sample.dtype}"
         odd = next((n for n in value.flatten().tolist() if n != int(n) or not 0 <= n <= steps), None)
         return None if odd is None else f" is {odd} after {steps} steps"
 
@@ -150,7 +158,7 @@ def _moved(key: str, value: Any) -> Check:
     return either(whole(min(0, value)), number()) if type(value) is int else alike(value)
 
 
-def _is_odd(value: Any) -> bool:
+def _is_odd(value: object) -> bool:
     """Whether a schedule's value is another schedule or the like, and no setting."""
     return not isinstance(value, (bool, int, float, str, list, tuple, type(None)))
 

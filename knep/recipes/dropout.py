@@ -2,7 +2,7 @@
 
 p is the share of what is dropped, in [0, 1); the rest is scaled so that the mean stays. All kinds are the identity in
 eval mode, and bit for bit at p = 0. A knep model has places for each kind; in any other model each kind has the rule
-that its function states.
+that its function states. What low-rank adapters hold stays as their authors made it.
 
 Each function lists its changes, and raises NoEffectError where the model has nothing that fits, and InputError for a p
 outside [0, 1) or where the right place cannot be proved. sample: images (N, C, H, W), read by the rules for other
@@ -12,11 +12,12 @@ models.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
 from knep.nn.dropout import DropBlock, StochasticDepth
+from knep.nn.kinds import adapters
 from knep.nn.place import Place
 from knep.surgery.edit import Change, bare, describe, modules_of, replace_each, required
 from knep.surgery.feature_maps import ChannelsLast, Map, maps_of
@@ -24,6 +25,7 @@ from knep.surgery.graph import refuse_scripted
 from knep.surgery.insert_module import put_before, put_inside
 from knep.surgery.record import Pass
 from knep.surgery.residual import Residuals, drops_branches, end_with, follow, has_places, left_alone
+from knep.surgery.sample import Inputs
 from knep.utils.validation import check
 
 __all__ = ["alpha", "dropblock", "none", "spatial", "standard", "stochastic_depth"]
@@ -33,13 +35,13 @@ _MAPS = (nn.Dropout2d, DropBlock)
 _WHERE = ("hidden", "head", "features")
 
 
-def none(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+def none(model: nn.Module, *, sample: Inputs | None = None) -> list[Change]:
     """Leaves the places empty and the model's own dropout alone."""
     return []
 
 
 def standard(
-    model: nn.Module, *, sample: Tensor | None = None, p: float = 0.5, where: Sequence[str] = ("hidden", "head")
+    model: nn.Module, *, sample: Inputs | None = None, p: float = 0.5, where: Sequence[str] = ("hidden", "head")
 ) -> list[Change]:
     """Zeroes each value with probability p and divides the rest by 1 - p (Srivastava et al. 2014).
 
@@ -52,7 +54,7 @@ def standard(
 
 
 def alpha(
-    model: nn.Module, *, sample: Tensor | None = None, p: float = 0.1, where: Sequence[str] = ("hidden", "head")
+    model: nn.Module, *, sample: Inputs | None = None, p: float = 0.1, where: Sequence[str] = ("hidden", "head")
 ) -> list[Change]:
     """Sets values to SELU's limit at minus infinity, then restores mean and variance (Klambauer et al. 2017).
 
@@ -61,7 +63,7 @@ def alpha(
     return _drop_values(model, sample, "alpha", p, where, nn.AlphaDropout)
 
 
-def spatial(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.1) -> list[Change]:
+def spatial(model: nn.Module, *, sample: Inputs | None = None, p: float = 0.1) -> list[Change]:
     """Zeroes whole feature maps with probability p (Tompson et al. 2015), behind each convolution stage.
 
     Without places: the model's own Dropout2d modules get p; if it has none, one follows each activation module whose
@@ -71,7 +73,7 @@ def spatial(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.1) -
     return _drop_maps(model, sample, "spatial", lambda: nn.Dropout2d(p))
 
 
-def dropblock(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.1, block_size: int = 3) -> list[Change]:
+def dropblock(model: nn.Module, *, sample: Inputs | None = None, p: float = 0.1, block_size: int = 3) -> list[Change]:
     """Zeroes squares of each feature map, a share p in all (Ghiasi et al. 2018), behind each convolution stage.
 
     Without places: as for `spatial`.
@@ -82,7 +84,7 @@ def dropblock(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.1,
     return _drop_maps(model, sample, "dropblock", lambda: DropBlock(p, block_size))
 
 
-def stochastic_depth(model: nn.Module, *, sample: Tensor | None = None, p: float = 0.2) -> list[Change]:
+def stochastic_depth(model: nn.Module, *, sample: Inputs | None = None, p: float = 0.2) -> list[Change]:
     """Skips residual branch l of L with probability p l / L, image by image (Huang et al. 2016, sec. 3).
 
     Without places: the branches that `knep.surgery.residual` proves, in the order in which they are called; those that
@@ -98,7 +100,7 @@ def stochastic_depth(model: nn.Module, *, sample: Tensor | None = None, p: float
     return required(changes, "dropout.stochastic_depth", "the model has no residual branch")
 
 
-def _skip_branches(model: nn.Module, sample: Tensor | None, p: float) -> list[Change]:
+def _skip_branches(model: nn.Module, sample: Inputs | None, p: float) -> list[Change]:
     refuse_scripted(model, "dropout.stochastic_depth")
     found = Residuals(model, sample)
     own = dict.fromkeys(m for _, m in modules_of(model, nn.Module) if drops_branches(m))
@@ -125,7 +127,7 @@ def _fill(model: nn.Module, kinds: Sequence[str], make: Callable[[Any], nn.Modul
 
 def _drop_values(
     model: nn.Module,
-    sample: Tensor | None,
+    sample: Inputs | None,
     name: str,
     p: float,
     where: Sequence[str],
@@ -137,7 +139,8 @@ def _drop_values(
     model = bare(model)
     changes = _fill(model, where, lambda place: make(p))
     if not changes:
-        changes = replace_each(model, _VALUES, lambda old: make(p), lambda old: True)
+        inside = adapters(model)
+        changes = replace_each(model, _VALUES, lambda old: make(p), lambda old: old not in inside)
     if not changes and not has_places(model) and "head" in where:
         refuse_scripted(model, f"dropout.{name}")
         last = _classifier(model, sample)
@@ -145,10 +148,29 @@ def _drop_values(
     return required(changes, f"dropout.{name}", f"the model has no place for it among {', '.join(where)}")
 
 
-def _classifier(model: nn.Module, sample: Tensor | None) -> nn.Module | None:
-    """The linear layer or convolution that acts last when the model reads the sample; without, the last registered."""
+def _classifier(model: nn.Module, sample: Inputs | None) -> nn.Module | None:
+    """The linear layer or convolution that acts last when the model reads the sample; without, the last registered.
+
+    Where a low-rank adapter stands around it, the adapter: what its branches read is changed for both.
+    """
     acting = model.modules() if sample is None else (call.module for call in Pass(model, sample).seen)
-    return next((m for m in reversed(list(acting)) if isinstance(m, (nn.Linear, _ConvNd))), None)
+    last = next((m for m in reversed(list(acting)) if isinstance(m, (nn.Linear, _ConvNd))), None)
+    return None if last is None else _with_its_like(model, adapters(model).get(last, last))
+
+
+def _with_its_like(model: nn.Module, last: nn.Module) -> nn.Module:
+    """The module of heads that read one signal, where the last layer is one of several, else that layer itself.
+
+    As a detector's classes and boxes: linear layers alone, of equally many inputs, and none as wide as what it reads.
+    """
+    for parent in model.modules():
+        heads = list(parent.children())
+        if last in heads and parent is not model and not isinstance(parent, (nn.Sequential, nn.ModuleList)):
+            linear = [head for head in heads if isinstance(head, nn.Linear)]
+            widths = {head.in_features for head in linear}
+            if len(linear) == len(heads) > 1 and len(widths) == 1:
+                return last if widths & {head.out_features for head in linear} else parent
+    return last
 
 
 def _before(model: nn.Module, module: nn.Module, new: nn.Module) -> Change:
@@ -159,7 +181,7 @@ def _before(model: nn.Module, module: nn.Module, new: nn.Module) -> Change:
     return Change(path, before, text)
 
 
-def _drop_maps(model: nn.Module, sample: Tensor | None, name: str, make: Callable[[], nn.Module]) -> list[Change]:
+def _drop_maps(model: nn.Module, sample: Inputs | None, name: str, make: Callable[[], nn.Module]) -> list[Change]:
     model = bare(model)
     changes = _fill(model, ("features",), lambda place: make())
     if not changes:

@@ -11,31 +11,39 @@ over batch and tokens; instance: over the tokens of each image. One over the cha
 becomes layer and rms there, and else the norm of (N, C, H, W).
 
 insert=true: a model without norm layers and places gets a norm behind each linear layer and convolution whose output
-an activation reads, but not behind the classifier. `sample` shows which those are, or else torch.fx.
+an activation reads, but not behind the classifier. It is a child of that layer, whose parameters keep their names.
+`sample` shows which those are, or else torch.fx.
 
 Subclasses and look-alikes of norm layers, with what else they do: see `knep.surgery.find_norms`. A module that is
-called a norm but is none by its values stays, and is listed as not reached.
+called a norm but is none by its values stays, and is listed as not reached; so does the norm of a part that is frozen
+while others are trained, and is listed as kept.
+
+On a sample, a norm is refused that would let later positions of a causal model reach earlier ones, or rows of a batch
+each other in eval mode, which the model's own norms do not: see `knep.surgery.influence`.
 
 Each function lists its changes, and raises NoEffectError where there is neither a place nor a norm layer, and
 InputError, before the first change, where its statistics make no sense for a layer's signal, or a new layer would lose
 something (parametrisations, hooks, an own forward).
-sample: images (N, C, H, W), for the shapes that reach each layer; without it they are checked in the first forward.
+sample: a batch as the model takes it (`knep.surgery.sample`), for the shapes that reach each layer; without it they are
+checked in the first forward, and leaks are not looked for.
 """
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrizations
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from torchvision.models.convnext import LayerNorm2d
 
-from knep.errors import InputError
+from knep.errors import InputError, NoEffectError
+from knep.nn.kinds import is_norm
 from knep.nn.norm import (
     BatchNorm,
     GhostBatchNorm,
@@ -48,26 +56,82 @@ from knep.nn.norm import (
     TokenGhostBatchNorm,
     TokenGroupNorm,
     TokenInstanceNorm,
+    WeightStandardization,
     fewest_values,
 )
-from knep.surgery.edit import Change, bare, modules_of, required
+from knep.nn.place import Place
+from knep.surgery.edit import Change, bare, describe, frozen_parts, modules_of
 from knep.surgery.record import classifier_of
 from knep.surgery.replace_norms import Kind, Site, normalise, refuse_empty_zero_gains
+from knep.surgery.sample import Inputs
 from knep.utils.validation import check, whole
 
-__all__ = ["batch", "ghost_batch", "group", "instance", "layer", "none", "rms", "spectral", "weight"]
+__all__ = [
+    "auto",
+    "batch",
+    "ghost_batch",
+    "group",
+    "instance",
+    "layer",
+    "none",
+    "rms",
+    "spectral",
+    "weight",
+    "weight_standardization",
+]
+
+_BESIDE = ("group", "batch", "none")
 
 
-def none(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+def none(model: nn.Module, *, sample: Inputs | None = None) -> list[Change]:
     """Leaves the places empty and the model's own norm layers alone."""
     refuse_empty_zero_gains(model, "none")
     return []
 
 
+def auto(
+    model: nn.Module,
+    *,
+    sample: Inputs | None = None,
+    position: str = "before_activation",
+    insert: bool = False,
+    momentum: float | None = None,
+    eps: float | None = None,
+) -> list[Change]:
+    """Batch norm in the places of a knep model; elsewhere the norms that a model has, which its authors chose.
+
+    A model without norm layers stays without, and the report says so; with insert=true it gets batch norm behind
+    convolutions and linear layers of rows (Ioffe and Szegedy 2015), layer norm behind those of tokens (Ba et al. 2016).
+    No later position and no other row comes into a signal by it that was not there.
+
+    momentum, eps: as for `batch`, of the model's own batch norms too; other norms keep theirs.
+    """
+    _check_batch(momentum, eps)
+    model = bare(model)
+
+    def kept(old: Any) -> bool:
+        own = isinstance(old, _BatchNorm) and not isinstance(old, GhostBatchNorm)
+        return not own or (momentum in (None, old.momentum) and eps in (None, old.eps))
+
+    def first(site: Site) -> nn.Module:
+        return BatchNorm(site.channels, eps=site.eps(eps, 1e-5), momentum=_momentum(site.old, momentum))
+
+    def last(site: Site) -> nn.Module:
+        return nn.LayerNorm(site.shape, eps=site.eps(eps, 1e-5))
+
+    own = [Change(path, describe(m), "kept") for path, m in modules_of(model, nn.Module) if is_norm(m)]
+    has_place = any(modules_of(model, Place))
+    asked = position != "before_activation" or (momentum, eps) != (None, None)
+    if has_place or (own and asked) or (insert and not own):
+        return normalise(model, Kind("auto", kept, first, last), sample, position, insert)
+    hint = "norm.insert=true puts one behind each layer that an activation follows"
+    return own or [Change("the model", type(model).__name__, f"kept: it has no norm layer, and {hint}")]
+
+
 def batch(
     model: nn.Module,
     *,
-    sample: Tensor | None = None,
+    sample: Inputs | None = None,
     position: str = "before_activation",
     insert: bool = False,
     momentum: float | None = None,
@@ -80,7 +144,7 @@ def batch(
     """
     _check_batch(momentum, eps)
 
-    def kept(old: Any) -> bool:
+    def kept(old: nn.Module) -> bool:
         own = isinstance(old, _BatchNorm) and not isinstance(old, GhostBatchNorm)
         return own and momentum in (None, old.momentum) and eps in (None, old.eps)
 
@@ -94,7 +158,7 @@ def batch(
 def ghost_batch(
     model: nn.Module,
     *,
-    sample: Tensor | None = None,
+    sample: Inputs | None = None,
     position: str = "before_activation",
     insert: bool = False,
     ghost_size: int = 32,
@@ -108,7 +172,7 @@ def ghost_batch(
     whole("ghost_size", ghost_size, 2)
     _check_batch(momentum, eps)
 
-    def kept(old: Any) -> bool:
+    def kept(old: nn.Module) -> bool:
         own = isinstance(old, GhostBatchNorm) and old.ghost_size == ghost_size
         return own and momentum in (None, old.momentum) and eps in (None, old.eps)
 
@@ -123,7 +187,7 @@ def ghost_batch(
 def layer(
     model: nn.Module,
     *,
-    sample: Tensor | None = None,
+    sample: Inputs | None = None,
     position: str = "before_activation",
     insert: bool = False,
     eps: float | None = None,
@@ -136,7 +200,7 @@ def layer(
     """
     _check_eps(eps)
 
-    def kept(old: Any) -> bool:
+    def kept(old: nn.Module) -> bool:
         one = isinstance(old, nn.LayerNorm) or (isinstance(old, nn.GroupNorm) and old.num_groups == 1)
         return one and eps in (None, old.eps)
 
@@ -153,7 +217,7 @@ def layer(
 def group(
     model: nn.Module,
     *,
-    sample: Tensor | None = None,
+    sample: Inputs | None = None,
     position: str = "before_activation",
     insert: bool = False,
     groups: int = 8,
@@ -167,7 +231,7 @@ def group(
     whole("groups", groups, 1)
     _check_eps(eps)
 
-    def kept(old: Any) -> bool:
+    def kept(old: nn.Module) -> bool:
         return isinstance(old, nn.GroupNorm) and old.num_groups == groups and eps in (None, old.eps)
 
     def first(site: Site) -> nn.Module:
@@ -183,7 +247,7 @@ def group(
 def instance(
     model: nn.Module,
     *,
-    sample: Tensor | None = None,
+    sample: Inputs | None = None,
     position: str = "before_activation",
     insert: bool = False,
     eps: float | None = None,
@@ -195,7 +259,7 @@ def instance(
     """
     _check_eps(eps)
 
-    def kept(old: Any) -> bool:
+    def kept(old: nn.Module) -> bool:
         return isinstance(old, _InstanceNorm) and eps in (None, old.eps)
 
     def first(site: Site) -> nn.Module:
@@ -214,7 +278,7 @@ def instance(
 def rms(
     model: nn.Module,
     *,
-    sample: Tensor | None = None,
+    sample: Inputs | None = None,
     position: str = "before_activation",
     insert: bool = False,
     eps: float | None = None,
@@ -227,7 +291,7 @@ def rms(
     """
     _check_eps(eps)
 
-    def kept(old: Any) -> bool:
+    def kept(old: nn.Module) -> bool:
         return isinstance(old, (nn.RMSNorm, RMSNorm)) and eps in (None, old.eps)
 
     def first(site: Site) -> nn.Module:
@@ -240,7 +304,7 @@ def rms(
     return normalise(model, kind, sample, position, insert)
 
 
-def weight(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
+def weight(model: nn.Module, *, sample: Inputs | None = None) -> list[Change]:
     """Splits each unit's weights into length and direction, w = g v / ||v|| (Salimans and Kingma 2016).
 
     Acts on all linear layers and convolutions but the classifier; the function stays as it was. Places stay empty.
@@ -248,14 +312,15 @@ def weight(model: nn.Module, *, sample: Tensor | None = None) -> list[Change]:
     model = bare(model)
     refuse_empty_zero_gains(model, "weight")
     changes = []
-    for path, m in _weighted(model, sample):
+    found, left = _weighted(model, sample, "norm.weight")
+    for path, m in found:
         parametrizations.weight_norm(m, "weight", dim=1 if isinstance(m, _ConvTransposeNd) else 0)
         changes.append(Change(f"{path}.weight", "free", "g v / ||v||"))
-    return required(changes, "norm.weight", "the model has no linear layer or convolution but its classifier")
+    return changes + left
 
 
 def spectral(
-    model: nn.Module, *, sample: Tensor | None = None, n_power_iterations: int = 1, eps: float = 1e-12
+    model: nn.Module, *, sample: Inputs | None = None, n_power_iterations: int = 1, eps: float = 1e-12
 ) -> list[Change]:
     """Divides each weight matrix by its largest singular value, so that no layer stretches (Miyato et al. 2018).
 
@@ -268,10 +333,43 @@ def spectral(
     model = bare(model)
     refuse_empty_zero_gains(model, "spectral")
     changes = []
-    for path, m in _weighted(model, sample):
+    found, left = _weighted(model, sample, "norm.spectral")
+    for path, m in found:
         parametrizations.spectral_norm(m, "weight", n_power_iterations=n_power_iterations, eps=eps)
         changes.append(Change(f"{path}.weight", "free", "w / sigma(w)"))
-    return required(changes, "norm.spectral", "the model has no linear layer or convolution but its classifier")
+    return changes + left
+
+
+def weight_standardization(
+    model: nn.Module, *, sample: Inputs | None = None, beside: str = "group", groups: int = 32, eps: float = 1e-5
+) -> list[Change]:
+    """Gives the weights of each filter mean 0 and variance 1, over its channels and taps (Qiao et al. 2019).
+
+    Acts on all convolutions; the filters of depthwise 1 x 1 ones, of one weight each, stay. For small batches it
+    stands with a group norm, which takes the places and the model's own norms as `norm=group` does.
+
+    beside: group, batch or none, which leaves places empty and the model's norms alone; groups: of group norm.
+    eps: added to the variance, in (0, inf). Raises InputError for others.
+    """
+    check("eps", eps, "(0, inf)")
+    if beside not in _BESIDE:
+        raise InputError(f"beside must be one of {', '.join(_BESIDE)}, got {beside}")
+    model = bare(model)
+    found, left = _weighted(model, sample, "norm.weight_standardization", (_ConvNd,))
+    lone = [path for path, m in found if m.weight[0].numel() == 1]
+    left += [Change(f"{path}.weight", "free", "left as it is: a filter of one weight has no spread") for path in lone]
+    found = [(path, m) for path, m in found if path not in lone]
+    if not found:
+        raise NoEffectError(f"norm.weight_standardization changed nothing: {left[0].path} is {left[0].after}")
+    if beside == "none":
+        refuse_empty_zero_gains(model, "weight_standardization")
+    fill = {"group": partial(group, groups=groups), "batch": batch, "none": lambda model, sample: []}[beside]
+    changes = fill(model, sample=sample)
+    for path, m in found:
+        transposed = m.groups if isinstance(m, _ConvTransposeNd) else None
+        register_parametrization(m, "weight", WeightStandardization(eps, transposed))
+        changes.append(Change(f"{path}.weight", "free", "(w - mean) / std of each filter"))
+    return changes + left
 
 
 def _groups(name: str, site: Site, most: int) -> int:
@@ -284,7 +382,7 @@ def _groups(name: str, site: Site, most: int) -> int:
     raise AssertionError("two values make a group")
 
 
-def _momentum(old: nn.Module, asked: float | None) -> Any:
+def _momentum(old: nn.Module, asked: float | None) -> float | None:
     """What the user asked for, or else the layer's own value (None: the average of all batches), or else 0.1."""
     return asked if asked is not None else getattr(old, "momentum", 0.1)
 
@@ -300,12 +398,48 @@ def _check_eps(eps: float | None) -> None:
         check("eps", eps, "(0, inf)")
 
 
-def _weighted(model: nn.Module, sample: Tensor | None) -> list[tuple[str, Any]]:
-    """(path, layer) of all linear layers and convolutions but the classifier, each once."""
+def _weighted(
+    model: nn.Module, sample: Inputs | None, name: str, kinds: tuple[type[nn.Module], ...] = (nn.Linear, _ConvNd)
+) -> tuple[list[tuple[str, Any]], list[Change]]:
+    """(path, layer) of all linear layers and convolutions but the classifier, each once; and what is left, and why.
+
+    kinds: of layers to look at.
+
+    Raises NoEffectError where none is left to change.
+    """
     last = classifier_of(model, sample)
-    layers = {m: path for path, m in reversed(list(modules_of(model, nn.Linear, _ConvNd)))}
-    owners = Counter(id(m.weight) for m in layers)
-    for m, path in layers.items():
-        if is_parametrized(m, "weight") or owners[id(m.weight)] > 1:
-            raise InputError(f"norm cannot reparametrise {path}: its weight is shared or has a parametrisation already")
-    return [(path, m) for m, path in reversed(layers.items()) if m is not last]
+    layers = {m: path for path, m in reversed(list(modules_of(model, *kinds)))}
+    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    is_frozen = frozen_parts(model)
+    found, left = [], []
+    for m, path in reversed(layers.items()):
+        if m is last:
+            continue
+        reason = _reason(m, owners[id(m.weight)] > 1, is_frozen(path))
+        if reason:
+            left.append(Change(f"{path}.weight", "free", f"left as it is: {reason}"))
+        else:
+            found.append((path, m))
+    why = (
+        f"{left[0].path} is {left[0].after}"
+        if left
+        else f"the model has no {'linear layer or ' * (nn.Linear in kinds)}convolution but its classifier"
+    )
+    if not found:
+        raise NoEffectError(f"{name} changed nothing: {why}")
+    return found, left
+
+
+def _reason(layer: Any, shared: bool, frozen: bool) -> str:
+    """Why a layer's weight cannot be split or divided, or ""."""
+    if frozen:
+        return "frozen"
+    if is_parametrized(layer, "weight"):
+        return "it has a parametrisation already"
+    if "weight" not in layer._parameters:  # as torch.nn.utils.weight_norm leaves it
+        return "a hook computes it, use torch.nn.utils.parametrizations"
+    if shared:
+        return "it is shared with another layer"
+    if not layer.weight.is_meta and not layer.weight.detach().any():
+        return "all zero, it has no direction"
+    return ""

@@ -34,7 +34,7 @@ def _absolute(params: Sequence[Tensor]) -> Tensor | float:
 
 
 def _squares(params: Sequence[Tensor]) -> Tensor | float:
-    return sum((p.square().sum() for p in params), 0.0)
+    return sum(((p.abs() if p.is_complex() else p).square().sum() for p in params), 0.0)
 
 
 class L1(Regularizer):

@@ -2,8 +2,9 @@
 
 Each option scales every parameter group's own rate by one factor of the step; `.step()` follows each optimizer step
 (`plateau`: each validation). With t the step, N = total_steps and T = round(warmup * N), options with `warmup` rise
-as (t + 1) / T for t < T. Then u = (t - T) / (N - T), in [0, 1), is the share of the rest that is over. `final` is a
-share of the base rate. Every function raises InputError for a hyper-parameter outside its range.
+as (t + 1) / T for t < T, those with a `start` in [0, 1] as start + (1 - start) t / T where it is given. Then
+u = (t - T) / (N - T), in [0, 1), is the share of the rest that is over. `final` is a share of the base rate. Every
+function raises InputError for a hyper-parameter outside its range.
 """
 
 import math
@@ -98,15 +99,46 @@ def multistep(
 
 
 def cosine(
-    optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int, warmup: float = 0.05, final: float = 0.0
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup: float = 0.05,
+    final: float = 0.0,
+    start: float | None = None,
+    prefix: bool = True,
+    by_epoch: bool = False,
 ) -> LRScheduler:
     """Lowers the rate along half a cosine: final + (1 - final) (1 + cos(pi u)) / 2 (Loshchilov and Hutter 2017, eq. 5).
 
-    warmup: share of all steps; final: share of the base rate at u = 1, in [0, 1].
+    warmup: share of all steps; final: share of the base rate at u = 1, in [0, 1]; start: share at the first step.
+    prefix: whether the cosine begins behind the warm-up; False has u = t / N, whose first T steps the warm-up replaces,
+    which is timm's default. by_epoch: whether an epoch keeps the rate of its first step, as timm's and torchvision's
+    scripts have it.
     """
-    return cosine_restarts(
-        optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, cycles=1, warmup=warmup, final=final
-    )
+    _check_start(start)
+    check("final", final, "[0, 1]")
+    check("steps_per_epoch", steps_per_epoch, "[1, inf)")
+    warm = warmup_steps(total_steps, warmup)
+    first = warm if prefix else 0
+
+    def factor(step: int) -> float:
+        t = step // steps_per_epoch * steps_per_epoch if by_epoch else step
+        rise = ramp(t, warm, start)
+        if t < warm and not prefix:
+            return rise
+        return rise * _half_cosine(min(1.0, max(0, t - first) / (total_steps - first)), final)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _half_cosine(u: float, final: float) -> float:
+    return final + (1 - final) * (1 + math.cos(math.pi * u)) / 2
+
+
+def _check_start(start: float | None) -> None:
+    if start is not None:
+        check("start", start, "[0, 1]")
 
 
 def cosine_restarts(
@@ -137,18 +169,29 @@ def cosine_restarts(
     def curve(s: int) -> float:
         at = min(s / scale, starts[-1])
         k = max(i for i, start in enumerate(starts[:-1]) if start <= at + 1e-9)
-        return final + (1 - final) * (1 + math.cos(math.pi * (at - starts[k]) / lengths[k])) / 2
+        return _half_cosine((at - starts[k]) / lengths[k], final)
 
     return warmed(optimizer, warm, curve)
 
 
 def linear(
-    optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int, warmup: float = 0.05, final: float = 0.0
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup: float = 0.05,
+    final: float = 0.0,
+    start: float | None = None,
 ) -> LRScheduler:
-    """Lowers the rate along a line: 1 - (1 - final) u. warmup: share of all steps; final: in [0, 1]."""
-    return polynomial(
-        optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, power=1.0, warmup=warmup, final=final
-    )
+    """Lowers the rate along a line: 1 - (1 - final) u.
+
+    warmup: share of all steps; final: in [0, 1]; start: share of the base rate at the first step, in [0, 1].
+    """
+    _check_start(start)
+    check("final", final, "[0, 1]")
+    warm = warmup_steps(total_steps, warmup)
+    length = total_steps - warm
+    return warmed(optimizer, warm, lambda s: final + (1 - final) * max(0.0, 1 - s / length), start)
 
 
 def polynomial(

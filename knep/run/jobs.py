@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import read_write
+from omegaconf import DictConfig, read_write
 
 from knep.config.command_line.aliases import quoted, unquoted
 from knep.config.compose import plain
@@ -81,7 +81,7 @@ class Single:
 
     error: InputError | RunFailed | None = None
 
-    def job(self, cfg: Any) -> float:
+    def job(self, cfg: DictConfig) -> float:
         folder, config, choices, lines = _job(cfg)
         try:
             return float(_told(config, folder, choices, lines)["val/loss"])
@@ -128,14 +128,14 @@ class Sweep:
         whole = [*planned.overrides, _line("hydra.sweep.dir", folder)]
         return cls(outcomes, planned.grid, typed, script, search), whole, stands
 
-    def job(self, cfg: Any) -> float:
+    def job(self, cfg: DictConfig) -> float:
         if os.getppid() == self._process:  # a launcher's worker
             ends_with_parent(self._process)
         hydra_cfg = HydraConfig.get()
         lines, fresh = list(hydra_cfg.overrides.task), Path(hydra_cfg.runtime.output_dir)
         return self._taken.take(hydra_cfg.job.num, lines, fresh, lambda runs_in: self._run(cfg, lines, fresh, runs_in))
 
-    def _run(self, cfg: Any, lines: list[str], fresh: Path, runs_in: Callable[[Path], None]) -> dict[str, Any]:
+    def _run(self, cfg: DictConfig, lines: list[str], fresh: Path, runs_in: Callable[[Path], None]) -> dict[str, Any]:
         allow_typed(self._typed)  # in a process of the launcher's nobody has
         if not self._checked:
             check(lines, self._search, sweep=True)
@@ -202,7 +202,7 @@ class Sweep:
         return InputError(f"the sweeper or launcher cannot run this sweep ({text})")
 
 
-def _job(cfg: Any) -> tuple[Path, dict[str, Any], dict[str, str], list[str]]:
+def _job(cfg: DictConfig) -> tuple[Path, dict[str, Any], dict[str, str], list[str]]:
     """A Hydra job's folder, config, choices and override lines."""
     hydra_cfg = HydraConfig.get()
     choices = {k: str(v) for k, v in hydra_cfg.runtime.choices.items() if "/" not in k and "@" not in k}

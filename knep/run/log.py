@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from knep.errors import InputError, RunFailed
 from knep.utils.text import shown
@@ -40,7 +40,7 @@ class _Log:
 class _Copied:
     """A text stream that is what it was, whose lines a log takes too, without what a terminal obeys."""
 
-    def __init__(self, stream: Any, log: _Log) -> None:
+    def __init__(self, stream: TextIO, log: _Log) -> None:
         self._stream, self._log, self._line = stream, log, ""
 
     def write(self, text: str) -> int:

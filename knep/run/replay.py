@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,11 @@ from knep.guard.policy import KINDS, OF_OPTIMIZER
 from knep.guard.step_state import Pass, repeat
 from knep.observe.layer_table import show
 from knep.utils.text import console, shown
+
+if TYPE_CHECKING:
+    from knep.engine.module import Classifier
+
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass
@@ -52,6 +57,8 @@ def replay(path: Path) -> Replay:
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     box = read_box(path)
+    if (box.values["knep"].get("config", {}).get("distill") or {}).get("teacher"):
+        raise InputError(f"replay={path} holds a step with a teacher, which the box does not hold: it is not repeated")
     with threads(box.values["threads"]):
         module = stored_module(path, box.values)
         of_optimizer = box.values["kind"] in OF_OPTIMIZER
@@ -59,6 +66,7 @@ def replay(path: Path) -> Replay:
         if wrong:
             raise InputError(f"replay={path} is no black box of knep: {wrong}: give another one")
         module.train()
+        module.tune(box.values["epoch"])
         context = _precision(box, module)
         load_weights(module, box.values["state_dict"], path)
         try:
@@ -70,12 +78,12 @@ def replay(path: Path) -> Replay:
     return Replay(box, found, _same(box, found), _wrong(box, found, weights), weights)
 
 
-def _precision(box: Box, module: Any) -> Any:
+def _precision(box: Box, module: Classifier) -> Context:
     """The autocast of the box's precision; the module is converted where the run's was."""
     from lightning import Fabric
 
     try:
-        plugin: Any = Fabric(accelerator="cpu", devices=1, precision=box.values["precision"])._precision  # type: ignore[arg-type]
+        plugin = Fabric(accelerator="cpu", devices=1, precision=box.values["precision"]).strategy.precision
     except (ValueError, RuntimeError) as error:
         raise InputError(f"replay={box.path}: its precision is unknown, give another box") from error
     plugin.convert_module(module)
@@ -86,14 +94,14 @@ def _precision(box: Box, module: Any) -> Any:
     return context
 
 
-def _step(box: Box, module: Any, context: Any) -> str | None:
+def _step(box: Box, module: Classifier, context: Context) -> str | None:
     """The first weight that is not finite after the optimizer's step, or else what is not in its state."""
-    optimizer = module.recipe.optimizer(module.model)
+    optimizer = module.make_optimizer()
     optimizer.load_state_dict(box.values["optimizer"])
     getattr(optimizer, "train", lambda: None)()
     weights = {name: t.clone() for name, t in box.values["state_dict"].items()}
     module.load_state_dict(weights)
-    optimizer.step(lambda: torch.tensor(repeat(module, box.moment, context).loss))
+    optimizer.step(lambda: torch.tensor(repeat(module, box.moment, context).loss))  # type: ignore[arg-type]
     module.step.after(optimizer)
     bad = first_bad(module.model.named_parameters()) or first_bad(module.model.named_buffers())
     return bad or first_bad(named_state(module.model, optimizer))

@@ -89,7 +89,7 @@ def _afresh(run: RunConfig, places: Sequence[Path]) -> RunConfig:
     ckpt = run.resume.ckpt
     if ckpt is None or any(saved_of(ckpt, run.members > 1, place) for place in places):
         return run
-    print(f"knep: no member in {ckpt} has saved a checkpoint: they start anew")
+    print(f"knep: no member in {ckpt} has saved a state to go on from: they start anew")
     return RunConfig.of({**run.plain, "ckpt": None})
 
 
@@ -104,7 +104,7 @@ def _save(member: Member, place: Path) -> None:
     """The weights and the curve of a settled member, where a single run leaves them."""
     place.mkdir(exist_ok=True)
     (place / "checkpoints").mkdir(exist_ok=True)
-    state = {"state_dict": member.module.state_dict(), "knep": member.run.facts(member.spec)}
+    state = {"state_dict": member.module.state_dict(), "knep": member.module.about}
     checkpoint.write(state, place / "checkpoints" / "final.ckpt")
     table = CsvLogger(place)
     for row in member.curve:

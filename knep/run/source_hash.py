@@ -57,7 +57,7 @@ def _of_knep() -> bytes:
     return digest.digest()
 
 
-def _named(node: Any) -> Iterator[str]:
+def _named(node: object) -> Iterator[str]:
     """What a config builds, as dotted names: "mypkg.nets.build"."""
     if isinstance(node, Mapping):
         yield from (v.replace(":", ".") for k in ("_target_", "path") if isinstance(v := node.get(k), str))

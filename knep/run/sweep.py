@@ -21,11 +21,14 @@ from typing import Any
 from knep.errors import InputError, RunFailed
 from knep.io.atomic import write_atomic
 from knep.io.lock import held, in_use
+from knep.utils.monitors import OF_TASK
 from knep.utils.text import console, shown
 
 JOBS = ".jobs"  # in the sweep's folder, until its table is written: the row of each job that was begun
 _ENDED = ("finished", "stopped_early")
-_COLUMNS = ("job", "overrides", "status", "val/loss", "val/acc", "folder", "reason")
+# What tells epochs apart, of whatever tasks the jobs have; a table has the columns that its jobs fill.
+_METRICS = tuple(dict.fromkeys(f"val/{of_task.primary}" for of_task in OF_TASK.values()))
+_COLUMNS = ("job", "overrides", "status", "val/loss", *_METRICS, "folder", "reason")
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,9 @@ class Outcomes:
         rows = self._rows()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows([row.get(c, "") for c in _COLUMNS] for row in rows)
+        columns = _columns(rows)
+        writer.writerow(columns)
+        writer.writerows([row.get(c, "") for c in columns] for row in rows)
         _print(rows)
         try:
             write_atomic(self.folder / "sweep.csv", text.getvalue())
@@ -153,10 +157,16 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Those that jobs of these tasks have; val/acc where no job says another metric."""
+    there = {c for row in rows for c in _METRICS if c in row} or {"val/acc"}
+    return [c for c in _COLUMNS if c not in _METRICS or c in there]
+
+
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    columns = [c for c in _COLUMNS if any(row.get(c) not in (None, "") for row in rows)]
+    columns = [c for c in _columns(rows) if any(row.get(c) not in (None, "") for row in rows)]
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         values = (row.get(c, "") for c in columns)

@@ -77,7 +77,7 @@ def _space(overrides: Sequence[str], search: Sequence[str]) -> Space:
         return Space(Path(cfg.hydra.sweep.dir), fixed, jobs, grid, typed)
 
 
-def _check_direction(direction: Any) -> None:
+def _check_direction(direction: object) -> None:
     """Refuses what knep's jobs do not return: a number that should rise, or several."""
     wanted = getattr(direction, "name", direction)
     if wanted not in (None, "minimize"):

@@ -11,7 +11,7 @@ import lightning as L
 from knep.config.instantiate import instantiate
 from knep.config.schema import RunConfig
 from knep.engine.build import threads
-from knep.engine.evaluate import evaluate
+from knep.engine.evaluate import evaluate, measure
 from knep.engine.fit import fit_member
 from knep.engine.loops.interrupts import heard
 from knep.errors import Interrupted, named
@@ -47,9 +47,14 @@ def _fit(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             for i in range(members)
         ]
         modules = [m.module for m in fitted]
+        status = "interrupted" if any(m.interrupted for m in fitted) else "finished"
+        if whole.task_name != "multiclass":
+            measured = measure(modules[0], data.val_dataloader())
+            numbers = {f"val/{name}": value for name, value in measured.numbers.items()}
+            return {"status": status, **numbers, "steps": fitted[0].steps, "sealed": 0}
         val = evaluate(modules, data.val_dataloader(), data.num_classes, mirrored=config["test_flip"])
     return {
-        "status": "interrupted" if any(m.interrupted for m in fitted) else "finished",
+        "status": status,
         "val/acc": val.acc,
         "val/loss": val.loss,
         "steps": sum(m.steps for m in fitted),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
 from knep.surgery.record import hooked, mode
+from knep.surgery.sample import Inputs, call, like, rows, sampled, shown, told
 
 
 def expects(layer: nn.Module) -> str:
@@ -28,7 +31,43 @@ def expects(layer: nn.Module) -> str:
     return ""
 
 
-def probe(model: nn.Module, sample: Tensor) -> Any:
+def as_inputs(
+    model: nn.Module, sample: Inputs | None, forward: Callable[[nn.Module, Any], Any] | None = None
+) -> Inputs | None:
+    """The sample on the model's device and in its dtype, with the function that runs the model on it, if there is one.
+
+    Raises InputError for a function without a sample.
+    """
+    if forward is None:
+        return None if sample is None else like(model, sample)
+    if sample is None:
+        raise InputError("forward= says how the model runs on a sample: give sample=, a batch, too")
+    return like(model, replace(sampled(sample), forward=forward))
+
+
+def probed(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The inputs as the model has just run on them: the first two rows, all of them, or a list taken apart.
+
+    Raises InputError as `probe` does, for the first of these.
+    """
+    try:
+        probe(model, inputs)
+        return inputs
+    except InputError as error:
+        sample, first = sampled(inputs), error
+    ways = [replace(sample, whole=True)]
+    if sample.forward is None and isinstance(sample.value, (list, tuple, dict)):
+        ways = [replace(sample, spread=spread) for spread in (True, False)]
+    for way in ways:
+        try:
+            probe(model, way)
+            return way
+        except InputError:
+            continue
+    raise first
+
+
+def probe(model: nn.Module, sample: Inputs) -> Any:
     """The model's output for the first two images of `sample` (N, ...), in eval mode; every module's mode is restored.
 
     Raises InputError naming the innermost module that failed, with its input and what it takes.
@@ -37,35 +76,29 @@ def probe(model: nn.Module, sample: Tensor) -> Any:
     names = {module: path for path, module in model.named_modules()}
 
     def enter(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        inside.append((names[module], module, inputs))
+        inside.append((names[module], module, inputs or tuple(named.values())))
 
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         inside.pop()
 
     try:
         with torch.no_grad(), mode(model, False), hooked(names, enter, leave):
-            return model(sample[:2])
+            return call(model, rows(sample))
     except InputError:
         raise
     except Exception as error:  # another's forward may raise anything
         raise InputError(_told(model, sample, inside, error)) from error
 
 
-def _told(model: nn.Module, sample: Tensor, inside: list[Any], error: Exception) -> str:
+def _told(model: nn.Module, sample: Inputs, inside: list[Any], error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    path, layer, inputs = inside[-1] if inside else ("", model, (sample[:2],))
-    got = ", ".join(_shown(x) for x in inputs) or "no positional input"
+    path, layer, inputs = inside[-1] if inside else ("", model, (sampled(rows(sample)).value,))
+    got = ", ".join(map(shown, inputs)) or "no input"
     takes = f" and takes {_kind(layer)}{expects(layer)}" if expects(layer) else ""
     where = f"{path} ({type(layer).__name__})" if path else type(layer).__name__
-    return f"the model fails on a sample of shape {tuple(sample.shape)}: {where} got {got}{takes}: {text}"
+    return f"the model fails on a sample {told(sample)}: {where} got {got}{takes}: {text}"
 
 
 def _kind(layer: nn.Module) -> str:
     like = next(layer.parameters(recurse=False), None)
     return f"{str(like.dtype).removeprefix('torch.')} " if like is not None and like.is_floating_point() else ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return type(value).__name__

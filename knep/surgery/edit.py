@@ -12,6 +12,10 @@ from torch.nn.parameter import is_lazy
 from knep.errors import InputError, NoEffectError
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+# What holds a model and nothing of its own: class -> the attribute that is the model.
+_WRAPPERS = dict.fromkeys(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"), "module") | {
+    "_FabricModule": "_forward_module"
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ def cut(model: nn.Module) -> dict[int, Any]:
     return {id(t): t.detach().clone() for t in computed}
 
 
-def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
+def _tensors(value: object, depth: int = 3) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, (Mapping, list, tuple)):
@@ -53,10 +57,49 @@ def bare(model: nn.Module) -> nn.Module:
             raise InputError(
                 f"the model is wrapped by {type(module).__name__}{where}: apply the recipe before wrapping"
             )
+    _refuse_lazy(model)
+    return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside all wrappers for several devices, for compiling and for Fabric: whose parameters are trained.
+
+    Raises InputError for lazy modules, as `bare` does.
+    """
+    while (inner := _inner(model)) is not None:
+        model = inner
+    _refuse_lazy(model)
+    return model
+
+
+def _inner(model: nn.Module) -> nn.Module | None:
+    names = ("_orig_mod", *(_WRAPPERS[c.__name__] for c in type(model).__mro__ if c.__name__ in _WRAPPERS))
+    return next((m for name in names if isinstance(m := getattr(model, name, None), nn.Module)), None)
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for path, module in model.named_modules():
         if any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False)))):
             name = f"{path or 'the model'} ({type(module).__name__})"
             raise InputError(f"{name} has no shape yet: run one batch through the model first")
-    return model
+
+
+def frozen_parts(model: nn.Module) -> Callable[[str], bool]:
+    """Whether a path belongs to a part that is not trained: the nearest module around it that has parameters.
+
+    Where nothing is trained at all, freezing does not tell parts apart, and no path does.
+    """
+    flags = {p.requires_grad for p in model.parameters()}
+
+    def is_frozen(path: str) -> bool:
+        while path:
+            own = [p.requires_grad for p in model.get_submodule(path).parameters()]
+            if own:
+                return not any(own)
+            path = path.rpartition(".")[0]
+        return False
+
+    return is_frozen if flags == {True, False} else lambda path: False
 
 
 def describe(module: nn.Module) -> str:
@@ -131,9 +174,3 @@ def copied(model: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"the model cannot be copied: use apply(model), which edits it in place ({text})") from error
-
-
-def _beside(model: nn.Module, sample: Tensor | None) -> Tensor | None:
-    """The sample on the model's device."""
-    like = next(model.parameters(), None)
-    return sample if sample is None or like is None else sample.to(like.device)

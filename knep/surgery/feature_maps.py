@@ -16,6 +16,7 @@ from knep.nn.norm import RMSNorm
 from knep.surgery.graph import bend_of, graph_of
 from knep.surgery.insert_module import function_of
 from knep.surgery.record import BENDS_OR_GATES, Bend, Pass, same_in_training
+from knep.surgery.sample import Inputs
 
 # Modules whose second axis is channels.
 _CHANNELS_FIRST = (
@@ -62,7 +63,7 @@ class Map:
     node: fx.Node | None = None
 
 
-def maps_of(model: nn.Module, sample: Tensor) -> tuple[list[Map], dict[str, str]]:
+def maps_of(model: nn.Module, sample: Inputs) -> tuple[list[Map], dict[str, str]]:
     """What bends maps when the model reads two images of the sample, and what is left as it is: path -> reason."""
     seen = Pass(model, sample)
     paths = {m: path for path, m in model.named_modules()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from knep.nn.kinds import ACTIVATIONS
+from knep.nn.own_activations import own_activation
 from knep.surgery.edit import Change
 from knep.surgery.rewrite_calls import Site, children_of, exchange, is_function, own_class, sites_of
 from knep.surgery.watch import FUNCTIONS, Call, Called, FunctionCall
@@ -70,6 +71,8 @@ def exposed(model: nn.Module) -> Iterator[list[Unit]]:
     units: list[Unit] = []
     try:
         for path, module in list(model.named_modules()):
+            if path and own_activation(module):  # exchanged as a whole
+                continue
             _expose_attributes(path, module, units)
             _expose_calls(path, module, units)
         yield units

@@ -9,7 +9,7 @@ children, as in timm's BatchNormAct2d (norm, dropout, activation). So are the ma
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,10 +69,13 @@ class Found:
     children: dict[str, nn.Module] = field(default_factory=dict)
 
 
-def norms_of(model: nn.Module) -> tuple[list[tuple[str, nn.Module, Found]], list[tuple[str, nn.Module]]]:
-    """(path, module, what it is) of each norm layer, all paths of shared ones included; and what is only called so.
+def norms_of(
+    model: nn.Module, skipped: Callable[[str], bool] = lambda path: False
+) -> tuple[list[tuple[str, nn.Module, Found]], list[tuple[str, nn.Module]]]:
+    """(path, module, what it is) of each norm layer, all paths of shared ones included; and what is only called so, or
+    derives from a norm and does more than normalise.
 
-    Raises InputError, naming the module, for a norm layer that does more than normalise, has parametrised weights or
+    skipped: paths to leave out. Raises InputError, naming the module, for a norm layer that has parametrised weights or
     carries hooks, which a new one would lose, and for a model that is a norm layer itself.
     """
     if isinstance(model, LAYERS):
@@ -80,11 +83,13 @@ def norms_of(model: nn.Module) -> tuple[list[tuple[str, nn.Module, Found]], list
     seen: dict[nn.Module, Found | None] = {}
     found, strange = [], []
     for path, module in modules_of(model, nn.Module):
+        if skipped(path):
+            continue
         if module not in seen:
             seen[module] = _identify(path, module)
         if (norm := seen[module]) is not None:
             found.append((path, module, norm))
-        elif _is_called_norm(module):
+        elif _is_called_norm(module) or isinstance(module, LAYERS):
             strange.append((path, module))
     return found, strange
 
@@ -98,8 +103,6 @@ def _identify(path: str, module: nn.Module) -> Found | None:
         raise InputError(f"{name} has a parametrisation, which a new norm would lose: remove it, or use norm=none")
     axis = _AXES.get(type(module).forward)
     norm = Found(module, axis, _shape(module)) if known and axis else _proven(module)
-    if known and norm is None:
-        raise InputError(f"{name} does more than normalise, which a new norm would lose: use norm=none")
     if norm:
         refuse_hooks(path, module, "norm")
     return norm
@@ -108,6 +111,13 @@ def _identify(path: str, module: nn.Module) -> Found | None:
 def _owns_gain(module: nn.Module) -> bool:
     gain = module._parameters.get("weight")
     return gain is not None and gain.dim() == 1 and not _is_ours(module)
+
+
+def _gain(module: nn.Module) -> nn.Parameter:
+    """Of a module that `_owns_gain`."""
+    gain = module._parameters["weight"]
+    assert gain is not None
+    return gain
 
 
 def _is_ours(module: nn.Module) -> bool:
@@ -120,13 +130,13 @@ def _is_called_norm(module: nn.Module) -> bool:
     return leaf and flat and "norm" in type(module).__name__.lower() and not _is_ours(module)
 
 
-def _shape(module: Any) -> list[int]:
+def _shape(module: nn.Module) -> list[int]:
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return list(module.normalized_shape)
-    return [module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features]
+    return [module.num_channels if isinstance(module, nn.GroupNorm) else cast("int", module.num_features)]
 
 
-def _proven(module: Any) -> Found | None:
+def _proven(module: nn.Module) -> Found | None:
     """What `module` is, if a probe shows that it is exactly one plain norm, followed by its children."""
     proofs = [(axis, plain) for axis, plain, norm in _hypotheses(module) if _equal(module, norm, axis)]
     if len(proofs) != 1:
@@ -136,7 +146,7 @@ def _proven(module: Any) -> Found | None:
     return Found(plain, axis, _shape(plain), bends)
 
 
-def _hypotheses(module: Any) -> Iterator[tuple[str, nn.Module, Callable[[Any, Tensor], Tensor]]]:
+def _hypotheses(module: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[Any, Tensor], Tensor]]]:
     """(axis, the plain norm, how to compute it from a copy of `module`) of what `module` might be."""
     base = next((c.forward for c in type(module).__mro__ if getattr(c, "forward", None) in _AXES), None)
     if base and _AXES[base] == "first":
@@ -148,21 +158,23 @@ def _hypotheses(module: Any) -> Iterator[tuple[str, nn.Module, Callable[[Any, Te
         yield from _lookalikes(module)
 
 
-def _lookalikes(module: Any) -> Iterator[tuple[str, nn.Module, Callable[[Any, Tensor], Tensor]]]:
+def _lookalikes(module: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[Any, Tensor], Tensor]]]:
     eps = next((e for name in _EPS if isinstance(e := getattr(module, name, None), float)), 1e-6)
     bias = module._parameters.get("bias")
     for make in (nn.LayerNorm, LastRMSNorm, LayerNorm2d, PixelRMSNorm):
-        plain = make([len(module.weight)], eps=eps)
-        plain.weight, plain.bias = module.weight, bias
+        plain = make([len(_gain(module))], eps=eps)
+        plain.weight, plain.bias = _gain(module), bias  # type: ignore[assignment]
 
-        def norm(m: Any, x: Tensor, plain: nn.Module = plain) -> Tensor:
-            own = {name: p for name, p in (("weight", m.weight), ("bias", m._parameters.get("bias"))) if p is not None}
+        def norm(m: nn.Module, x: Tensor, plain: nn.Module = plain) -> Tensor:
+            own: dict[str, Tensor] = {
+                name: p for name, p in (("weight", _gain(m)), ("bias", m._parameters.get("bias"))) if p is not None
+            }
             return torch.func.functional_call(plain, own, (x,), strict=False)
 
         yield _AXES[make.forward], plain, norm
 
 
-def _equal(module: Any, norm: Callable[[Any, Tensor], Tensor], axis: str) -> bool:
+def _equal(module: nn.Module, norm: Callable[[Any, Tensor], Tensor], axis: str) -> bool:
     """Whether `module` computes `norm` and then its children, in eval and training mode, from the same random draw."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -195,9 +207,9 @@ def _random_copy(module: nn.Module) -> nn.Module:
     return copy
 
 
-def _signal(module: Any, axis: str) -> Tensor:
+def _signal(module: nn.Module, axis: str) -> Tensor:
     """Four random images; small, so that eps counts. No other axis is as long as the channels."""
-    channels = _shape(module) if isinstance(module, LAYERS) else [len(module.weight)]
+    channels = _shape(module) if isinstance(module, LAYERS) else [len(_gain(module))]
     side = 2 if channels == [3] else 3
     flat = isinstance(module, (nn.BatchNorm1d, nn.InstanceNorm1d))
     deep = isinstance(module, (nn.BatchNorm3d, nn.InstanceNorm3d))

@@ -24,6 +24,7 @@ class _Edit(NamedTuple):
     child: str
     source: str
     names: tuple[tuple[str, Any], ...]
+    evaluated: tuple[str, tuple[tuple[str, Any], ...]] | None = None  # code and names of the forward in eval mode
 
 
 def put_before(module: nn.Module, new: nn.Module, name: str) -> str:
@@ -36,20 +37,35 @@ def put_behind(module: nn.Module, new: nn.Module, name: str) -> str:
     return _swap(module, new, name, "behind")
 
 
-def put_inside(module: nn.Module, new: nn.Module, name: str, graph: fx.Graph, spots: list[Spot]) -> str:
+def put_inside(
+    module: nn.Module,
+    new: nn.Module,
+    name: str,
+    graph: fx.Graph,
+    spots: list[Spot],
+    evaluated: tuple[fx.Graph, list[Spot]] | None = None,
+) -> str:
     """Let `new` change what the module's own graph computes at these spots. Returns its name as a child.
 
     The graph is run in training only; in eval mode the module's own forward is, so that what a forward does in one
     mode alone is kept. graph: of `knep.surgery.graph.graph_of`, in training mode; it is edited.
+    evaluated: the graph of eval mode, and the same spots there, for what acts in both.
     """
     child = _free(module, name)
+    _call_at(child, graph, spots)
+    if evaluated is None:
+        return _swap(module, new, child, "inside", *_code(graph))
+    _call_at(child, *evaluated)
+    return _swap(module, new, child, "inside", *_code(graph), evaluated=_code(evaluated[0]))
+
+
+def _call_at(child: str, graph: fx.Graph, spots: list[Spot]) -> None:
     for node, reader in spots:
         with graph.inserting_after(node):
             call = graph.call_module(child, (node,))
         for user in list(node.users) if reader is None else [reader]:
             if user is not call:
                 user.replace_input_with(node, call)
-    return _swap(module, new, child, "inside", *_code(graph))
 
 
 def inserted(module: nn.Module) -> list[nn.Module]:
@@ -78,13 +94,15 @@ def _compiled(source: str, names: tuple[tuple[str, Any], ...]) -> Callable[..., 
     return space["forward"]
 
 
-def _swap(module: nn.Module, new: nn.Module, name: str, place: str, source: str = "", names: tuple = ()) -> str:
+def _swap(
+    module: nn.Module, new: nn.Module, name: str, place: str, source: str = "", names: tuple = (), evaluated: Any = None
+) -> str:
     child = _free(module, name)
     like = next(module.parameters(), None)
     if like is not None:
         new.to(device=like.device, dtype=like.dtype)
     module.add_module(child, new.train(module.training))
-    module.__class__ = _subclass(_Edit(type(module), place, child, source, names))
+    module.__class__ = _subclass(_Edit(type(module), place, child, source, names, evaluated))
     return child
 
 
@@ -120,7 +138,8 @@ def _blank(edit: _Edit) -> nn.Module:
 
 def _forward(base: type[nn.Module], edit: _Edit) -> Callable[..., Any]:
     own = base.forward
-    generated = _compiled(edit.source, edit.names) if edit.place == "inside" else None
+    generated = _compiled(edit.source, edit.names) if edit.place == "inside" else own
+    evaluated = own if edit.evaluated is None else _compiled(*edit.evaluated)
 
     def before(self: nn.Module, input: Any, *args: Any, **kwargs: Any) -> Any:
         return own(self, getattr(self, edit.child)(input), *args, **kwargs)
@@ -129,6 +148,6 @@ def _forward(base: type[nn.Module], edit: _Edit) -> Callable[..., Any]:
         return getattr(self, edit.child)(own(self, *args, **kwargs))
 
     def inside(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return generated(self, *args, **kwargs) if generated and self.training else own(self, *args, **kwargs)
+        return (generated if self.training else evaluated)(self, *args, **kwargs)
 
     return functools.wraps(own)({"before": before, "behind": behind, "inside": inside}[edit.place])

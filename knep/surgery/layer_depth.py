@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from knep.surgery.record import mode, ready
+from knep.surgery.record import mode
+from knep.surgery.sample import Inputs, call, mapped, ready
 
 _Node = Any  # of autograd
 
 
-def depths_of(model: nn.Module, sample: Tensor, weighs: Callable[[Tensor], bool]) -> dict[int, int]:
+def depths_of(model: nn.Module, sample: Inputs, weighs: Callable[[Tensor], bool]) -> dict[int, int]:
     """id of each parameter -> layers with weights before it; parameters that reach no output are left out.
 
     A weight has the number of layers with weights in front of its own; what has no weights, such as a norm or a class
@@ -35,13 +36,17 @@ def depths_of(model: nn.Module, sample: Tensor, weighs: Callable[[Tensor], bool]
             p.requires_grad_(flag)
 
 
-def _outputs(model: nn.Module, sample: Tensor) -> list[_Node]:
-    images = ready(model, sample).detach().clone()
-    if images.is_floating_point():
-        images.requires_grad_(True)
+def _outputs(model: nn.Module, sample: Inputs) -> list[_Node]:
+    images = mapped(ready(model, sample), _leaf)
     with torch.enable_grad(), mode(model, False):
-        output = model(images)
+        output = call(model, images)
     return [t.grad_fn for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn is not None]
+
+
+def _leaf(images: Tensor) -> Tensor:
+    """A copy that the graph begins with."""
+    copy = images.detach().clone()
+    return copy.requires_grad_(True) if copy.is_floating_point() else copy
 
 
 def _walk(model: nn.Module, roots: list[_Node], weighs: Callable[[Tensor], bool]) -> dict[int, int]:

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from knep.surgery.sample import Inputs, call, doubled, ready
+
 # Functions that bend a signal, by the name that module, function and method share.
 BENDS = ("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "elu_", "celu", "selu", "gelu",
          "silu", "mish", "hardswish")  # fmt: skip
@@ -42,22 +44,9 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
             m.training = was
 
 
-def name_of(function: Any) -> str:
+def name_of(function: object) -> str:
     """The name of a torch function or method."""
     return getattr(function, "__name__", str(function))
-
-
-def like(model: nn.Module, sample: Tensor) -> Tensor:
-    """The sample on the model's device and, if it is not of whole numbers, in the model's dtype."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if first is None:
-        return sample
-    return sample.to(device=first.device, dtype=first.dtype if sample.is_floating_point() else None)
-
-
-def ready(model: nn.Module, sample: Tensor) -> Tensor:
-    """Two images of the sample, as the model reads them."""
-    return like(model, sample[:2])
 
 
 def hooks_on(
@@ -108,14 +97,14 @@ class Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         pass
 
-    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def function(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.inside.append(module)
         self.enter(module, args, kwargs)
 
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: object) -> Any:
         self.inside.pop()
         return self.leave(module, args, output)
 
@@ -139,10 +128,10 @@ def surround(model: nn.Module, make: Callable[[], Recorder]) -> None:
     """
     running: list[Recorder] = []
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running.append(make().__enter__())
 
-    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         recorder = running.pop()
         recorder.__exit__(None, None, None)
         return recorder.leave(module, args, output)
@@ -153,7 +142,7 @@ def surround(model: nn.Module, make: Callable[[], Recorder]) -> None:
 class Bend:
     """One call of an activation, by a module or, in the forward of `module`, by a function of this name."""
 
-    def __init__(self, module: nn.Module, function: str | None, input: Any, output: Any) -> None:
+    def __init__(self, module: nn.Module, function: str | None, input: Tensor, output: Tensor) -> None:
         self.module, self.function, self.input, self.output = module, function, input, output
 
 
@@ -166,7 +155,7 @@ class Pass(Recorder):
     seen: calls with one tensor in and one out, of modules and of activation functions, in the order of their ends.
     """
 
-    def __init__(self, model: nn.Module, sample: Tensor) -> None:
+    def __init__(self, model: nn.Module, sample: Inputs) -> None:
         super().__init__(model.modules())
         self.clock, self.times = 0, Counter[nn.Module]()
         self.start: dict[nn.Module, int] = {}
@@ -176,7 +165,7 @@ class Pass(Recorder):
         self.to_last = False
         self.seen: list[Bend] = []
         with torch.no_grad(), mode(model, False), self:
-            model(ready(model, sample))
+            call(model, ready(model, sample))
 
     def _tick(self) -> int:
         self.clock += 1
@@ -194,7 +183,7 @@ class Pass(Recorder):
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             self.seen.append(Bend(module, None, args[0], output))
 
-    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def function(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = func(*args, **kwargs)
         name = name_of(func)
         self.to_last |= name == "permute" and _axes(args) == [0, 2, 3, 1]
@@ -214,14 +203,14 @@ def _axes(args: tuple[Any, ...]) -> list[Any]:
     return [axis % 4 for axis in order if isinstance(axis, int)] if isinstance(order, (list, tuple)) else []
 
 
-def _same_shape(*values: Any) -> bool:
+def _same_shape(*values: object) -> bool:
     """Whether two values are signals of one shape."""
     signals = [v for v in values if isinstance(v, Tensor) and not isinstance(v, nn.Parameter)]
     return len(signals) == 2 and signals[0].shape == signals[1].shape
 
 
 def same_in_training(
-    model: nn.Module, sample: Tensor, forwards: dict[nn.Module, Callable[..., Any]]
+    model: nn.Module, sample: Inputs, forwards: dict[nn.Module, Callable[..., Any]]
 ) -> dict[nn.Module, str]:
     """Which of the modules compute something else by the other forward than by their own: module -> reason.
 
@@ -230,7 +219,7 @@ def same_in_training(
     found: dict[nn.Module, str] = {}
     tried: set[nn.Module] = set()
 
-    def compare(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module in tried:
             return
         tried.add(module)
@@ -239,12 +228,13 @@ def same_in_training(
             found[module] = "torch.fx reads its forward wrongly"
 
     with torch.no_grad(), mode(model, False), hooked(forwards, compare):
-        images = ready(model, sample)
-        model(torch.cat([images, images]) if len(images) == 1 else images)  # batch norm trains on two at least
+        call(model, doubled(ready(model, sample)))
     return found
 
 
-def _run_copy(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> list[Any]:
+def _run_copy(
+    module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
     twin, args, kwargs = copy.deepcopy((module, args, kwargs))
     for m in twin.modules():
         m._forward_pre_hooks.clear()
@@ -254,7 +244,7 @@ def _run_copy(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs:
 
 
 def _equal(a: list[Any], b: list[Any]) -> bool:
-    def same(x: Any, y: Any) -> bool:
+    def same(x: object, y: object) -> bool:
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             return x == y
         return x.shape == y.shape and (x.is_meta or torch.equal(x.nan_to_num(), y.nan_to_num()))
@@ -272,7 +262,7 @@ class Call:
     version: int
 
 
-def calls(model: nn.Module, sample: Tensor, *, training: bool = False) -> list[Call]:
+def calls(model: nn.Module, sample: Inputs, *, training: bool = False) -> list[Call]:
     """The calls of all submodules, in the order in which they end, when the model reads two images of `sample`.
 
     The model runs without gradients, in eval mode, so that nothing in it changes; or, for the parts that act only
@@ -286,18 +276,18 @@ def calls(model: nn.Module, sample: Tensor, *, training: bool = False) -> list[C
             seen.append(Call(module, inputs[0], output, output._version))
 
     buffers = {b: b.clone() for b in model.buffers()} if training else {}
-    images = sample[:2] if len(sample) > 1 or not training else sample.expand(2, *sample.shape[1:])
+    images = doubled(ready(model, sample)) if training else ready(model, sample)
     parts = [m for m in model.modules() if m is not model]
     try:
         with torch.no_grad(), torch.random.fork_rng(enabled=training), mode(model, training), hooked(parts, leave=note):
-            model(images)
+            call(model, images)
     finally:
         for buffer, value in buffers.items():
             buffer.data.copy_(value)
     return seen
 
 
-def classifier_of(model: nn.Module, sample: Tensor | None) -> nn.Module | None:
+def classifier_of(model: nn.Module, sample: Inputs | None) -> nn.Module | None:
     """The linear layer or convolution that acts last when the model reads `sample`; without, the last registered."""
     kinds = (nn.Linear, _ConvNd)
     if sample is not None:

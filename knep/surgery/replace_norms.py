@@ -6,17 +6,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from knep.errors import InputError
+from knep.nn.kinds import ACTIVATIONS, is_norm
+from knep.nn.norm import TokenGroupNorm
 from knep.nn.place import Place, ZeroGain
-from knep.surgery.edit import Change, bare, describe, modules_of, replace, required, text, unfuse
-from knep.surgery.find_norms import Found, norms_of
-from knep.surgery.insert_norms import insert
-from knep.surgery.record import calls
+from knep.surgery.check_forward import probe
+from knep.surgery.edit import Change, bare, copied, describe, frozen_parts, modules_of, replace, required, text, unfuse
+from knep.surgery.find_norms import LAYERS, Found, norms_of
+from knep.surgery.influence import Influence
+from knep.surgery.insert_module import put_behind
+from knep.surgery.record import calls, classifier_of
+from knep.surgery.sample import Inputs, like, tensors
+from knep.surgery.watch import FUNCTIONS, hidden_gates, watch
 
+FROZEN = "kept: frozen"
 _PLACES = {"before_activation": "norm", "after_activation": "norm_after"}
 
 
@@ -69,19 +76,26 @@ class Kind:
         return {"first": self.first, "last": self.last, "pixel": self.pixel or self.first}[site.axis](site)
 
 
-def normalise(model: nn.Module, kind: Kind, sample: Tensor | None, position: str, inserted: bool) -> list[Change]:
+def normalise(model: nn.Module, kind: Kind, sample: Inputs | None, position: str, inserted: bool) -> list[Change]:
     """Fills the places at `position`, exchanges all norm layers, or, where there is neither, inserts some if asked."""
     if position not in _PLACES:
         raise InputError(f"position must be one of {', '.join(_PLACES)}, got {position}")
     if inserted and position == "after_activation":
         raise InputError("norm.insert puts norms before activations: use position=before_activation")
     model = bare(model)
+    left = _refuse_leaks(model, kind, sample, position, inserted)
+    return _normalise(model, kind, sample, position, inserted) + left
+
+
+def _normalise(model: nn.Module, kind: Kind, sample: Inputs | None, position: str, inserted: bool) -> list[Change]:
     places = [(p, m) for p, m in modules_of(model, Place) if m.kind == _PLACES[position]]
-    found, strange = norms_of(model)
+    is_frozen = frozen_parts(model)
+    found, strange = norms_of(model, is_frozen)
+    left = [Change(p, describe(m), FROZEN) for p, m in modules_of(model, nn.Module) if is_norm(m) and is_frozen(p)]
     if position == "after_activation":
         refuse_empty_zero_gains(model, f"{kind.name} behind the activation")
         _refuse_moving(found)
-    if inserted and not places and not found:
+    if inserted and not places and not found and not left:
         return insert(model, sample, lambda *where: kind.make(Site(*where)), f"norm.{kind.name}")
     shapes = _shapes(model, sample, [m for _, m, _ in found])
     sites = [Site(p, m, "first", [m.features], shapes[m]) for p, m in places]
@@ -91,8 +105,53 @@ def normalise(model: nn.Module, kind: Kind, sample: Tensor | None, position: str
             new[old] = _successor(path, old, norm, kind, shapes[old])
     olds = places + [(path, old) for path, old, _ in found]
     changes = [change for path, old in olds for change in _exchange(model, path, old, new[old], kind)]
-    left = [Change(p, describe(m), "not reached: no plain norm, by a probe of its values") for p, m in strange]
-    return required(changes, f"norm.{kind.name}", _why_none(position, strange)) + left
+    left += [Change(p, describe(m), "not reached: no plain norm, by a probe of its values") for p, m in strange]
+    why = f"{left[0].path}: {left[0].before} is {FROZEN}" if left and not strange else _why_none(position, strange)
+    return required(changes, f"norm.{kind.name}", why) + left
+
+
+def _refuse_leaks(model: nn.Module, kind: Kind, sample: Inputs | None, position: str, inserted: bool) -> list[Change]:
+    """InputError where the new norms would let later positions or other rows through that the old ones did not.
+
+    Found on copies; a Change says so where the model cannot be copied. Models with places for norms are of images.
+    """
+    values = [] if sample is None else [*tensors(sample), *model.parameters()]
+    if (
+        sample is None
+        or any(t.is_meta for t in values)
+        or any(m.kind in _PLACES.values() for _, m in modules_of(model, Place))
+    ):
+        return []
+    try:
+        before, after = copied(model), copied(model)
+    except InputError:
+        return [Change("the model", type(model).__name__, "not checked for leaks: it cannot be copied")]
+    changes = _normalise(after, kind, sample, position, inserted)
+    paths = [c.path for c in changes if _mixes(after, c)]
+    if not paths:
+        return []
+    try:
+        probe(after, like(after, sample))
+    except InputError as error:
+        raise InputError(f"norm.{kind.name}: with it {error}") from error
+    leak = Influence(before, sample, paths).leak(after)
+    if leak is None:
+        return []
+    path = leak.path or "the output"
+    who = "later positions change earlier ones" if leak.later else "rows of a batch change one another"
+    tokens = [p for p, _, norm in norms_of(model)[0] if norm.axis == "last"]
+    by_token = (bool(tokens) or inserted) and kind.name not in ("layer", "rms")
+    remedy = "norm=layer or norm=rms" if by_token else "norm=auto or norm=none"
+    name = f"{path} ({type(model.get_submodule(leak.path)).__name__})" if leak.path else path
+    raise InputError(f"norm.{kind.name} would let {who}, which this model does not, first at {name}: use {remedy}")
+
+
+def _mixes(after: nn.Module, change: Change) -> bool:
+    """Whether a change put a norm into a module that may mix positions, as no norm of the last axis does."""
+    if change.after.startswith(("kept", "no norm", "not reached", "none:")):
+        return False
+    alone = (nn.LayerNorm, nn.RMSNorm, TokenGroupNorm)
+    return any(isinstance(m, LAYERS) and not isinstance(m, alone) for m in after.get_submodule(change.path).modules())
 
 
 def refuse_empty_zero_gains(model: nn.Module, name: str) -> None:
@@ -113,7 +172,7 @@ def _why_none(position: str, strange: list[tuple[str, nn.Module]]) -> str:
     return f"the model has no norm layer and no place for one {where}{hint if position == 'before_activation' else ''}"
 
 
-def _shapes(model: nn.Module, sample: Tensor | None, norms: list[nn.Module]) -> dict[nn.Module, list[torch.Size]]:
+def _shapes(model: nn.Module, sample: Inputs | None, norms: list[nn.Module]) -> dict[nn.Module, list[torch.Size]]:
     """module -> the shapes that reach it; in training mode too if eval mode leaves norms out, as in auxiliary heads."""
     shapes = defaultdict(list)
     for training in (False, True):
@@ -186,3 +245,76 @@ def _refuse_moving(found: list[tuple[str, nn.Module, Found]]) -> None:
             f"position=after_activation cannot move {found[0][0]}, which stands where its model calls it: "
             "use before_activation, or a knep model built with norm=None"
         )
+
+
+_WEIGHTED = (nn.Linear, _ConvNd)
+
+
+def insert(model: nn.Module, sample: Inputs | None, make: Callable[..., nn.Module], name: str) -> list[Change]:
+    """Puts `make(path, layer, axis, shape, shapes)` behind each layer whose output an activation reads at every call.
+
+    Not behind the classifier. The layer stays the same object and no parameter gets another name: the norm is a child
+    of it. Where the norm makes no sense, as instance norm behind a linear layer, the layer is left and listed so. A
+    forward on `sample` shows what reads what, or else torch.fx: InputError where the model cannot be traced either.
+    """
+    followed = _followed_on(model, sample) if sample is not None else _followed_in_graph(model, name)
+    last = classifier_of(model, sample)
+    done: dict[nn.Module, str] = {}
+    changes, left = [], []
+    for path, old in list(modules_of(model, *_WEIGHTED)):
+        if old not in followed or old is last:
+            continue
+        try:
+            if old not in done:
+                norm = make(path, old, *_channels(old, followed[old]), followed[old])
+                done[old] = f"{describe(old)}, {describe(norm)}"
+                put_behind(old, norm, "norm")
+        except InputError as error:
+            left.append(Change(path, describe(old), f"no norm behind it: {error}"))
+            continue
+        changes.append(Change(path, describe(old), done[old]))
+    why = left[0].after if left else "no linear layer or convolution but the classifier is followed by an activation"
+    return required(changes, name, why) + left
+
+
+def _channels(layer: Any, shapes: list[torch.Size]) -> tuple[str, list[int]]:
+    """(axis, channels) of a layer's output; the last axis is right for a linear layer's whatever its shape."""
+    if isinstance(layer, nn.Linear):
+        flat = bool(shapes) and all(len(shape) == 2 for shape in shapes)
+        return "first" if flat else "last", [layer.out_features]
+    return "first", [layer.out_channels]
+
+
+def _followed_on(model: nn.Module, sample: Inputs) -> dict[nn.Module, list[torch.Size]]:
+    """layer -> the shapes of its output, for the layers whose output goes straight into an activation at every call."""
+    seen, functions = watch(model, sample)
+    hidden = hidden_gates(seen)
+    read = {id(c.input) for c in seen if isinstance(c.module, ACTIVATIONS) or c.module in hidden}
+    read |= {id(c.input) for c in functions if issubclass(FUNCTIONS[c.function], ACTIVATIONS)}
+    shapes, others = defaultdict(list), set()
+    for call in seen:
+        if isinstance(call.module, _WEIGHTED):
+            shapes[call.module].append(call.output.shape)
+            if id(call.output) not in read:
+                others.add(call.module)
+    return {module: found for module, found in shapes.items() if module not in others}
+
+
+def _followed_in_graph(model: nn.Module, name: str) -> dict[nn.Module, list[torch.Size]]:
+    try:
+        graph = fx.Tracer().trace(model)
+    except Exception as error:  # a user's forward can raise anything on the tracer's stand-ins
+        raise InputError(f"{name} with insert=true needs sample=, a batch: the model cannot be traced") from error
+    followed, others = set(), set()
+    for node in graph.nodes:
+        layer = model.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(layer, _WEIGHTED):
+            (followed if any(_is_activation(model, user) for user in node.users) else others).add(layer)
+    return {layer: [] for layer in followed - others}
+
+
+def _is_activation(model: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(str(node.target)), ACTIVATIONS)
+    function: Any = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
+    return issubclass(FUNCTIONS.get(function, nn.Module), ACTIVATIONS)

@@ -13,11 +13,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torchvision import ops
 
+from knep.nn.kinds import adapters
 from knep.nn.place import Place
 from knep.surgery.edit import Change, describe, modules_of, replace
 from knep.surgery.graph import graph_of, is_sum, own_parts, terms
-from knep.surgery.insert_module import function_of, inserted, put_behind, put_inside
+from knep.surgery.insert_module import Spot, function_of, inserted, put_behind, put_inside
 from knep.surgery.record import Pass, same_in_training
+from knep.surgery.sample import Inputs
 
 _LEFT = "left as it is: "
 # torch's own blocks, whose forwards torch.fx cannot read, and the modules that end their branches.
@@ -38,6 +40,8 @@ class Branch:
 
     inside: the graph of that forward, the node and the sum that reads it.
     order: later branches have the larger, by the modules that act before.
+    evaluated: as inside, in eval mode; None where nobody asked, or where that forward is another one.
+    layers: the modules that act in the branch and nowhere else in that forward.
     """
 
     path: str
@@ -45,23 +49,28 @@ class Branch:
     end: nn.Module | None
     order: int
     inside: tuple[fx.Graph, fx.Node, fx.Node] | None = None
+    evaluated: tuple[fx.Graph, fx.Node, fx.Node] | None = None
+    layers: tuple[nn.Module, ...] = ()
 
 
 class Residuals:
     """The residual branches of a model that no stochastic depth ends yet, and what is left: path -> reason.
 
+    scaled: for what is to act in eval mode as well, on all branches: those that a stochastic depth ends too.
     sample: images (N, C, H, W): orders branches by execution, leaves out what is not called, checks what is rewritten.
     Without it the order is that of registration.
     """
 
-    def __init__(self, model: nn.Module, sample: Tensor | None) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, sample: Inputs | None, scaled: bool = False) -> None:
+        self.model, self.scaled = model, scaled
+        self._in_eval: dict[nn.Module, fx.Graph | str] = {}
         self.seen = None if sample is None else Pass(model, sample)
         self.names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
         self.place = {m: i for i, m in enumerate(model.modules())}
         self.owners = {child: m for m in model.modules() for child in inserted(m)}
         self.branches: list[Branch] = []
         self.left: dict[str, str] = {}
+        self.adapters = adapters(model)
         for path, module in model.named_modules():
             if self._worth_reading(module):
                 self._read(path, module)
@@ -78,6 +87,8 @@ class Residuals:
     def _worth_reading(self, module: nn.Module) -> bool:
         plain = type(module).forward in (nn.Sequential.forward, nn.Module.forward)
         if plain or isinstance(module, nn.MultiheadAttention) or self.order_of(module) is None:
+            return False
+        if module in self.adapters:  # the correction of a layer is no branch that may be skipped
             return False
         return any(module.children()) or any(p.dim() > 1 for p in module.parameters())
 
@@ -101,7 +112,7 @@ class Residuals:
     def _read_torchs_own(self, path: str, module: nn.Module, names: tuple[str, ...]) -> None:
         for name in names:
             end = module.get_submodule(name)
-            if not any(map(drops_branches, end.modules())):
+            if self.scaled or not any(map(drops_branches, end.modules())):
                 order = self.order_of(module) or 0
                 self.branches.append(Branch(f"{path}.{name}".lstrip("."), module, end, order))
 
@@ -126,25 +137,44 @@ class Residuals:
             return
         for i, (term, reader) in enumerate(flat):
             if i != shortcut and held[i] and not self._dropped(module, only[i]):
-                branch = self._branch(path, module, graph, term, reader)
+                branch = self._branch(path, module, graph, term, reader, only[i])
                 if branch.end is None and self.seen is None and _asks_types(module):
                     self.left[path] = "its forward asks for types, which needs a sample to be read rightly"
                 else:
                     self.branches.append(branch)
 
     def _dropped(self, module: nn.Module, nodes: set[fx.Node]) -> bool:
+        if self.scaled:
+            return False
         called = [module.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
         return any(drops_branches(m) for child in called for m in child.modules())
 
-    def _branch(self, path: str, owner: nn.Module, graph: fx.Graph, node: fx.Node, reader: fx.Node) -> Branch:
+    def _branch(
+        self, path: str, owner: nn.Module, graph: fx.Graph, node: fx.Node, reader: fx.Node, only: set[fx.Node]
+    ) -> Branch:
         before = [n for n in _above(node) if n.op == "call_module"]
         ends = [self._last(owner.get_submodule(str(n.target))) for n in before]
         order = max((o for m in ends if (o := self.order_of(m)) is not None), default=self.order_of(owner) or 0)
         end = None
         if node.op == "call_module" and len(node.users) == 1 and own_parts(graph)[str(node.target)] == 1:
-            end = self._end(owner, owner.get_submodule(str(node.target)))
+            last = owner.get_submodule(str(node.target))
+            end = self._end(owner, last)
+            if end is None and self.scaled and self._belongs(owner, last):
+                end = last
         where = next((p for p, m in modules_of(self.model, nn.Module) if m is end), path) if end else path
-        return Branch(where, owner, end, order, (graph, node, reader))
+        layers = tuple(owner.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module" and n in only)
+        evaluated = self._evaluated(owner, node, reader) if self.scaled and end is None else None
+        return Branch(where, owner, end, order, (graph, node, reader), evaluated, layers)
+
+    def _evaluated(self, owner: nn.Module, node: fx.Node, reader: fx.Node) -> tuple[fx.Graph, fx.Node, fx.Node] | None:
+        """The same two nodes in the forward of eval mode, by their names."""
+        if owner not in self._in_eval:
+            given = self.seen.given[owner] if self.seen else None
+            self._in_eval[owner] = graph_of(owner, training=False, given=given)
+        graph = self._in_eval[owner]
+        names = {} if isinstance(graph, str) else {n.name: n for n in graph.nodes}
+        found = [n for one in (node, reader) if (n := names.get(one.name)) is not None and n.target == one.target]
+        return (graph, *found) if len(found) == 2 and not isinstance(graph, str) else None  # type: ignore[return-value]
 
     def _last(self, module: nn.Module) -> nn.Module:
         """The part of the module that is called last."""
@@ -160,7 +190,7 @@ class Residuals:
         once = self.names[id(module)] == self.names[id(owner)]
         return once and (self.seen is None or self.seen.times[module] == self.seen.times[owner])
 
-    def _verify(self, sample: Tensor) -> None:
+    def _verify(self, sample: Inputs) -> None:
         """Leave out what torch.fx reads wrongly of the forwards that would be rewritten."""
         rewritten = {b.owner: function_of(b.inside[0]) for b in self.branches if b.end is None and b.inside}
         wrong = same_in_training(self.model, sample, rewritten) if rewritten else {}
@@ -179,7 +209,10 @@ def end_with(model: nn.Module, branch: Branch, new: nn.Module, name: str) -> Cha
         return follow(model, branch.end, new, name)
     assert branch.inside
     graph, node, reader = branch.inside
-    child = put_inside(branch.owner, new, name, graph, [(node, reader)])
+    evaluated: tuple[fx.Graph, list[Spot]] | None = None
+    if branch.evaluated:
+        evaluated = (branch.evaluated[0], [branch.evaluated[1:]])
+    child = put_inside(branch.owner, new, name, graph, [(node, reader)], evaluated)
     return Change(f"{branch.path}.{child}".lstrip("."), f"{type(branch.owner).__name__}: {node.name}", describe(new))
 
 
@@ -221,7 +254,8 @@ def _above(node: fx.Node) -> set[fx.Node]:
         n = todo.pop()
         if n not in seen:
             seen.add(n)
-            if not (_name(n) == "getitem" and n.all_input_nodes[0].op == "placeholder"):
+            drawn = _name(n).endswith("_like")  # reads a shape, and no signal
+            if not drawn and not (_name(n) == "getitem" and n.all_input_nodes[0].op == "placeholder"):
                 todo.extend(n.all_input_nodes)
     return seen
 

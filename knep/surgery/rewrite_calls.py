@@ -53,7 +53,7 @@ def sites_of(module: nn.Module) -> list[Site]:
     return [site for name, fn in _methods(own_class(module)) for site in _sites(name, fn)]
 
 
-def is_function(value: Any) -> bool:
+def is_function(value: object) -> bool:
     """Whether a value is an activation function, other than prelu, whose slopes are its caller's parameters."""
     known = callable(value) and type(value).__hash__ is not None and value in FUNCTIONS
     return known and FUNCTIONS[value] is not nn.PReLU

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -27,7 +26,7 @@ def at_precision(trainer: Trainer, module: nn.Module) -> None:
         plugin.convert_module(module)
 
 
-def compile_model(model: nn.Module, how: Any) -> None:
+def compile_model(model: nn.Module, how: object) -> None:
     """`torch.compile` in place, so that checkpoints and paths into the model stay as they are.
 
     how: null or false leaves the model alone, true compiles it, "max" also tries kernels (slow to start, on GPUs
@@ -40,7 +39,19 @@ def compile_model(model: nn.Module, how: Any) -> None:
     model.compile(mode="max-autotune" if how == "max" else None)
 
 
-def fast_products(deterministic: Any) -> bool:
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; on the CPU what the kernel could give without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as f:
+            lines = dict(line.split(":", 1) for line in f)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # no Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def fast_products(deterministic: object) -> bool:
     """TF32 for float32 products on GPUs unless the run is `deterministic`; whether cudnn may try its kernels first."""
     fast = torch.cuda.is_available() and not deterministic
     if fast:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import reduce
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 from knep.errors import InputError
 from knep.utils.text import shown
@@ -80,16 +85,62 @@ def _imports(module: str, here: Path) -> set[str]:
     found: set[str] = set()
     for path in folder.rglob("*.py") if folder.is_dir() else [file]:
         with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the import says so
-            if path.is_file() and path.stat().st_size <= _MOST_BYTES:
-                found |= _top_names(ast.parse(path.read_bytes()))
+            stat = path.stat()
+            if path.is_file() and stat.st_size <= _MOST_BYTES:
+                found |= _top_names(path, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size))
     return found
 
 
-def _top_names(tree: ast.AST) -> set[str]:
+@functools.lru_cache(maxsize=10_000)
+def _top_names(path: Path, stamp: tuple[int, ...]) -> frozenset[str]:
+    """stamp: of the file as it is: every name of a config asks anew, and a clone of knep has seconds of files."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             names.add(node.module.partition(".")[0])
-    return names
+    return frozenset(names)
+
+
+def find(path: str | None, key: str, example: str = "mypkg.nets:build", builds: str = "builds the model") -> Any:
+    """What "package.module:name" or "package.module.name" names; the current folder is seen too.
+
+    key: what the error calls the path; example, builds: a path to write, and what it should lead to. Raises InputError
+    naming the module and the attribute.
+    """
+    if not path or not isinstance(path, str):
+        raise InputError(f"{key} is missing: write {key}={example}, the path of what {builds}")
+    module_name, _, names = path.partition(":") if ":" in path else path.rpartition(".")
+    if not module_name or not names:
+        raise InputError(f"{key}={shown(path)} names no module and builder: write {key}={example}")
+    hint = "name a function or class that " + ("builds an nn.Module" if "model" in builds else builds)
+    return reduce(
+        lambda owner, name: _member(owner, name, f"{key}={path}", hint), names.split("."), _module(module_name, key)
+    )
+
+
+def _module(name: str, key: str) -> Any:
+    see_current_folder(name, key)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise InputError(f"{key}: importing {name} failed, because module {error.name} is missing") from error
+        raise InputError(
+            f"{key}: there is no module {error.name}, neither installed nor in {Path.cwd()}: check the spelling, or "
+            "run from the folder that holds it"
+        ) from error
+    except Exception as error:  # a module of another project may raise anything while it is imported
+        text = " ".join(str(error).split())
+        raise InputError(f"{key}: importing {name} failed: {type(error).__name__}: {text}") from error
+
+
+def _member(owner: Any, name: str, where: str, hint: str) -> Any:
+    if hasattr(owner, name):
+        return getattr(owner, name)
+    near = get_close_matches(name, [n for n in vars(owner) if not n.startswith("_")], n=1)
+    kind = "module" if inspect.ismodule(owner) else "class"
+    said = f"did you mean {near[0]}?" if near else hint
+    raise InputError(f"{where}: {kind} {owner.__name__} has no attribute {name}: {said}")

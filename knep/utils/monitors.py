@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from knep.errors import InputError
 
-_VALIDATED = ("val/loss", "val/acc")
-_LOGGED = {"stopping": _VALIDATED, "averaging": _VALIDATED, "scheduler": (*_VALIDATED, "train/loss", "train/acc")}
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from torch import Tensor
+
+
+class Measured(NamedTuple):
+    """What a task measures of a split, without a name of the split; which of it tells epochs apart, and which way."""
+
+    names: tuple[str, ...]
+    primary: str
+    mode: str
+
+
+OF_TASK = {
+    "multiclass": Measured(("loss", "acc"), "acc", "max"),
+    "binary": Measured(("loss", "acc", "auroc"), "auroc", "max"),
+    "multilabel": Measured(("loss", "f1", "map"), "map", "max"),
+    "regression": Measured(("loss", "rmse", "mae", "r2"), "rmse", "min"),
+    "segmentation": Measured(("loss", "iou", "acc"), "iou", "max"),
+    "tokens": Measured(("loss", "perplexity", "acc"), "perplexity", "min"),
+    "tagging": Measured(("loss", "f1", "acc"), "f1", "max"),
+}
+_WATCH = ("stopping", "averaging", "scheduler")
+_TRAINED = {"multiclass": ("loss", "acc"), "binary": ("loss", "acc")}  # of the others the loss alone
 _RISE = {"acc", "accuracy", "top1", "top5", "f1", "auc", "auroc", "precision", "recall", "iou", "map", "r2", "kappa"}
-_FALL = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "brier", "ece"}
+_RISE |= {"mcc", "dice", "pearson", "spearman", "kendall", "specificity", "fbeta"}
+_FALL = {"loss", "error", "err", "nll", "mse", "rmse", "mae", "perplexity", "brier", "ece", "mape", "smape", "hamming"}
+
+
+def of_other_split(monitor: str) -> bool:
+    """Whether a metric's name says that it is of the training or the test split, which select nothing."""
+    return monitor.lower().replace("/", "_").replace("-", "_").split("_")[0] in ("train", "training", "test")
 
 
 def mode_of(monitor: str) -> str | None:
@@ -34,10 +62,33 @@ def refuse_contradictory_modes(config: Mapping[str, Any]) -> None:
             )
 
 
-def refuse_unlogged(config: Mapping[str, Any]) -> None:
-    """Raises InputError for a metric that a run does not log."""
-    for slot, names in _LOGGED.items():
+def check_directions(config: Mapping[str, Any], ways: Mapping[str, str]) -> None:
+    """As `refuse_contradictory_modes`, for metrics that say themselves which way they go: name -> "min" or "max"."""
+    for slot in ("stopping", "averaging"):
         node = config.get(slot) or {}
+        monitor = str(node.get("monitor", ""))
+        wanted = ways.get(monitor.removeprefix("val/"))
+        if wanted is not None and node.get("mode") not in (None, wanted):
+            raise InputError(
+                f"{slot}.mode={node['mode']} contradicts {slot}.monitor={monitor}, of which {wanted} is best: write "
+                f"{slot}.mode={wanted}"
+            )
+
+
+def names_of(metrics: Any) -> list[str]:
+    """The names in a list such as [f1, {name: fbeta, beta: 2}], or in one name; what else is wrong others refuse."""
+    entries = metrics if isinstance(metrics, (list, tuple)) else [] if metrics in (None, "none") else [metrics]
+    return [str(e.get("name") if isinstance(e, Mapping) else e) for e in entries]
+
+
+def refuse_unlogged(config: Mapping[str, Any], task: str = "multiclass") -> None:
+    """Raises InputError for a metric that a run does not log. task: a name of `OF_TASK`; others log what they like."""
+    if task not in OF_TASK:
+        return
+    validated = [f"val/{name}" for name in dict.fromkeys((*OF_TASK[task].names, *names_of(config.get("metrics"))))]
+    trained = [f"train/{name}" for name in _TRAINED.get(task, ("loss",))]
+    for slot in _WATCH:
+        node, names = config.get(slot) or {}, [*validated, *(trained if slot == "scheduler" else ())]
         if "monitor" in node and node["monitor"] not in names:
             raise InputError(
                 f"{slot}.monitor={node['monitor']} is no validation metric that a run logs: write one of "
@@ -45,7 +96,7 @@ def refuse_unlogged(config: Mapping[str, Any]) -> None:
             )
 
 
-def logged(trainer: Any, monitor: str) -> Any:
+def logged(trainer: Trainer, monitor: str) -> Tensor:
     """The last value of a metric (a 0-dim tensor). Raises InputError where no module and no callback logs it."""
     found = trainer.callback_metrics
     if monitor not in found:
@@ -55,7 +106,7 @@ def logged(trainer: Any, monitor: str) -> Any:
 
 def validation_watchers(config: Mapping[str, Any]) -> dict[str, str]:
     """Slot -> the validation metric that it watches."""
-    found = {slot: (config.get(slot) or {}).get("monitor") for slot in _LOGGED}
+    found = {slot: (config.get(slot) or {}).get("monitor") for slot in _WATCH}
     return {slot: str(monitor) for slot, monitor in found.items() if str(monitor).startswith("val/")}
 
 

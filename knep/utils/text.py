@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def shown(name: str | Path) -> str:
@@ -16,7 +19,7 @@ def shown_lines(text: str) -> str:
     return "\n".join(map(shown, text.split("\n")))
 
 
-def console(**options: Any) -> Any:
+def console(**options: Any) -> Console:
     """A rich console that takes brackets and colons in names for what they are; options: of `rich.console.Console`."""
     from rich.console import Console
 

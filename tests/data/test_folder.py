@@ -18,9 +18,10 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from knep.cli.train import main
 from knep.config.schema import DataSpec
 from knep.data.decode import check_headers, read_image
-from knep.data.folder_loader import Batches, FolderLoader, Images
+from knep.data.folder_loader import FolderLoader, Images
 from knep.data.image_folder import ImageFolder
 from knep.data.listing import list_images
+from knep.data.loaders import Batches
 from knep.errors import InputError
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from knep.data.formats import canvas
+from knep.data.formats import canvas_of
 from knep.data.matlab import read_bytes_arrays
 
 
@@ -21,14 +21,14 @@ from knep.data.matlab import read_bytes_arrays
 )
 def test_the_canvas_of_a_webp(mode, options, tmp_path):
     Image.new(mode, (37, 91)).save(tmp_path / "a.webp", **options)
-    assert canvas(tmp_path / "a.webp") == (37, 91)
+    assert canvas_of((tmp_path / "a.webp").read_bytes()) == (37, 91)
 
 
 def test_no_webp_has_no_canvas(tmp_path):
     Image.new("RGB", (37, 91)).save(tmp_path / "a.png")
     (tmp_path / "b.webp").write_bytes(b"RIFF")
-    assert canvas(tmp_path / "a.png") is None
-    assert canvas(tmp_path / "b.webp") is None
+    assert canvas_of((tmp_path / "a.png").read_bytes()) is None
+    assert canvas_of((tmp_path / "b.webp").read_bytes()) is None
 
 
 @pytest.mark.parametrize("packed", [False, True])

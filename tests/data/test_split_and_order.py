@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from knep.data.digits import Digits
-from knep.data.loaders import EvalLoader, TrainLoader
+from knep.data.loaders import Batches, MemoryLoader
 from knep.data.splits import stratified, subset
 from knep.data.synthetic import Synthetic
 from knep.errors import InputError
@@ -50,7 +50,7 @@ def test_the_split_has_a_seed_of_its_own():
 
 def train_loader(images=103, rank=0, world=1, drop_last=True, epoch=0, seed=0):
     x = torch.arange(images).reshape(-1, 1, 1, 1)
-    loader = TrainLoader(x, torch.arange(images), 20, seed=seed, drop_last=drop_last, rank=rank, world=world)
+    loader = MemoryLoader(x, torch.arange(images), Batches(images, 20, seed, drop_last, rank, world))
     loader.set_epoch(epoch)
     return loader
 
@@ -91,7 +91,7 @@ def test_a_loader_goes_on_where_it_stopped():
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_every_image_is_evaluated_once(images, world):
     x, y = torch.arange(images).reshape(-1, 1, 1, 1), torch.arange(images)
-    ranks = [list(EvalLoader(x, y, 20, rank=r, world=world)) for r in range(world)]
+    ranks = [list(MemoryLoader(x, y, Batches(images, 20, rank=r, world=world))) for r in range(world)]
     assert len({tuple(len(b[1]) for b in rank) for rank in ranks}) == 1  # equal shapes: nobody waits
     counted = sorted(int(k) for rank in ranks for _, labels in rank for k in labels if k >= 0)
     assert counted == list(range(images))

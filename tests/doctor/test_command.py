@@ -7,6 +7,7 @@ import shlex
 import textwrap
 
 import pytest
+import torch
 import yaml
 
 from knep.cli import main
@@ -205,3 +206,86 @@ def test_what_cannot_be_examined_is_one_line(own, capsys):
         error = capsys.readouterr().err.strip()
         assert what in error
         assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["task=regression"],
+        ["task=binary"],
+        ["task=multilabel"],
+        ["loss=focal"],
+        ["loss=cross_entropy", "loss.class_weight=auto"],
+    ],
+)
+def test_runs_of_other_tasks_and_losses_are_examined(lines, capsys):
+    assert _doctor(*_SOUND, *lines) == 0
+    assert "healthy" in capsys.readouterr().out
+
+
+def test_a_rate_too_low_is_found_in_another_task(capsys):
+    assert _doctor(*_SOUND, "task=regression", "optimizer.lr=1e-6") == 1
+    assert "the learning rate is too low" in capsys.readouterr().out
+
+
+_NUMBERS = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def build():
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+
+def loaders(column=False):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 8, generator=g)
+    y = x @ torch.randn(8, generator=g)
+    y = y[:, None] if column else y
+    parts = slice(0, 500), slice(500, 600)
+    return tuple(DataLoader(TensorDataset(x[p], y[p]), 50, shuffle=p.start == 0) for p in parts)
+
+def columns():
+    return loaders(True)
+
+def loss(output, target):
+    return (output - target).square().mean()
+"""
+
+
+def test_own_net_loaders_and_loss_of_any_task(own, capsys, tmp_path):
+    own("numbers_project", _NUMBERS)
+    mine = ["--model", "numbers_project:build", "optimizer.lr=0.01", "--json", str(tmp_path / "report.json")]
+    assert _doctor(*mine, "--data", "numbers_project:columns", "--loss", "numbers_project:loss") == 0
+    assert _doctor(*mine, "--data", "numbers_project:loaders", "--loss", "numbers_project:loss") == 1
+    assert "(12, 1) for 12 rows and the target is (12,)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["findings"][0]["disease"] == "broadcast_shapes"
+    assert _doctor(*mine, "--data", "numbers_project:columns", "task=regression", "--loss", "torch.nn:L1Loss") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--loss", "numbers_project:loss"], "--loss is for loaders of your own"),
+        (["--data", "numbers_project:columns", "--loss", "numbers_project:loss"], "needs a net: --model PATH"),
+        (["task=regression", "--cure"], "--cure tries lines on one class of several"),
+    ],
+)
+def test_what_other_tasks_lack_is_one_line(words, said, own, capsys):
+    own("numbers_project", _NUMBERS)
+    assert _doctor(*(_SOUND if "--data" not in words else []), *words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_rows_are_drawn_as_the_run_draws_them():
+    from knep.doctor.subject.setup import from_config
+
+    few = ["recipe=none", *_SMALL, "optimizer=adam", "data.batch_size=50"]
+
+    def rows(*more):
+        lines = [*few, *more]
+        return [x.flatten(1).double().sum(1) for x, _ in from_config(compose_config(lines).run, lines).train]
+
+    plain, drawn = (torch.cat(rows(*more)) for more in ((), ("sampling=balanced",)))
+    assert len(plain.unique()) > len(drawn.unique())  # with replacement some rows come twice

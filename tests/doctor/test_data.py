@@ -331,13 +331,17 @@ ODD = {
     "two images": lambda: patient(*made(2, 2, 0.1), classes=2),
     "no validation": lambda: patient(*digits(200)[:2], torch.zeros(0, 1, 8, 8), torch.zeros(0).long()),
     "a thousand classes": lambda: patient(*made(1500, 1000, 0.1), classes=1000, size=1),
-    "one class one output": lambda: patient(*made(100, 1, 0.1), classes=1),
     "zeros": lambda: patient(*(t * 0 for t in digits(100))),
     "one pixel": lambda: patient(*made(100, 2, 0.1, size=1), classes=2),
     "a row of pixels": lambda: patient(*(t[:, :, :1] if t.ndim == 4 else t for t in made(100, 2, 0.1)), classes=2),
     "videos": lambda: patient(*(t[:, :, None].repeat(1, 1, 2, 1, 1) if t.ndim == 4 else t for t in digits(200))),
     "other sizes in validation": lambda: patient(*digits(200)[:2], *made(200, 10, 0.1)[2:]),
 }
+
+
+def test_a_net_of_one_score_is_refused():
+    with pytest.raises(InputError, match="gives one score"):
+        patient(*made(100, 1, 0.1), classes=1)
 
 
 @pytest.mark.parametrize("name", ODD)

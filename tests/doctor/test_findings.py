@@ -13,7 +13,7 @@ from knep.doctor.findings import Finding, Report, diseases, ordered
 @pytest.mark.parametrize("name", sorted(diseases()))
 def test_a_disease_says_its_cause_its_source_and_what_mends_it(name):
     disease = diseases()[name]
-    assert disease.kind in ("data", "model", "optimisation", "regularization")
+    assert disease.kind in ("data", "model", "optimisation", "regularization", "speed")
     assert disease.title
     assert disease.cause
     assert disease.source

@@ -19,7 +19,7 @@ from knep.recipes import augment, clip
 from knep.recipes.regularization import Regularizer
 from knep.run.run import run
 from knep.tasks.classification import Classification
-from tests.doctor.test_live import digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
+from tests.doctor.test_live import LINES, digits, knep_run, mlp, trained  # noqa: F401  (a fixture)
 
 MODES = {
     "accumulate": ["accumulate=2"],
@@ -49,7 +49,8 @@ def test_a_clip_that_throttles_is_measured_where_a_step_has_several_passes(mode,
 
 
 def test_each_run_of_several_seeds_is_watched(tmp_path):
-    lines = ["optimizer=sgd", "optimizer.lr=1e-6", "callbacks=doctor", "doctor.every=10"]
+    lines = [*LINES, "trainer.max_epochs=3", "scaling=unit", "optimizer=sgd", "optimizer.lr=1e-6"]
+    lines += ["callbacks=doctor", "doctor.every=10"]
     for name, more in {
         "seeds": ["trainer.members=2"],
         "ensemble": ["averaging=ensemble", "averaging.members=2"],
@@ -127,12 +128,12 @@ def test_all_processes_do_what_the_first_one_finds(what, capsys):
     finding, told, done = Finding("lr_too_low", "slow", 0.7, overrides=(("optimizer.lr=0.001",),)), [], []
     for rank in (0, 1):
         doctor = Doctor(on_finding=what, every=8)
-        doctor._together = True
+        doctor.together = True
         trainer = two_processes(rank, told)
         if rank == 0:
             doctor._order(finding)
         assert not trainer.should_stop  # not before all know of it
-        doctor._agree(trainer, None)
+        doctor.agree(trainer, None)
         done.append((trainer.should_stop, trainer.optimizers[0].param_groups[0]["lr"], doctor.stopped_by))
     assert done[0] == done[1]
     assert done[0] == ((True, 1e-6, "lr_too_low") if what == "stop" else (False, pytest.approx(1e-3), None))
@@ -144,9 +145,9 @@ def test_clipping_that_a_cure_changed_is_changed_in_a_run_that_goes_on():
     tight = functools.partial(clip.norm, theta=1e-3)
     step = Step(torch.sin, nn.Linear(1, 1), Classification(1), clip=tight, **plain)
     module = SimpleNamespace(step=step)
-    again(module, {"clip_throttles": "clipping off", "lr_too_low": "learning rate x 10"})
+    again(module, None, {"clip_throttles": "clipping off", "lr_too_low": "learning rate x 10"})
     assert (step._clip, step.clips) == (clip.none, False)
-    again(module, {"loss_spikes": "clipping to norm 1"})
+    again(module, None, {"loss_spikes": "clipping to norm 1"})
     assert step.clips
     assert step._clip.keywords == {"theta": 1.0}
 

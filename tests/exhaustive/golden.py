@@ -22,6 +22,8 @@ MODELS = {
     "resnet": ["model.depth=20"],
     "inception": ["model.width=0.25"],
     "torchvision": ["model.name=shufflenet_v2_x0_5", "data.image_size=32"],
+    "transformer": ["task=tokens", "scaling=none", "augment=none", "norm=auto", "model.width=32", "model.depth=2"],
+    "unet": ["task=segmentation", "augment=none", "model.widths=[8,16]"],
 }
 STEPS = 20
 TOLERANCE = 1e-6
@@ -52,8 +54,12 @@ def losses(model: str, overrides: Sequence[str] = ()) -> list[float]:
     for step in range(STEPS):
         torch.manual_seed(step)
         x, y = module.augment(*batches[step % len(batches)], data.num_classes)
-        x = module.scaling(x).double().to(memory_format=module.layout)
-        loss = F.cross_entropy(module.model(x), y.double() if y.is_floating_point() else y)
+        if model != "transformer":
+            x = module.scaling(x).double().to(memory_format=module.layout)
+        if data.target == "class":
+            loss = F.cross_entropy(module.model(x), y.double() if y.is_floating_point() else y)
+        else:
+            loss = module.task.loss(module.model(x), y)
         optimizer.zero_grad()
         loss.backward()
         module.recipe.clip([p for p in module.model.parameters() if p.grad is not None])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from knep.config.catalog import SLOTS
 
-_SLOTS = ("model", *SLOTS)
+_SLOTS = ("model", *SLOTS, "finetune")
 # Two epochs of one batch: a step is taken, the schedule moves, averages form, and two epochs are compared.
 SHORT = [
     "recipe=none",
@@ -39,8 +39,18 @@ SMALL = {
     "model=resnet": ["model.depth=20", "model.width=0.5"],
     "model=inception": ["model.width=0.25"],
     "model=torchvision": ["model.name=shufflenet_v2_x0_5"],
+    "model=timm": ["model.name=test_resnet"],
     "averaging=ensemble": ["averaging.members=2"],
+    "finetune=gradual": ["finetune.stages=1"],
 }
+
+# Options that act on residual branches, which the small net of the others has not.
+BRANCHES = {("init", name) for name in ("skipinit", "rezero", "layer_scale", "fixup")}
+BRANCHES |= {("dropout", "stochastic_depth")}
+
+
+# Choices of a slot beside its options: a stage of each kind in one list.
+LISTS = {"augment": ["[repeats,random_resized_crop,flip,rand_augment,mixup_cutmix,erase]"]}
 
 
 @cache
@@ -53,12 +63,12 @@ def all_pairs() -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
     from knep.config.catalog import options
 
     for a, b in itertools.combinations(_SLOTS, 2):
-        for x, y in itertools.product(options(a), options(b)):
+        for x, y in itertools.product(options(a) + LISTS.get(a, []), options(b) + LISTS.get(b, [])):
             yield (a, x), (b, y)
 
 
-def try_pair(pair: tuple[tuple[str, str], tuple[str, str]]) -> dict[str, str]:
-    """{"pair", "outcome": trained | refused | failed, "reason"} of one pair."""
+def tried(what: str, name: str, chosen: list[str]) -> dict[str, str]:
+    """{what: name, "outcome": trained | refused | failed, "reason"} of a run of these lines."""
     import contextlib
     import io
 
@@ -66,31 +76,52 @@ def try_pair(pair: tuple[tuple[str, str], tuple[str, str]]) -> dict[str, str]:
     from knep.errors import InputError
     from knep.run.run import run
 
-    (a, x), (b, y) = pair
-    chosen = [*lines(a, x), *lines(b, y)]
-    if "model" not in (a, b):
-        chosen += lines("model", "cnn")
-    name = f"{a}={x} {b}={y}"
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         try:
-            composed = compose_config([*SHORT, *chosen])
-            summary = run(composed.config, Path(folder), composed.choices, composed.overrides)
+            start = _started(chosen, Path(folder) / "start")
+            composed = compose_config([*chosen, *start])
+            summary = run(composed.config, Path(folder) / "run", composed.choices, composed.overrides)
         except InputError as error:
-            return {"pair": name, "outcome": "refused", "reason": str(error)}
+            return {what: name, "outcome": "refused", "reason": str(error)}
         except Exception as error:
-            return {"pair": name, "outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
-    if summary["steps"] < 1 or not math.isfinite(summary["val/acc"]):
-        return {"pair": name, "outcome": "failed", "reason": f"no step was taken: {summary}"}
-    return {"pair": name, "outcome": "trained", "reason": ""}
+            return {what: name, "outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
+    if summary["steps"] < 1 or not math.isfinite(summary["val/loss"]):
+        return {what: name, "outcome": "failed", "reason": f"no step was taken: {summary}"}
+    return {what: name, "outcome": "trained", "reason": ""}
+
+
+def _started(chosen: list[str], folder: Path) -> list[str]:
+    """For a strategy of fine-tuning, the line with a first run of the other choices."""
+    from knep.config.compose import compose_config
+    from knep.run.run import run
+
+    tuned = [line for line in chosen if line.startswith("finetune=") and line != "finetune=none"]
+    if not tuned:
+        return []
+    others = [line for line in chosen if not line.startswith(("finetune", "init", "averaging", "optimizer"))]
+    first = compose_config([*others, "optimizer=adamw", "optimizer.lr=1e-4"])
+    folder.mkdir()
+    run(first.config, folder, first.choices, first.overrides)
+    return [f"model.weights={folder}"]
+
+
+def try_pair(pair: tuple[tuple[str, str], tuple[str, str]]) -> dict[str, str]:
+    """{"pair", "outcome": trained | refused | failed, "reason"} of one pair."""
+    (a, x), (b, y) = pair
+    branches = {("init", name) for name in ("skipinit", "rezero", "layer_scale", "fixup")} | {
+        ("dropout", "stochastic_depth")
+    }
+    network = () if "model" in (a, b) else lines("model", "resnet" if branches & {*pair} else "cnn")
+    return tried("pair", f"{a}={x} {b}={y}", [*SHORT, *lines(a, x), *lines(b, y), *network])
 
 
 def try_all(pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], processes: int) -> Iterator[dict[str, str]]:
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, initializer=_quiet) as pool:
+    with context.Pool(processes, initializer=quiet) as pool:
         yield from pool.imap_unordered(try_pair, pairs, chunksize=8)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     import logging
     import warnings
 

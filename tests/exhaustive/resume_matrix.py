@@ -37,18 +37,37 @@ from knep.config.schema import RunConfig
 from knep.engine.fit import fit_member
 from knep.errors import InputError
 from knep.run.run import hush
+from scripts.clinic.cases.healthy import PUBLISHED
 from tests.exhaustive.formats import FORMATS
+from tests.exhaustive.pairs import LISTS
 from tests.exhaustive.traces import difference, traces
 
 POSITIONS = ("epoch", "inside", "window")
 BATCHES, EPOCHS, WINDOW = 7, 3, 3
 PAIR = "trainer=ddp_sim"
+# Values of options that keep a state of their own.
+VALUES = (
+    "optimizer.wrap=[centralize,cautious,lookahead]",
+    "averaging=ema averaging.decay=[0.9,0.99]",
+    "averaging=ema averaging.warmup=power",
+    "optimizer=muon optimizer.variant=normuon optimizer.coefficients=polar_express",
+    "optimizer=muon optimizer.variant=adamuon",
+)
 PATIENCE = 900  # seconds that a run of 21 small batches may take before it counts as hanging, on a busy machine too
 _SMALL = ("data=synthetic", "data.image_size=16", "data.images=140", "trainer.limit_val_batches=1")
+# Of published recipes, whose nets and sizes are ImageNet's.
+_OF = {
+    **dict.fromkeys(("timm_a3", "torchvision_2021"), ("augment.random_resized_crop.size=16",)),
+    "fastai_finetune": ("finetune=none",),
+}
 # Lines that a row needs beside its own: small models, and images where the option has none of its own.
 BESIDE = {
     "averaging=ensemble": ("averaging.members=2",),
     "dropout=stochastic_depth": ("model=resnet", "model.width=0.5", "norm=batch"),
+    **dict.fromkeys(
+        (f"init={name}" for name in ("skipinit", "rezero", "layer_scale", "fixup")),
+        ("model=resnet", "model.width=0.5", "norm=none"),
+    ),
     "model=mlp": ("model.widths=[32,32]",),
     "model=resnet": ("model.width=0.5", "norm=batch"),
     "model=inception": ("model.width=0.25",),
@@ -56,6 +75,7 @@ BESIDE = {
     "model=import": ("model.path=torchvision.models:shufflenet_v2_x0_5", *_SMALL, "data.channels=3"),
     "data=fashion_mnist": ("trainer.limit_val_batches=1",),
     **{f"recipe={name}": _SMALL for name in options("recipe")},
+    **{f"recipe={name}": (*_SMALL, "data.channels=3", "model=cnn", *_OF.get(name, ())) for name in PUBLISHED},
 }
 # Images to write for the rows whose data sets are files: enough for 105 of them after the validation split.
 FILES = {f"data={name}": 400 if name == "cifar100" else 150 for name in FORMATS}
@@ -168,7 +188,7 @@ def try_row(row: str, position: str, place: Path) -> str:
     """What became of one option killed at one position; two positions with the same lines share the whole run."""
     if row == PAIR:
         return _two_processes(position, place)
-    lines = [row, *BESIDE.get(row, ()), *([f"accumulate={WINDOW}"] if position == "window" else [])]
+    lines = [*row.split(), *BESIDE.get(row, ()), *([f"accumulate={WINDOW}"] if position == "window" else [])]
     if row == "data=image_folder":
         lines += image_folder(place / "images")
     elif row in FILES:
@@ -219,9 +239,10 @@ def written(row: str, root: Path) -> Path:
 
 
 def rows() -> list[str]:
-    """`slot=option` for every option of every slot, the recipes and models, and each kind of data."""
+    """`slot=option` for every option of every slot, the recipes and models, each kind of data, and `VALUES`."""
     data = ["data=digits", "data=fashion_mnist", "data=image_folder", "data=synthetic", *FILES]
-    return [f"{slot}={name}" for slot in (*SLOTS, "model", "recipe") for name in options(slot)] + data + [PAIR]
+    names = {slot: options(slot) + LISTS.get(slot, []) for slot in (*SLOTS, "model", "recipe")}
+    return [f"{slot}={name}" for slot, known in names.items() for name in known] + data + [*VALUES, PAIR]
 
 
 def main() -> None:

@@ -27,5 +27,5 @@ def test_whole(name, tmp_path):
 
 
 def test_all_scripts_are_known():
-    assert len(SCRIPTS) == 12
-    assert {"fuzz", "guard_matrix", "pairs", "resume_matrix", "zoo"} <= set(SCRIPTS)
+    assert len(SCRIPTS) == 13
+    assert {"fuzz", "guard_matrix", "pairs", "resume_matrix", "task_pairs", "zoo"} <= set(SCRIPTS)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from knep.utils.memory import keep_freed_memory
+from tests.cells import thinned
 from tests.exhaustive.fuzzing.arena import run
 
 from .attack import fight
@@ -26,7 +27,7 @@ def test_there_are_enough_attacks():
     assert {attack.door for attack in ATTACKS.values()} >= {"train", "resume", "command", "read"}
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", thinned(LIGHT, len(LIGHT) // 3))
 def test_an_attack(name, tmp_path):
     assert fight(ATTACKS[name], tmp_path).wrong == []
 

@@ -83,12 +83,21 @@ def test_places_know_their_channels(make):
     assert all(said == true for said, true in seen)
 
 
-@pytest.mark.parametrize("option", sorted({*options("model")} - {"import"}))
+@pytest.mark.parametrize("option", sorted({*options("model")} - {"import", "timm", "transformer", "unet"}))
 def test_yaml_builds_and_a_copy_computes_the_same(option):
     model = instantiate(OmegaConf.load(CONF / "model" / f"{option}.yaml"))(in_channels=1, num_classes=10, image_size=8)
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(copy.deepcopy(model).eval()(x), model.eval()(x))
     assert model(x).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("option", "x"), [("transformer", torch.ones(2, 8, dtype=torch.int64)), ("unet", torch.rand(2, 3, 8, 8))]
+)
+def test_models_of_tokens_and_pixels_build_from_their_yaml(option, x):
+    model = instantiate(OmegaConf.load(CONF / "model" / f"{option}.yaml"))(in_channels=3, num_classes=10, image_size=8)
+    assert torch.equal(copy.deepcopy(model).eval()(x), model.eval()(x))
+    assert model(x).shape == ((2, 8, 10) if option == "transformer" else (2, 10, 8, 8))
 
 
 def test_channels_last_gives_the_same_scores():

@@ -1,6 +1,7 @@
 import copy
 import inspect
 import io
+import math
 from contextlib import contextmanager
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.functional import leaky_relu
 from torch.overrides import TorchFunctionMode
 from torchvision.models.googlenet import BasicConv2d
+from transformers.activations import ACT2FN
 
 from knep.config.catalog import CONF, options
 from knep.errors import InputError, NoEffectError
@@ -21,6 +23,7 @@ from knep.models.inception import inception
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
 from knep.recipes import activation
+from knep.surgery.edit import describe
 
 X = torch.linspace(-6, 6, 1001, dtype=torch.float64)
 
@@ -311,7 +314,9 @@ def test_gates_that_are_functions_stay_and_hidden_ones_go():
     net = Gated()
     assert [c.before for c in activation.gelu(Gated())] == ["relu, called in Gated.forward"]
     changes = activation.gelu(net, sample=torch.randn(2, 4))
-    assert sorted(c.before for c in changes) == ["relu, called in Gated.forward", "sigmoid, called in Gated.forward"]
+    *changed, output = changes
+    assert sorted(c.before for c in changed) == ["relu, called in Gated.forward", "sigmoid, called in Gated.forward"]
+    assert (output.before, output.after) == ("sigmoid, called in Gated.forward", "kept: it is the model's output")
     assert [type(m) for m in net.children()].count(nn.GELU) == 2
 
 
@@ -357,7 +362,7 @@ def test_an_attribute_that_is_given_more_than_a_signal_stays():
             self.act, self.relu = F.elu, nn.ReLU()
 
         def forward(self, x):
-            return self.relu(self.act(x, inplace=True))
+            return self.relu(self.act(x, inplace=True)).sum(1)
 
     net = More()
     changes = activation.gelu(net, sample=torch.randn(2, 4))
@@ -405,3 +410,105 @@ def test_a_subclass_that_does_more_stays_and_is_listed():
 def test_bad_values_are_named(trick, bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         trick(cnn(1, 3, 8), **bad)
+
+
+class Ends(nn.Module):
+    """Stages that are given and read, and an output that a function squashes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.act1, self.act2, self.out = nn.ReLU(), nn.ReLU(), nn.Tanh()
+
+    def forward(self, x):
+        low = self.act1(self.a(x))
+        high = self.act2(self.b(low))
+        return {"stages": [low, high], "image": (self.out(self.c(high)).flatten(1) + 1) / 2}
+
+
+def test_an_output_activation_stays_and_is_listed():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3), nn.Sigmoid(), nn.Flatten())
+    changes = activation.gelu(net, sample=IMAGES)
+    assert [(c.path, c.after) for c in changes] == [("1", describe(nn.GELU())), ("3", "kept: it is the model's output")]
+    assert 0 <= net(IMAGES).min() <= net(IMAGES).max() <= 1
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU())
+    assert [c.path for c in activation.gelu(net, sample=torch.randn(2, 4)) if c.after.startswith("kept")] == ["3"]
+    net = Ends()
+    after = {c.path: c.after for c in activation.silu(net, sample=IMAGES)}
+    assert after == {"act1": "SiLU()", "act2": "SiLU()", "out": "kept: it is the model's output"}
+
+
+def test_the_activations_of_a_frozen_part_stay_and_are_listed():
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    changes = activation.gelu(net, sample=torch.randn(2, 4))
+    assert [(c.path, c.after) for c in changes] == [("2", describe(nn.GELU())), ("0.1", "kept: frozen")]
+    assert isinstance(net[0][1], nn.ReLU)
+
+
+class TanhGELU(nn.Module):
+    """GELU by its formula, without a call of it."""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return torch.sin(3 * x)
+
+
+class SquaredReLU(nn.Module):
+    """Of another range than relu: recognised by its name, and exchanged whole."""
+
+    def forward(self, x):
+        return F.relu(x).square()
+
+
+class Halves(nn.Module):
+    """No function of single values, though it ends like one."""
+
+    def forward(self, x):
+        return torch.sigmoid(x - x.mean(-1, keepdim=True)) * x
+
+
+@pytest.mark.parametrize(
+    "old", [TanhGELU, SquaredReLU, "gelu_new", "gelu_fast", "quick_gelu", "gelu_pytorch_tanh", "relu2"]
+)
+def test_classes_of_ones_own_are_exchanged_as_a_whole(old):
+    made = ACT2FN[old] if isinstance(old, str) else old()
+    net, x = nn.Sequential(nn.Linear(4, 4), made, nn.Linear(4, 2)), torch.randn(3, 4)
+    (change,) = activation.mish(net, sample=x)
+    assert (change.path, type(net[1])) == ("1", nn.Mish)
+    torch.testing.assert_close(net(x), net[2](F.mish(net[0](x))))
+
+
+def test_what_bends_and_is_not_known_is_listed_and_refused_alone():
+    net, x = (
+        nn.Sequential(nn.Linear(4, 4), Sine(), Halves(), nn.Softplus(), nn.ReLU(), nn.Linear(4, 2)),
+        torch.randn(3, 4),
+    )
+    done, *left = activation.mish(net, sample=x)
+    assert done.path == "4"
+    assert [(c.path, c.after.partition(":")[0]) for c in left] == [("1", "not reached"), ("3", "not reached")]
+    with pytest.raises(NoEffectError, match=r"1: Sine\(\) is not reached: .*no activation known"):
+        activation.mish(nn.Sequential(nn.Linear(4, 4), Sine(), nn.Linear(4, 2)), sample=x)
+
+
+def test_a_gate_of_ones_own_stays_a_gate():
+    class Gate(nn.Module):
+        def forward(self, x):
+            return torch.sigmoid(x)
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.gate, self.act = nn.Linear(4, 4), nn.Linear(4, 4), Gate(), TanhGELU()
+
+        def forward(self, x):
+            return self.act(self.one(x)) * self.gate(self.two(x)) + x
+
+    net = Gated()
+    (change,) = activation.relu(net, sample=torch.randn(3, 4))
+    assert change.path == "act"
+    assert type(net.gate) is Gate

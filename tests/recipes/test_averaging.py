@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from torch import nn
 
-from knep.recipes.averaging import Ema, Ensemble, Soup, Swa
+from knep.errors import InputError
+from knep.optim.own_loop import ema_decay
+from knep.recipes.averaging import Ema, Ensemble, GreedySoup, Soup, Swa
 from knep.recipes.stopping import Early
 
 BATCHES, EPOCHS = 5, 4
@@ -57,8 +59,8 @@ def data():
     return torch.utils.data.DataLoader(list(zip(x, y, strict=True)), batch_size=16)
 
 
-def fit(callback, folder, callbacks=(), **more):
-    module = Net()
+def fit(callback, folder, callbacks=(), module=None, **more):
+    module = module or Net()
     best = ModelCheckpoint(folder, filename="best", monitor="val/loss")
     trainer = L.Trainer(
         accelerator="cpu",
@@ -101,6 +103,48 @@ def _ema():
         epoch = torch.load(best.best_model_path, weights_only=True)["epoch"]
         close(saved_weights(module, best.best_model_path), per_epoch[epoch])
         statistics_are_those_of_the_weights(module)
+
+
+class Told(Net):
+    """A net that says its loss on the validation split, as knep's own do."""
+
+    def __init__(self):
+        super().__init__()
+        self.tried = []
+
+    def validation_loss(self, trainer):
+        self.model.eval()
+        with torch.no_grad():
+            losses = [F.cross_entropy(self.model(x), y) for x, y in held_out()]
+        self.tried.append((weights(self.model), float(torch.stack(losses).mean())))
+        return self.tried[-1][1]
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(weights(self.model))
+        self.log("val/loss", F.cross_entropy(self.model(batch[0]), batch[1]))
+
+
+def held_out():
+    """Other labels than those that are trained on, so that the last weights need not be the best."""
+    g = torch.Generator().manual_seed(2)
+    return [(x, torch.where(torch.rand(len(y), generator=g) < 0.4, 0, y)) for x, y in data()]
+
+
+def _greedy_soup():
+    """Wortsman et al. 2022, recipe 1: the best epoch, and each next one where the mean with it is no worse."""
+    with tempfile.TemporaryDirectory() as folder:
+        soup = GreedySoup(k=4)
+        module, _, _ = fit(soup, folder, module=Told())
+        steps = [int(Path(p).stem.removeprefix("soup_")) for _, p in soup.state_dict()["kept"]]
+        ends = [module.trained[step - 1] for step in steps]
+        kept, best, tried = [ends[0]], module.tried[0][1], module.tried[1:]
+        for end, (mixed, loss) in zip(ends[1:], tried, strict=True):
+            close(mixed, (sum(kept) + end) / (len(kept) + 1))
+            if loss <= best:
+                kept, best = [*kept, end], loss
+        close(weights(module.model), sum(kept) / len(kept))
+        assert soup.count == len(kept)
+        assert module.validation_loss(None) == pytest.approx(best, rel=1e-5)
 
 
 def _swa():
@@ -214,6 +258,7 @@ ROWS = {
     "ema": _ema,
     "swa": _swa,
     "soup": _soup,
+    "greedy_soup": _greedy_soup,
     "ensemble": _ensemble,
 }
 
@@ -227,6 +272,10 @@ def test_property(option):
     ("make", "message"),
     [
         (lambda: Ema(decay=1.0), "decay"),
+        (lambda: Ema(decay=[0.9, 0.9]), "decay"),
+        (lambda: Ema(decay=[]), "decay"),
+        (lambda: Ema(warmup="slow"), "warmup must be one of ratio, power, none"),
+        (lambda: GreedySoup(k=1), "k must"),
         (lambda: Ema(bn_batches=-1), "bn_batches"),
         (lambda: Swa(start=1.0), "start"),
         (lambda: Soup(k=1), "k must"),
@@ -275,3 +324,57 @@ def test_averages_of_float64_weights_are_float64(make, tmp_path):
         steps = [int(Path(p).stem.removeprefix("soup_")) for _, p in callback.state_dict()["kept"]]
         average = torch.stack([module.trained[step - 1] for step in steps]).mean(0)
     torch.testing.assert_close(weights(module.model), average, rtol=1e-13, atol=1e-14)
+
+
+def test_the_warmups_are_those_of_timm_and_diffusers():
+    from timm.utils import ModelEmaV3
+
+    theirs = ModelEmaV3(nn.Linear(1, 1), decay=0.99, use_warmup=True)
+    for n in range(1, 2000, 7):
+        assert ema_decay(0.99, n, "power") == pytest.approx(theirs.get_decay(n + 1))
+        assert ema_decay(0.99, n, "ratio") == pytest.approx(min(0.99, (1 + n) / (10 + n)))
+        assert ema_decay(0.99, n, "none") == 0.99
+
+
+@pytest.mark.parametrize("warmup", ["power", "none"])
+def test_a_warmup_is_the_decay_of_each_step(warmup, tmp_path):
+    module, _, _ = fit(Ema(decay=0.8, warmup=warmup), tmp_path)
+    average = module.trained[0]
+    for n, current in enumerate(module.trained[1:], 1):
+        decay = 0.8 if warmup == "none" else min(0.8, 1 - (1 + n) ** (-2 / 3))
+        average = decay * average + (1 - decay) * current
+    close(weights(module.model), average)
+
+
+def test_of_several_decays_validation_takes_the_best_each_time(tmp_path):
+    decays = [0.99, 0.3, 0.8]
+    ema = Ema(decay=decays, bn_batches=0)
+    module, _, best = fit(ema, tmp_path, module=Told())
+    averages = [[module.trained[0]] for _ in decays]
+    for n, current in enumerate(module.trained[1:], 1):
+        for decay, seen in zip(decays, averages, strict=True):
+            d = min(decay, (1 + n) / (10 + n))
+            seen.append(d * seen[-1] + (1 - d) * current)
+    assert len(module.tried) == len(decays) * EPOCHS
+    chosen = 0
+    for epoch in range(EPOCHS):
+        tried = module.tried[len(decays) * epoch : len(decays) * (epoch + 1)]
+        ends = [seen[(epoch + 1) * BATCHES - 1] for seen in averages]
+        for (got, _), wanted in zip(tried, ends, strict=True):
+            close(got, wanted)
+        losses = [loss for _, loss in tried]
+        chosen = losses.index(min(losses))
+        close(module.validated[epoch * BATCHES], ends[chosen])
+    close(weights(module.model), averages[chosen][-1])
+    assert ema.said == f"{BATCHES * EPOCHS} steps, of decay {decays[chosen]}, chosen by validation"
+    epoch = torch.load(best.best_model_path, weights_only=True)["epoch"]
+    assert any(
+        torch.allclose(saved_weights(module, best.best_model_path), seen[(epoch + 1) * BATCHES - 1], atol=1e-5)
+        for seen in averages
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: Ema(decay=[0.9, 0.99]), GreedySoup])
+def test_what_chooses_by_validation_asks_for_it(make, tmp_path):
+    with pytest.raises(InputError, match=r"Net has no validation_loss\(trainer\), .*: write averaging"):
+        fit(make(), tmp_path)

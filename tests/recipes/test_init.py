@@ -13,11 +13,13 @@ from torch.nn.utils import parametrizations, parametrize
 
 import knep
 from knep.errors import InputError, NoEffectError
+from knep.models.resnet import resnet
+from knep.recipes import init
 from knep.surgery.edit import Change
 
 CONF = Path(knep.__file__).parent / "conf" / "init"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
-EDITING = sorted(set(OPTIONS) - {"none", "default"})
+EDITING = sorted(set(OPTIONS) - {"none", "default", *init.BUILD})  # test_branches.py has the others
 WIDTH, DEPTH, BATCH = 1024, 20, 128
 
 
@@ -214,6 +216,70 @@ def whiten_first() -> None:
         make("whiten_first")(nn.Sequential(nn.Linear(3, 2)), sample=torch.randn(4, 3))
 
 
+def residual(option: str, **hp: Any) -> nn.Module:
+    """A residual net without norms, edited; as many more rows are in test_branches.py."""
+    torch.manual_seed(0)
+    model = resnet(3, 5, 8, norm=None)
+    assert make(option, **hp)(model, sample=sample())
+    return model
+
+
+def begins_as_its_shortcut(option: str) -> Callable[[], None]:
+    """A row: a block gives relu of its input at the start, and the factor has a gradient."""
+
+    def row() -> None:
+        block: Any = residual(option).get_submodule("stages.0.1")
+        x = torch.randn(2, 16, 8, 8)
+        assert torch.equal(block(x), x.relu())
+        block(x).sum().backward()
+        (scale,) = [p for name, p in block.named_parameters() if name.endswith("scale")]
+        assert scale.grad.abs().sum() > 0
+
+    return row
+
+
+def layer_scale() -> None:
+    block: Any = residual("layer_scale", value=0.5).get_submodule("stages.0.1")
+    plain: Any = resnet(3, 5, 8, norm=None).get_submodule("stages.0.1")
+    plain.branch.conv1.load_state_dict(block.branch.conv1.state_dict())
+    plain.branch.conv2.load_state_dict(block.branch.conv2.state_dict())
+    x = torch.randn(2, 16, 8, 8)
+    torch.testing.assert_close(block(x), (x + 0.5 * plain.branch(x)).relu())
+
+
+def fixup() -> None:
+    """Nine branches of two layers: He's weights times 9^(-1/2) in the first, 0 in the second and in the classifier."""
+    model: Any = residual("fixup")
+    conv = model.stages[2][2].branch.conv1
+    assert conv.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5 / 3, rel=0.02)
+    assert not model.stages[2][2].branch.conv2.weight.any()
+    assert not model(sample()).any()
+
+
+def blocks(option: str, norm_first: bool) -> list[Any]:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(256, 2, 256, batch_first=True, norm_first=norm_first)
+    model = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+    make(option)(model, sample=torch.randn(2, 3, 256))
+    return list(model.layers)
+
+
+def t_fixup() -> None:
+    """Four layers: Glorot's limit sqrt(6 / 512), for values and what follows times 0.67 4^(-1/4)."""
+    query, key, value = blocks("t_fixup", norm_first=True)[1].self_attn.in_proj_weight.chunk(3)
+    limit, factor = (6 / 512) ** 0.5, 0.67 * 4**-0.25
+    for part, wanted in ((query, limit), (key, limit), (value, factor * limit)):
+        assert part.abs().max().item() == pytest.approx(wanted, rel=0.01)
+
+
+def deepnorm() -> None:
+    """Four layers: Glorot's std, for values and what follows times (8 * 4)^(-1/4)."""
+    query, key, value = blocks("deepnorm", norm_first=False)[1].self_attn.in_proj_weight.chunk(3)
+    std = (2 / 512) ** 0.5
+    for part, wanted in ((query, std), (key, std), (value, 32**-0.25 * std)):
+        assert part.std().item() == pytest.approx(wanted, rel=0.02)
+
+
 ROWS: dict[str, Callable[[], None]] = {
     "uniform": uniform,
     "unit_normal": unit_normal,
@@ -228,6 +294,12 @@ ROWS: dict[str, Callable[[], None]] = {
     "dirac": dirac,
     "whiten_first": whiten_first,
     "lsuv": lsuv,
+    "skipinit": begins_as_its_shortcut("skipinit"),
+    "rezero": begins_as_its_shortcut("rezero"),
+    "layer_scale": layer_scale,
+    "fixup": fixup,
+    "t_fixup": t_fixup,
+    "deepnorm": deepnorm,
 }
 
 
@@ -334,21 +406,84 @@ def test_attention_is_three_matrices_and_an_output() -> None:
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(16), rtol=0, atol=1e-5)
 
 
-def test_embeddings_read_one_word_and_bilinear_layers_all_pairs() -> None:
+def test_embeddings_begin_as_in_gpt_2_and_bilinear_layers_read_all_pairs() -> None:
     words, pairs = nn.Embedding(500, 200, padding_idx=3), nn.Bilinear(30, 40, 50)
-    make("lecun_normal")(nn.ModuleList([words, pairs]))
-    assert words.weight.std().item() == pytest.approx(1.0, rel=0.02)
+    change = make("lecun_normal")(nn.ModuleList([words, pairs]))[0]
+    assert words.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert not words.weight[3].any()
+    assert change.after.startswith("N(0, 0.02), as embeddings begin")
+    drawn = nn.Embedding(500, 200, _weight=torch.randn(500, 200) * 0.05)
+    before = drawn.weight.detach().clone()
+    *_, left = make("lecun_normal")(nn.ModuleList([nn.Linear(3, 3), drawn]))
+    assert left.after == "left as it is: an embedding that its author drew"
+    assert torch.equal(drawn.weight, before)
     assert pairs.weight.std().item() == pytest.approx((30 * 40) ** -0.5, rel=0.02)
     assert not pairs.bias.any()
 
 
-def test_a_weight_shared_by_an_embedding_and_a_classifier_is_drawn_for_the_classifier() -> None:
-    model = nn.ModuleDict({"words": nn.Embedding(400, 256), "out": nn.Linear(256, 400)})
+def test_a_weight_shared_by_an_embedding_and_a_classifier_is_drawn_once_as_an_embedding() -> None:
+    model = nn.ModuleDict({"words": nn.Embedding(400, 256, padding_idx=0), "out": nn.Linear(256, 400)})
     model["out"].weight = model["words"].weight
     (change,) = make("lecun_normal")(model)
     assert change.path == "out.weight"
-    assert model["words"].weight.std().item() == pytest.approx(1 / 16, rel=0.02)
+    assert model["words"].weight[1:].std().item() == pytest.approx(0.02, rel=0.02)
+    assert not model["words"].weight[0].any()
+
+
+class Conv1D(nn.Module):
+    """Hugging Face's linear layer: its weight is (in, out)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf) * 0.02), nn.Parameter(torch.ones(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+def test_hugging_faces_linear_layer_has_its_inputs_first() -> None:
+    layer = Conv1D(768, 256)
+    (change,) = make("lecun_normal")(nn.Sequential(layer))
+    assert change.path == "0.weight"
+    assert layer.weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
+    assert not layer.bias.any()
+
+
+class LowRank(nn.Module):
+    """A frozen layer with two trained factors, the second zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(32, 16), nn.Linear(32, 4, bias=False), nn.Linear(4, 16, bias=False)
+        self.base.requires_grad_(False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("option", EDITING)
+def test_what_begins_at_zero_stays_so_and_is_listed(option: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 32), LowRank(), nn.Linear(16, 5))
+    nn.init.zeros_(model[4].weight)
+    nn.init.zeros_(model[4].bias)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    left = {c.path: c.after for c in make(option)(model, sample=sample()) if c.after.startswith("left as it is")}
+    assert sorted(left) == ["3.base.weight", "3.down.weight", "3.up.weight", "4.weight"]
+    assert "adapter" in left["3.down.weight"]
+    assert "begins at zero" in left["4.weight"]
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name[0] in "34")
+    assert not torch.equal(model[2].weight, before["2.weight"])
+
+
+def test_a_net_of_zeros_is_drawn() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    assert len(make("he_normal")(model)) == 2
+    assert model[0].weight.any()
+    assert model[1].weight.any()
 
 
 class Tokens(nn.Module):

@@ -1,13 +1,16 @@
 import copy
 import inspect
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from timm import layers
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -16,9 +19,18 @@ from knep.errors import InputError, NoEffectError
 from knep.models.cnn import cnn
 from knep.models.mlp import mlp
 from knep.models.resnet import resnet
-from knep.nn.norm import GhostBatchNorm, GroupNorm, InstanceNorm, LastRMSNorm, PixelRMSNorm, RMSNorm, TokenBatchNorm
+from knep.nn.norm import (
+    BatchNorm,
+    GhostBatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LastRMSNorm,
+    PixelRMSNorm,
+    RMSNorm,
+    TokenBatchNorm,
+)
 from knep.nn.place import Place
-from knep.recipes import norm
+from knep.recipes import init, norm
 from knep.surgery.edit import describe, modules_of
 
 _DRAW = torch.Generator().manual_seed(0)
@@ -124,7 +136,51 @@ def spectral():
     assert torch.equal(model.classifier.weight, classifier)
 
 
+def auto():
+    """In a place it is batch norm, to the bit; a model of others keeps its norms, or goes without."""
+    for x in signals():
+        torch.testing.assert_close(filled(norm.auto, x)(x), filled(norm.batch, x)(x), rtol=0, atol=0)
+    for make in (lambda: cnn(3, 5, 16), lambda: mlp(1, 5, 8, widths=[6])):
+        one, two = make(), make()
+        assert norm.auto(one) == norm.batch(two)
+        assert list(map(describe, one.modules())) == list(map(describe, two.modules()))
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+    modules = list(net.modules())
+    assert [(c.path, c.after) for c in norm.auto(net, sample=MAPS.float()[:, :3])] == [("1", "kept"), ("3", "kept")]
+    assert list(net.modules()) == modules
+    plain = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    (change,) = norm.auto(plain)
+    assert "norm.insert=true" in change.after
+    assert [c.path for c in norm.auto(plain, sample=torch.randn(3, 4), insert=True)] == ["0"]
+    is_standard(plain[0].double()(ROWS_OF_UNITS[:, :4]).detach(), [0])
+    assert type(plain[0].norm) is BatchNorm
+
+
+def weight_standardization():
+    """Each filter as by numpy and timm's StdConv2d, transposed ones along their own axis; then group norm."""
+    std = layers.StdConv2d(3, 6, 3, padding=0, bias=True, eps=1e-6).double()
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.ConvTranspose2d(6, 8, 2, groups=2),
+                        nn.Conv2d(8, 8, 1, groups=8), nn.Conv2d(8, 2, 1)).double()  # fmt: skip
+    std.load_state_dict(net[0].state_dict())
+    x, w = MAPS[:, :3], net[3].weight.detach().numpy()
+    changes = norm.weight_standardization(net, sample=x, groups=3, eps=1e-6)
+    assert (type(net[1]).__name__, net[1].num_groups) == ("GroupNorm", 3)
+    assert changes[-1].path == "4.weight"
+    assert "one weight" in changes[-1].after
+    torch.testing.assert_close(net[0](x), std(x), rtol=1e-6, atol=1e-6)
+    for half in (slice(0, 3), slice(3, 6)):
+        own = w[half]
+        wanted = (own - own.mean((0, 2, 3), keepdims=True)) / np.sqrt(own.var((0, 2, 3), keepdims=True) + 1e-6)
+        torch.testing.assert_close(net[3].weight.detach()[half], torch.from_numpy(wanted))
+    with torch.no_grad():
+        before = net[3].weight.clone()
+        net[3].parametrizations.weight.original.mul_(7).add_(3)  # neither scale nor mean counts
+    torch.testing.assert_close(net[3].weight, before, rtol=1e-4, atol=1e-4)
+    assert not is_parametrized(net[5])
+
+
 ROWS = {
+    "auto": auto,
     "batch": batch,
     "ghost_batch": ghost_batch,
     "group": group,
@@ -133,6 +189,7 @@ ROWS = {
     "rms": rms,
     "spectral": spectral,
     "weight": weight,
+    "weight_standardization": weight_standardization,
 }
 FILLS = [norm.batch, norm.ghost_batch, norm.group, norm.instance, norm.layer, norm.rms]
 
@@ -150,6 +207,22 @@ def test_yaml_says_the_functions_own_values(option):
     assert set(keys) == set(own) - {"model", "sample"}
     assert OmegaConf.create({k: node[k] for k in keys}) == OmegaConf.create({k: own[k] for k in keys})
     instantiate(node)
+
+
+def test_weight_standardization_keeps_the_norms_beside_it_and_is_drawn_through():
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 2))
+    norm.weight_standardization(net, sample=MAPS[:, :3].float(), beside="none")
+    assert type(net[1]) is nn.BatchNorm2d
+    drawn = init.he_normal(net)
+    assert drawn[0].path == "0.weight"
+    std = net[0].parametrizations.weight.original.std()
+    assert std.item() == pytest.approx((2 / 27) ** 0.5, rel=0.2)
+    torch.testing.assert_close(net[0].weight.flatten(1).var(1, correction=0), torch.ones(6), rtol=1e-3, atol=0)
+    plain = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(NoEffectError, match="the model has no convolution but"):
+        norm.weight_standardization(plain, sample=torch.randn(3, 4))
+    with pytest.raises(InputError, match="beside must be one of group, batch, none"):
+        norm.weight_standardization(net, beside="rms")
 
 
 def test_none_changes_nothing():
@@ -498,11 +571,19 @@ def test_weight_and_spectral_remove_nothing():
 
 
 @pytest.mark.parametrize("trick", [norm.weight, norm.spectral])
-def test_shared_weights_are_refused(trick):
+def test_shared_and_zero_weights_stay_and_are_listed(trick):
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     net[1].weight = net[0].weight
-    with pytest.raises(InputError, match="shared"):
+    with pytest.raises(NoEffectError, match="shared"):
         trick(net)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    net[1].weight = net[0].weight
+    nn.init.zeros_(net[2].weight)
+    left = {c.path: c.after for c in trick(net) if c.after.startswith("left")}
+    assert left["0.weight"] == left["1.weight"] == "left as it is: it is shared with another layer"
+    assert "all zero" in left["2.weight"]
+    assert len(left) == 3
+    assert net(torch.randn(3, 4)).isfinite().all()
 
 
 # Subclasses and look-alikes.
@@ -551,15 +632,17 @@ def test_what_follows_in_a_norms_class_is_kept():
         assert net[1].act is act
 
 
-def test_a_subclass_that_does_more_is_refused_by_name():
+def test_a_subclass_that_does_more_stays_and_is_listed():
     class Shifted(nn.LayerNorm):
         def forward(self, x):
             return super().forward(x) + 1
 
     net = nn.Sequential(nn.Linear(4, 4), Shifted(4))
-    with pytest.raises(InputError, match=r"1 \(Shifted\) does more than normalise"):
+    with pytest.raises(NoEffectError, match=r"1 \(Shifted\) is no plain norm"):
         norm.rms(net)
-    assert type(net[1]) is Shifted
+    net.append(nn.LayerNorm(4))
+    assert [(c.path, c.after.split(":")[0]) for c in norm.rms(net)][1:] == [("1", "not reached")]
+    assert [type(m) for m in net[1:]] == [Shifted, LastRMSNorm]
 
 
 def test_a_subclass_in_name_only_is_plain():
@@ -656,13 +739,15 @@ def test_insertion_behind_layers_that_an_activation_follows(fill, sample):
     if sample is None and fill is norm.instance:
         return  # only a sample shows that the linear layer has one value per channel
     net = plain_net()
+    names = list(net.state_dict())
     with pytest.raises(NoEffectError, match=r"write norm\.insert=true"):
         fill(net, sample=sample)
     changes = fill(net, sample=sample, insert=True)
     done = [c.path for c in changes if not c.after.startswith("no norm")]
     assert done == ["0.0", "0.4", "1.1"][: 2 if fill is norm.instance else 3]
     assert [c.path for c in changes if c.path not in done] == (["1.1"] if fill is norm.instance else [])
-    assert isinstance(net[0][0].layer, nn.Conv2d)
+    assert isinstance(net[0][0], nn.Conv2d)
+    assert [name for name in net.state_dict() if ".norm." not in name] == names
     net(torch.randn(4, 3, 6, 6)).sum().backward()
 
 

@@ -2,7 +2,9 @@
 
 import copy
 import io
-from collections.abc import Callable
+import itertools
+import unittest.mock
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import knep
+from knep.errors import InputError
 from knep.models.resnet import resnet
 from knep.optim.param_groups import param_groups
 from knep.recipes import norm
@@ -127,6 +130,14 @@ def rmsprop(w: np.ndarray, g: np.ndarray, s: dict, t: int, hp: dict) -> np.ndarr
     return w - LR * g / (np.sqrt(s["v"]) + hp["eps"])
 
 
+def rmsprop_tf(w: np.ndarray, g: np.ndarray, s: dict, t: int, hp: dict) -> np.ndarray:
+    """As TensorFlow 1: squares from 1, eps under the root, the rate in the momentum."""
+    g = g + hp["weight_decay"] * w
+    s["v"] = hp["alpha"] * s.get("v", 1) + (1 - hp["alpha"]) * g**2
+    s["b"] = hp["momentum"] * s.get("b", 0) + LR * g / np.sqrt(s["v"] + hp["eps"])
+    return w - s["b"]
+
+
 def adadelta(w: np.ndarray, g: np.ndarray, s: dict, t: int, hp: dict) -> np.ndarray:
     """Zeiler 2012, algorithm 1, times the rate."""
     rho, eps, g = hp["rho"], hp["eps"], g + hp["weight_decay"] * w
@@ -212,33 +223,141 @@ def normalized_sgd() -> None:
     assert all(torch.equal(p, still[name]) for name, p in model.named_parameters())
 
 
-def newton_schulz(m: np.ndarray) -> np.ndarray:
-    """Five quintic steps of Jordan et al. 2024 in float64."""
+JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
+
+
+def newton_schulz(m: np.ndarray, polynomials: Sequence[tuple[float, float, float]] = JORDAN) -> np.ndarray:
+    """Quintic steps in float64; by default the five of Jordan et al. 2024."""
     x = m / np.linalg.norm(m)
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    for a, b, c in polynomials:
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x
 
 
-def muon() -> None:
-    """Matrices, convolutions as (filters, channels x taps), by Newton-Schulz; the bias by AdamW with its own rate."""
-    draw = np.random.default_rng(0)
-    for layer in (nn.Linear(30, 40).double(), nn.Conv2d(2, 5, 3).double()):
-        optimizer = make("muon", layer, lr=LR, weight_decay=DECAY, adamw_lr=0.01)
+def normuon_of(o: np.ndarray, state: dict, t: int) -> np.ndarray:
+    """Li et al. 2025: rows by their mean square over steps, the whole as long as before."""
+    state["v"] = 0.9 * state.get("v", 0) + 0.1 * (o**2).mean(1, keepdims=True)
+    u = o / np.sqrt(state["v"])
+    return u * np.linalg.norm(o) / np.linalg.norm(u)
+
+
+def adamuon_of(o: np.ndarray, state: dict, t: int) -> np.ndarray:
+    """Si, Zhang and Shen 2025: elements by their mean square over steps, the whole as long as an orthogonal matrix."""
+    state["v"] = 0.9 * state.get("v", 0) + 0.1 * o**2
+    u = o / np.sqrt(state["v"])
+    return u * np.sqrt(min(o.shape)) / np.linalg.norm(u)
+
+
+def follows_muon(variant: str, of: Callable[[np.ndarray, dict, int], np.ndarray], **hp: Any) -> None:
+    """Matrices, convolutions as (filters, channels x taps), by Newton-Schulz; the bias by AdamW with its own rate.
+
+    Element by element where products are float32; in bfloat16, which each processor rounds in its own way, on average.
+    """
+    for bf16, shape in itertools.product((False, True), ("linear", "conv")):
+        draw = np.random.default_rng(0)
+        torch.manual_seed(0)
+        layer = nn.Linear(30, 40).double() if shape == "linear" else nn.Conv2d(2, 5, 3).double()
+        with unittest.mock.patch("knep.recipes.optimizer.cpu_bf16", lambda bf16=bf16: bf16):
+            optimizer = make("muon", layer, lr=LR, weight_decay=DECAY, adamw_lr=0.01, variant=variant, **hp)
         w, b = (p.detach().numpy().copy() for p in layer.parameters())
-        scale, buffer, state = np.sqrt(max(1, len(w) / w[0].size)), 0.0, {}
+        scale, buffer, state, second = np.sqrt(max(1, len(w) / w[0].size)), 0.0, {}, {}
         for t in (1, 2):
             g, gb = draw.normal(size=w.shape), draw.normal(size=b.shape)
             layer.weight.grad, layer.bias.grad = torch.tensor(g), torch.tensor(gb)  # type: ignore[union-attr]
             optimizer.step()
             buffer = 0.95 * buffer + 0.05 * g
-            update = newton_schulz((0.05 * g + 0.95 * buffer).reshape(len(w), -1)).reshape(w.shape)
-            w = w * (1 - LR * DECAY) - LR * scale * update
+            ahead = (0.05 * g + 0.95 * buffer).reshape(len(w), -1)
+            orthogonal = newton_schulz(np.sign(ahead) if variant == "adamuon" else ahead)
+            w = w * (1 - LR * DECAY) - LR * scale * of(orthogonal, second, t).reshape(w.shape)
             m, v = moments(gb, state, {"betas": (0.9, 0.95)})
             b = b - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
-        np.testing.assert_allclose(layer.weight.detach().numpy(), w, atol=0.03 * LR)  # the library's are bfloat16
+        off = (layer.weight.detach().numpy() - w) / LR
+        assert (off**2).mean() ** 0.5 < 0.01 if bf16 else abs(off).max() < 1e-4
         np.testing.assert_allclose(layer.bias.detach().numpy(), b, rtol=1e-9)  # type: ignore[union-attr]
+
+
+def muon() -> None:
+    follows_muon("muon", lambda o, state, t: o)
+
+
+@pytest.mark.parametrize(("variant", "of"), [("normuon", normuon_of), ("adamuon", adamuon_of)])
+def test_a_variant_of_muon_scales_what_is_orthogonal(variant: str, of: Callable[..., np.ndarray]) -> None:
+    follows_muon(variant, of, beta2=0.9)
+    model = net()
+    optimizer = make("muon", model, variant=variant)
+    buffer = io.BytesIO()
+    train(model, optimizer, range(3))
+    torch.save(optimizer.state_dict(), buffer)
+    twin = copy.deepcopy(model)
+    resumed = make("muon", twin, variant=variant)
+    resumed.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+    for m, o in ((model, optimizer), (twin, resumed)):
+        train(m, o, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def best_polynomials(steps: int, safety: float, low: float = 1e-3, cushion: float = 0.02) -> list[np.ndarray]:
+    """Amsel et al. 2025, algorithm 1: for singular values in [low, 1] the odd quintics nearest to 1, each for what the
+    last one left, found by the points at which the error alternates.
+    """
+    found, high = [], 1.0
+    for step in range(steps):
+        left = max(low, cushion * high)
+        q, r = (3 * left + high) / 4, (left + 3 * high) / 4
+        a, b, c = 15 / 8 / high, -10 / 8 / high**3, 3 / 8 / high**5  # its limit, where left and high are one
+        for _ in range(1000 if left / high < 1 - 5e-6 else 0):
+            points = np.array([left, q, r, high])
+            system = np.stack([points, points**3, points**5, [1, -1, 1, -1]], 1)
+            a, b, c, _ = np.linalg.solve(system, np.ones(4))
+            root = np.sqrt(9 * b**2 - 20 * a * c)
+            q, r = np.sqrt((-3 * b - root) / (10 * c)), np.sqrt((-3 * b + root) / (10 * c))
+        at = lambda x: a * x + b * x**3 + c * x**5  # noqa: B023, E731
+        inside = 1 + safety * (step < steps - 1)
+        factors = 2 / (at(low) + at(high)) / inside ** np.array([1, 3, 5])
+        a, b, c = (factors * np.array([a, b, c])).tolist()
+        low, high = at(low), 2 - at(low)
+        found.append(np.array([a, b, c]))
+    return found
+
+
+@pytest.mark.parametrize(("coefficients", "safety"), [("polar_express", 0.01), ("polar_express_safer", 0.02)])
+def test_polar_express_takes_the_papers_polynomials(coefficients: str, safety: float) -> None:
+    model = nn.Linear(3, 3)
+    taken = make("muon", model, coefficients=coefficients).param_groups[0]["ns_coeffs"]
+    np.testing.assert_allclose(taken[:7], best_polynomials(8, safety)[:7], rtol=1e-6)
+    square = torch.diag(torch.logspace(-2, 0, 8))
+    strays = {}
+    for name in ("original", coefficients):
+        layer = nn.Linear(8, 8, bias=False)
+        before = layer.weight.detach().clone()
+        layer.weight.grad = square.clone()
+        make("muon", layer, lr=1.0, weight_decay=0.0, coefficients=name).step()
+        values = torch.linalg.svdvals(before - layer.weight.detach())
+        strays[name] = (values - 1).abs().max().item()
+    assert strays["original"] > 0.2
+    assert strays[coefficients] < 0.17
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"variant": "turbo"}, "variant must be one of muon, normuon, adamuon"),
+        ({"coefficients": "best"}, "coefficients must be one of original"),
+        ({"beta2": 0.9}, "write variant=normuon"),
+        ({"variant": "adamuon", "beta2": 1.0}, "beta2"),
+    ],
+)
+def test_muon_refuses_what_no_variant_reads(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make("muon", net(), **values)
+
+
+def test_muon_takes_convolutions_that_torchs_own_refuses() -> None:
+    layer = nn.Conv2d(2, 5, 3, bias=False)
+    with pytest.raises(ValueError, match="2D"):
+        torch.optim.Muon(layer.parameters())
+    assert make("muon", layer).param_groups[0]["use_muon"]
 
 
 def library(option: str, upstream: Callable[..., Optimizer], steps: int = 4) -> Callable[[], None]:
@@ -296,6 +415,25 @@ def sam() -> None:
         np.testing.assert_allclose(after[name], w[name], rtol=1e-6)  # the library measures ||g|| in float32
 
 
+def nvlamb() -> None:
+    """You et al. 2020, algorithm 2, with the gradient shortened first; what does not decay is Adam's."""
+    before, after = two_steps("nvlamb", lr=LR, weight_decay=DECAY, max_norm=0.5)
+    w, states = before, {name: {} for name in before}
+    for t in (1, 2):
+        g = {n: slope(n, x) for n, x in w.items()}
+        norm = np.sqrt(sum((x**2).sum() for x in g.values()))
+        assert norm > 0.5
+        for n, x in w.items():
+            m, v = moments(g[n] * 0.5 / norm, states[n], {"betas": (0.9, 0.999)})
+            u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
+            if n == "weight":
+                u = u + DECAY * x
+                u = u * np.sqrt((x**2).sum() / (u**2).sum())
+            w = w | {n: x - LR * u}
+    for name in w:
+        np.testing.assert_allclose(after[name], w[name], rtol=1e-6)
+
+
 ROWS: dict[str, Callable[[], None]] = {
     "gd": follows("gd", sgd),
     "sgd": follows("sgd", sgd),
@@ -304,6 +442,8 @@ ROWS: dict[str, Callable[[], None]] = {
     "normalized_sgd": normalized_sgd,
     "adagrad": follows("adagrad", adagrad),
     "rmsprop": follows("rmsprop", rmsprop),
+    "rmsprop_tf": follows("rmsprop_tf", rmsprop_tf),
+    "nvlamb": nvlamb,
     "adadelta": follows("adadelta", adadelta),
     "adam": follows("adam", adam),
     "adamw": follows("adamw", adamw),

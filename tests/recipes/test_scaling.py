@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from knep.data.digits import Digits
+from knep.errors import InputError
 from knep.recipes.scaling import none, standardize, symmetric, unit
 
 EXTREMES = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
@@ -71,3 +72,24 @@ def test_a_checkpoint_carries_the_statistics():
     fitted, other = standardize([EXTREMES]), unit([])
     other.load_state_dict(fitted.state_dict())
     assert torch.equal(other(EXTREMES), fitted(EXTREMES))
+
+
+@pytest.mark.parametrize("shape", [(64,), (64, 8), (64, 3, 40), (64, 2, 3, 4, 5)])
+def test_any_rows_keep_their_shape(shape):
+    x = torch.rand(shape) * 255
+    for make in (none, unit, symmetric, standardize):
+        assert make([x])(x).shape == x.shape
+    torch.testing.assert_close(unit([])(x), x / 255)
+    y = standardize(x.split(20))(x).transpose(0, min(1, x.dim() - 1)).flatten(1 if x.dim() > 1 else 0)
+    torch.testing.assert_close(y.mean(-1), torch.zeros_like(y.mean(-1)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(y.std(-1, correction=0), torch.ones_like(y.mean(-1)), atol=1e-4, rtol=0)
+
+
+def test_tokens_are_refused_but_by_none():
+    x = torch.randint(0, 64, (4, 16))
+    assert none([])(x) is x
+    for make in (unit, symmetric):
+        with pytest.raises(InputError, match=r"int64 \(4, 16\), numbers of tokens, .*: scaling=none"):
+            make([])(x)
+    with pytest.raises(InputError, match="scaling=none"):
+        standardize([x])

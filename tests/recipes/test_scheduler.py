@@ -94,6 +94,13 @@ def cosine() -> None:
     equal(factors("cosine", warmup=0.0), 0.5 * (1 + np.cos(np.pi * T / STEPS)))
     expected = rise(12) * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * fall(12))))
     equal(factors("cosine", warmup=0.1, final=0.1), expected)
+    risen = np.where(T < 12, 0.3 + 0.7 * T / 12, 1)
+    equal(factors("cosine", warmup=0.1, final=0.1, start=0.3), expected / rise(12) * risen)
+    whole = np.where(T < 12, risen, 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * T / STEPS)))
+    equal(factors("cosine", warmup=0.1, final=0.1, start=0.3, prefix=False), whole)
+    by_epoch = factors("cosine", warmup=2 * EPOCH / STEPS, start=0.3, by_epoch=True)
+    each_step = factors("cosine", warmup=2 * EPOCH / STEPS, start=0.3)
+    equal(by_epoch, np.repeat(each_step[::EPOCH], EPOCH))
 
 
 def cosine_restarts() -> None:
@@ -110,6 +117,8 @@ def cosine_restarts() -> None:
 def linear() -> None:
     equal(factors("linear", warmup=0.0), 1 - T / STEPS)
     equal(factors("linear", warmup=0.1, final=0.2), rise(12) * (1 - 0.8 * fall(12)))
+    risen = np.where(T < 12, 0.2 + 0.8 * T / 12, 1)
+    equal(factors("linear", warmup=0.1, final=0.2, start=0.2), risen * (1 - 0.8 * fall(12)))
 
 
 def polynomial() -> None:
@@ -269,7 +278,8 @@ def test_one_cycle_moves_only_momentum_that_is_there() -> None:
 @pytest.mark.parametrize(
     ("option", "key", "value"),
     [("constant", "warmup", 1.0), ("exponential", "gamma", 0), ("step", "every", 0), ("step", "gamma", 2),
-     ("multistep", "milestones", [30]), ("cosine", "final", -1), ("cosine_restarts", "cycles", 0),
+     ("multistep", "milestones", [30]), ("cosine", "final", -1), ("cosine", "start", 2), ("linear", "start", -1),
+     ("cosine_restarts", "cycles", 0),
      ("cosine_restarts", "growth", 0.5), ("linear", "warmup", -0.1), ("polynomial", "power", 0),
      ("one_cycle", "start", 2), ("one_cycle", "momentum_high", 1.0), ("warmup_stable_decay", "decay", 1.5),
      ("warmup_stable_decay", "warmup", 0.9), ("inverse_sqrt", "warmup", "long"), ("cyclic", "half_cycle", 0),

@@ -11,17 +11,22 @@ from pathlib import Path
 
 from knep.config.catalog import GROUPS, options
 from knep.config.command_line.vocabulary import meant, otherwise
+from knep.config.stages import SLOT, as_option
 from knep.errors import InputError
 from knep.utils.text import shortened
 
-PATHS = ("ckpt", "replay", "data.root", "data.cache", "hydra.run.dir", "hydra.sweep.dir")
+PATHS = ("ckpt", "replay", "data.root", "data.cache", "data.path", "data.test_path", "model.weights")
+PATHS += ("hydra.run.dir", "hydra.sweep.dir")
 _UNTEXT = re.compile(r"[\ud800-\udfff]")  # what Python makes of bytes that are none
 _LINES, _CHARACTERS, _KEY = 1000, 8000, 200  # of a command
 _LINE = re.compile(r"(?P<mark>\+{0,2})(?P<key>[\w.@/]+)=(?P<value>.*)", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra reads as text, and as nothing else
 _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
 _LONGEST, _LONGEST_PART = 3500, 255  # bytes of a path with room for the files in it, and of one name
+_COLUMNS = ("data.target", "data.images")  # names from the head of somebody's table
+_ODD = re.compile(r"[^\w .+-]|[^\x00-\x7f]")  # in a name that Hydra would not read as it stands
 _WORDS = ("null", "true", "false", "inf", "nan")  # however they are written
+_STAGES = re.compile(r"(?P<quote>['\"]?)\[(?P<names>[\w, ]*)\](?P=quote)")  # a list, in quotes or not
 _CALL = re.compile(r"[a-z]+\(.*\)", re.DOTALL)
 
 
@@ -56,9 +61,20 @@ def _readable(argument: str, multirun: bool) -> str:
     mark, key, value = found["mark"], found["key"], found["value"]
     if key in PATHS:
         return f"{mark}{key}={_path(key, value, multirun)}"
+    if key in _COLUMNS and not value.startswith(("[", "$")) and not _in_quotes(value) and _ODD.search(value):
+        several = value.split(",") if multirun else [value]
+        return f"{mark}{key}={','.join(quoted(name) if _ODD.search(name) else name for name in several)}"
     if key in GROUPS and re.match(r"[\w.,-]+$", value):
         return f"{mark}{key}={','.join(_option(key, word) for word in value.split(','))}"
+    if key == SLOT and "[" in value:
+        return f"{mark}{key}={_STAGES.sub(_stages, value)}"
     return argument
+
+
+def _stages(found: re.Match[str]) -> str:
+    """A list of stages as one option's name: without spaces, and in quotes, for Hydra to take it as text."""
+    names = found["names"].replace(" ", "")
+    return quoted(as_option(_option(SLOT, name) for name in names.split(","))) if names else "'[]'"
 
 
 def _option(group: str, word: str) -> str:

@@ -23,15 +23,16 @@ def with_doubt(said: str, overrides: Sequence[str], tried: Callable[[list[str]],
     keys = {_key(line) for line in offered}
     # What was refused goes, and so do earlier choices for what is offered, with the values of these.
     groups = {key for key in keys if "." not in key}
-    kept = [
-        line
-        for line in overrides
-        if _key(line) not in keys
-        and _key(line).partition(".")[0] not in groups
-        and not _blamed(line, said[: found.start()])
-    ]
+    kept = [line for line in overrides if _key(line) not in keys and _key(line).partition(".")[0] not in groups]
+    innocent = [line for line in kept if not _blamed(line, said[: found.start()])]
     try:
-        tried([*kept, *offered])
+        tried([*kept, *offered])  # what an option contradicts stays, where the offered one fits it
+    except InputError:
+        pass
+    else:
+        return said
+    try:
+        tried([*innocent, *offered])
     except InputError as error:
         why = str(error)
         about = any(key in why for key in (*keys, *(key.partition(".")[0] for key in keys)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -33,7 +34,7 @@ def refuse_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
     known, rest = parser.parse_known_args(list(arguments))
     unknown = next((word for word in rest if word.startswith("-")), None)
     if unknown is not None:
-        raise InputError(f"{unknown.partition('=')[0]} is no option: {instead(unknown, arguments)}")
+        raise InputError(f"{unknown.partition('=')[0]} is no option: {_meant_of(parser, unknown, arguments)}")
     for name in ("config_name", "config_path"):
         if getattr(known, name, None) not in (None, "train"):
             raise InputError(
@@ -49,6 +50,19 @@ def refuse_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
         raise InputError("--hydra-help is Hydra's own: write --help")
     if getattr(known, "experimental_rerun", None):
         raise InputError("--experimental-rerun is not known here: write ckpt=RUN, which goes on with a run")
+
+
+def _meant_of(parser: argparse.ArgumentParser, option: str, arguments: Sequence[str]) -> str:
+    """The nearest option of the command that was typed, or the override that the option means."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and arguments[0] in action.choices:
+            parser = action.choices[arguments[0]]
+    near = difflib.get_close_matches(option.partition("=")[0], parser._option_string_actions, n=1, cutoff=0.75)
+    if near:
+        return f"did you mean {near[0]}?"
+    if parser.prog.startswith("knep ") and not any(a.dest in ("overrides", "words") for a in parser._actions):
+        return f"write {parser.prog} --help for the options that there are"
+    return instead(option, arguments)
 
 
 def instead(option: str, arguments: Sequence[str]) -> str:

@@ -8,15 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from knep.config.catalog import CONF, GROUPS, SLOTS
+from knep.config.catalog import CONF, GROUPS, SLOTS, TASK_SLOTS
 from knep.config.command_line.signatures import OWN, takes
+from knep.config.command_line.stage_keys import stage_line
 from knep.config.command_line.vocabulary import line_for
 from knep.config.instantiate import allowed
+from knep.config.stages import SLOT, TARGET
 from knep.errors import InputError
 
 _HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 # Keys beside those of a slot's trick: they say how the training loop uses it.
-_BESIDE = {"optimizer": ("accumulate",), "scheduler": ("interval", "monitor")}
+_BESIDE = {
+    "optimizer": ("accumulate", "lr_per", "wrap"),
+    "scheduler": ("interval", "monitor"),
+    "model": ("weights", "checkpointing"),
+}
 # What a run gives to a trick, over whatever the config has; and to the model.
 _GIVEN = ("sample", "total_steps", "steps_per_epoch")
 _OF_DATA = ("in_channels", "num_classes", "image_size")
@@ -30,7 +36,10 @@ FURTHER: dict[str, Any] = {
     "inference_mode": True,
     "sync_batchnorm": False,
 }
-_LOADED = (*SLOTS, "layer_decay", "accumulate", "recipe")
+# What the loss gets with each batch, and the task from data, recipe and command line.
+_OF_TASK = ("output", "target", "targets", "reduction", "counts", "label_smoothing", "num_classes", "num_labels")
+_OF_TASK += ("num_targets", "vocabulary", "loss", "metrics", "batch", "smoothing", "layers")
+_LOADED = (*SLOTS, "loss", "finetune", "layer_decay", "accumulate", "recipe")
 # Of several options with a key that another lacks, the one to name.
 _USUAL = ("standard", "norm", "cosine", "batch", "ema", "early", "momentum", "adamw", "flip", "mixup", "orthogonal")
 _USUAL += ("he_normal", "label_smoothing", "l2", "resnet", "image_folder", "rollback")
@@ -69,7 +78,7 @@ def refuse_unread(config: Mapping[str, Any], choices: Mapping[str, str], made: M
     if "trainer" in config:
         _check_names("trainer", config["trainer"], (*_of_trainer(), *_HYDRA), config, choices)
         _check_further(config["trainer"])
-    for group in (*SLOTS, "data", "model", "guard", "doctor"):
+    for group in (*SLOTS, *TASK_SLOTS, "task", "data", "model", "guard", "doctor"):
         _check_slot(group, config.get(group), made.get(group), config, choices)
     for path, node in own_callbacks(config).items():
         _check_node(path, node, {}, config, choices)
@@ -117,12 +126,12 @@ def _check_further(trainer: Mapping[str, Any]) -> None:
             )
 
 
-def _check_slot(group: str, node: Any, made: Any, config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
+def _check_slot(group: str, node: object, made: object, config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     if isinstance(node, Mapping):
         _check_node(group, node, made or {}, config, choices)
 
 
-def _check_node(path: str, node: Any, made: Any, config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
+def _check_node(path: str, node: object, made: object, config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """Checks what is built by `_target_`, and the nodes in it."""
     if isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
@@ -148,6 +157,8 @@ def _known(path: str, node: Mapping[str, Any]) -> tuple[str, ...] | None:
     if path == "trainer":
         return _of_trainer()
     target = node["_target_"]
+    if target == TARGET:
+        return tuple(key for key in node if key not in _HYDRA)  # whose keys are stages, and looked at by their names
     if path == "guard" and isinstance(node.get("action"), str) and target.startswith("knep."):
         return tuple(_yaml(f"guard/{node['action']}"))  # one class for all of them, which reads what the action needs
     if not target.startswith(tuple(a for a in (*OWN, *allowed()) if a.endswith("."))) and target not in allowed():
@@ -158,6 +169,8 @@ def _known(path: str, node: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = found.names
     if path == "model":
         names = tuple(n for n in names if n not in _OF_DATA)
+    elif path in ("task", *TASK_SLOTS):
+        names = tuple(n for n in names if n not in _OF_TASK)
     elif node.get("_partial_") and path in SLOTS:
         names = tuple(n for n in names[1:] if n not in _GIVEN)
     beside = _BESIDE.get(path, ())
@@ -174,6 +187,8 @@ def no_key(key: str, value: str, config: Mapping[str, Any], choices: Mapping[str
     group, dot, rest = key.partition(".")
     if group == "model" and rest in _OF_DATA:
         return f"{key} comes from the data: leave it out"
+    if dot and group == SLOT and (line := stage_line(rest, value, choices.get(SLOT, ""), _of_options(SLOT))):
+        return line
     if dot and isinstance(config.get(group), Mapping):
         other = None if line_for(key, value, whole=True) else _other(group, rest, choices)
         if other:
@@ -239,7 +254,7 @@ def _of_run(key: str, value: str, config: Mapping[str, Any]) -> str:
 
 def _elsewhere(word: str, value: str) -> str | None:
     """The line that sets a key of some option, named without its group."""
-    for group in (*SLOTS, "trainer", "model", "data"):
+    for group in (*SLOTS, *TASK_SLOTS, "task", "trainer", "model", "data"):
         found = [o for o, keys in _of_options(group).items() if word in keys and word not in _BESIDE.get(group, ())]
         if found:
             usual = next((o for o in _USUAL if o in found), found[0])
@@ -254,7 +269,7 @@ def _of_options(group: str) -> dict[str, list[str]]:
     return {f.stem: [k for k in _yaml(f"{group}/{f.stem}") if not k.startswith("_") and k != "defaults"] for f in files}
 
 
-def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+def _flat(node: object, prefix: str = "") -> Iterator[str]:
     if isinstance(node, Mapping):
         for key, value in node.items():
             path = f"{prefix}.{key}" if prefix else str(key)
@@ -262,7 +277,7 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flat(value, path)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

@@ -5,13 +5,15 @@ A way is a group of override lines, as a person would type them. Trials choose a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from knep.config.catalog import GROUPS
 from knep.doctor.findings import Report
 from knep.doctor.subject.setup import Patient
+from knep.doctor.trials.examination import SIGNAL
 from knep.doctor.trials.remedies import inits
 
 Way = tuple[str, ...]
@@ -30,18 +32,56 @@ def prescribed(report: Report) -> list[Way]:
 
 def usual(report: Report, patient: Patient) -> list[Way]:
     """What else is usual against the diseases of the report."""
-    return _seen(way for f in report.findings[:_FINDINGS] for way in _USUAL.get(f.disease, _nothing)(patient))
+    found, start = report.findings[:_FINDINGS], [way for way, _ in inits(patient)]
+    return _filled((way for f in found for way in (start if f.disease in SIGNAL else f.about.usual)), patient)
 
 
 def common(patient: Patient) -> list[Way]:
     """What is worth a trial whatever the trouble is."""
-    return _seen([
+    ways = [
         ("optimizer=adam", "optimizer.lr=0.001"),
-        *_rates(patient, 0.1, 10.0),
+        ("optimizer.lr={lr_tenth}",),
+        ("optimizer.lr={lr_tenfold}",),
         *(way for way, _ in inits(patient)),
         ("scheduler=cosine",),
         ("scaling=standardize",),
-    ])  # fmt: skip
+    ]
+    return _filled(ways, patient)
+
+
+def _filled(ways: Iterable[Way], patient: Patient) -> list[Way]:
+    """With the patient's numbers, without ways for which it has none."""
+    numbers, filled = _numbers(patient), []
+    for way in ways:
+        with contextlib.suppress(KeyError):
+            filled.append(tuple(line.format_map(numbers) for line in way))
+    return _seen(filled)
+
+
+def _numbers(patient: Patient) -> dict[str, str]:
+    """What the braces of a way stand for: those that this patient has."""
+    x = patient.train[0][0]
+    numbers = {"epochs_x4": f"{4 * patient.epochs}", "pixels": f"{max(1, x.shape[-1] // 14)}"}
+    numbers |= {"larger_batch": "64"} if len(x) < 32 else {}
+    rate, limit = patient.option("optimizer").get("lr"), patient.option("data").get("limit")
+    if limit:
+        numbers["limit_x10"] = f"{10 * limit}"
+    if isinstance(rate, (int, float)) and rate > 0:
+        numbers |= {"lr_tenth": f"{rate * 0.1:.3g}", "lr_tenfold": f"{rate * 10.0:.3g}"}
+    # A decay that forgets over the length of the run.
+    strength = min(max(1 / ((rate or 1e-3) * patient.total_steps), 0.01), 1.0)
+    return numbers | _widths(patient.option("model")) | {"strength": f"{strength:.2g}"}
+
+
+def _widths(model: Mapping[str, Any]) -> dict[str, str]:
+    """The lines for nets of other widths, where it is one of knep's."""
+    factors = {"width_half": 0.5, "width_x4": 4.0, "width_x16": 16.0}
+    if isinstance(model.get("widths"), Sequence) and model["widths"]:
+        wide = {name: ",".join(str(math.ceil(w * factor)) for w in model["widths"]) for name, factor in factors.items()}
+        return {name: f"model.widths=[{widths}]" for name, widths in wide.items()}
+    if isinstance(model.get("width"), float):
+        return {name: f"model.width={model['width'] * factor:g}" for name, factor in factors.items()}
+    return {}
 
 
 def _seen(ways: Iterable[Way]) -> list[Way]:
@@ -85,90 +125,3 @@ def key_of(line: str) -> str:
 
 def _group(line: str) -> str:
     return key_of(line).partition(".")[0]
-
-
-def _nothing(patient: Patient) -> Iterator[Way]:
-    return iter(())
-
-
-def _rates(patient: Patient, *factors: float) -> Iterator[Way]:
-    own = _node(patient, "optimizer").get("lr")
-    if isinstance(own, (int, float)) and own > 0:
-        yield from ((f"optimizer.lr={own * factor:.3g}",) for factor in factors)
-
-
-def _generalise(patient: Patient) -> Iterator[Way]:
-    """Against fitting the training images alone: more of them, an end in time, noise, and less freedom."""
-    limit = _node(patient, "data").get("limit")
-    if limit:
-        yield (f"data.limit={10 * limit}",)
-    yield ("stopping=early", "stopping.monitor=val/acc", "stopping.mode=max")
-    pixels = f"augment.pixels={max(1, patient.train[0][0].shape[-1] // 14)}"
-    yield ("augment=shift", pixels)
-    yield ("augment=shift_flip", pixels)
-    yield ("dropout=standard", "dropout.p=0.3")
-    yield ("regularization=label_smoothing", "regularization.epsilon=0.1")
-    # A decay that forgets over the length of the run.
-    rate = _node(patient, "optimizer").get("lr") or 1e-3
-    strength = min(max(1 / (rate * patient.total_steps), 0.01), 1.0)
-    yield ("regularization=weight_decay", f"regularization.strength={strength:.2g}")
-    yield from _scaled(patient, 0.5)
-
-
-def _scaled(patient: Patient, factor: float) -> Iterator[Way]:
-    """A net of other widths, where it is one of knep's."""
-    model = _node(patient, "model")
-    if isinstance(model.get("widths"), Sequence) and model["widths"]:
-        yield (f"model.widths=[{','.join(str(math.ceil(w * factor)) for w in model['widths'])}]",)
-    elif isinstance(model.get("width"), float):
-        yield (f"model.width={model['width'] * factor:g}",)
-
-
-def _wider(patient: Patient) -> Iterator[Way]:
-    for factor in (4.0, 16.0):
-        yield from _scaled(patient, factor)
-
-
-def _steady(patient: Patient) -> Iterator[Way]:
-    """Against a rate that is too high for what the steps see, at any time or at the end."""
-    yield from _rates(patient, 0.1)
-    yield ("scheduler=cosine",)
-    yield ("clip=norm", "clip.theta=1.0")
-
-
-def _signal(patient: Patient) -> Iterator[Way]:
-    yield from (way for way, _ in inits(patient))
-
-
-def _norms(patient: Patient) -> Iterator[Way]:
-    yield ("norm=group",)
-    yield ("norm=layer",)
-    if len(patient.train[0][0]) < 32:
-        yield ("data.batch_size=64",)
-
-
-def _longer(patient: Patient) -> Iterator[Way]:
-    yield (f"trainer.max_epochs={4 * patient.epochs}",)
-
-
-def _node(patient: Patient, group: str) -> Mapping[str, Any]:
-    return patient.option(group)
-
-
-_USUAL: Mapping[str, Callable[[Patient], Iterator[Way]]] = {
-    "overfitting": _generalise,
-    "too_much_capacity": _generalise,
-    "too_little_capacity": _wider,
-    "lr_too_high": _steady,
-    "momentum_instability": _steady,
-    "no_decay": _steady,
-    "loss_spikes": _steady,
-    "vanishing_gradient": _signal,
-    "exploding_gradient": _signal,
-    "dying_relu": _signal,
-    "saturation": _signal,
-    "signal_collapse": _signal,
-    "tiny_norm_batches": _norms,
-    "stale_statistics": _norms,
-    "stopping_too_early": _longer,
-}

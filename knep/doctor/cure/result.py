@@ -11,6 +11,7 @@ from typing import Any
 
 from knep.config.catalog import CONF, SLOTS
 from knep.config.compose import Composed
+from knep.config.stages import option_of, stages_of
 from knep.doctor.cure.candidates import Way, key_of
 from knep.doctor.findings import Report
 
@@ -149,4 +150,6 @@ def recipe_yaml(made: Composed, note: str) -> str:
 
 def _values(node: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters of a slot's node, without what builds it."""
+    if option_of(node):  # stages, each with values of its own: their order is in the defaults
+        return {stage: _values(node[stage]) for stage in stages_of(option_of(node) or "") if _values(node[stage])}
     return {k: v for k, v in node.items() if not k.startswith("_") and (not isinstance(v, float) or math.isfinite(v))}

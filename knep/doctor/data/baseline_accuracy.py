@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from knep.doctor.data.baselines import Patches, nearest, random_relu, ridge, small, voted
-from knep.doctor.data.layouts import undone
-from knep.doctor.data.split_view import Split, split
+from knep.doctor.data.shift import undone
+from knep.doctor.data.split_view import Split, evenly, split
 from knep.doctor.subject.setup import Patient
 
 _NEAREST, _MANY = 5, 15  # neighbours, to be right and to be sure
@@ -104,7 +104,7 @@ def compared(train: Split, val: Split, classes: int, images: int = _QUERIES) -> 
     once, theirs = once[_inside_range(train.labels[once], classes)], _inside_range(val.labels, classes)
     if len(once) < 10 or not len(theirs) or train.small.shape[1:] != val.small.shape[1:]:
         return None
-    once, theirs = once[_spread(len(once), images)], theirs[_spread(len(theirs), _QUERIES)]
+    once, theirs = once[evenly(len(once), images)], theirs[evenly(len(theirs), _QUERIES)]
     names, y = train.labels[once].unique(return_inverse=True)
     if len(names) < 2:
         return None
@@ -138,10 +138,6 @@ def compared(train: Split, val: Split, classes: int, images: int = _QUERIES) -> 
 
 def _inside_range(labels: Tensor, classes: int) -> Tensor:
     return ((labels >= 0) & (labels < classes)).nonzero().flatten()
-
-
-def _spread(count: int, most: int) -> Tensor:
-    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
 
 
 def _scaled(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +180,7 @@ def _renamed(guess: Tensor, label: Tensor, classes: int) -> float:
 
 
 def _layouts(x: Tensor, y: Tensor, v: Tensor, names: Tensor, label: Tensor) -> dict[str, float]:
-    few = _spread(len(v), _TURNED)
+    few = evenly(len(v), _TURNED)
     x, v, label = small(x), small(v[few]), label[few]
     v = (v - v.mean()) / v.std(correction=0).clamp_min(1e-12)
     x = (x - x.mean()) / x.std(correction=0).clamp_min(1e-12)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from knep.doctor.data.first_layer import Entrance
 from knep.doctor.data.split_view import Split
-from knep.doctor.findings import Finding, row
+from knep.doctor.findings import Finding, finding, row
 
 # Root of the mean square of what the first layer sees. Sound scalings of sound images: 0.28 (Fashion-MNIST / 255: 0.45,
 # digits / 16: 0.49, MNIST / 255: 0.33) to 1.1 (standardised); raw bytes: 85 to 150.
@@ -35,7 +35,7 @@ def broken_findings(train: Split, val: Split | None) -> list[Finding]:
         where = ", ".join(f"batch {b} image {i}" for b, i in part.broken[:6])
         text = f"{len(part.broken)} of {len(part.y)} {name} images hold NaN or infinity: {where}"
         text += ", ..." if len(part.broken) > 6 else ""
-        found.append(Finding("non_finite_inputs", text, 1.0 if name == "training" else 0.9))
+        found.append(finding("non_finite_inputs", text, 1.0 if name == "training" else 0.9))
     return found
 
 
@@ -69,17 +69,17 @@ def constant_findings(train: Split) -> list[Finding]:
     distinct = round(v["distinct"] * count)
     if distinct == 1 or v["variation"] < 1e-5:
         text = f"{count} training images differ by {v['variation']:.2g} of their size; {distinct} of them are distinct"
-        return [Finding("constant_inputs", text, 1.0, count >= 4)]
+        return [finding("constant_inputs", text, 1.0, certain=count >= 4)]
     if v["torn"] > 0.5 and count >= 20:
         text = f"{100 * v['torn']:.3g} % of {count} training images equal another image with another label; "
-        return [Finding("constant_inputs", text + f"{distinct} images are distinct", 0.95)]
+        return [finding("constant_inputs", text + f"{distinct} images are distinct", 0.95)]
     if v["blank"] > 0.1 and train.small[0].numel() > 1:
         text = f"{100 * v['blank']:.3g} % of the training images have one value in all their pixels"
-        return [Finding("constant_inputs", text, min(0.95, 0.4 + v["blank"] / 2), v["blank"] > 0.5)]
+        return [finding("constant_inputs", text, min(0.95, 0.4 + v["blank"] / 2), certain=v["blank"] > 0.5)]
     if v["between"] < 0.01 or v["variation"] < 0.01 or (v["distinct"] < 0.05 and count >= 200):
         text = f"{count} training images, {distinct} of them distinct, differ in {100 * v['between']:.3g} % of the "
         text += f"variance of their pixels, and by {100 * v['variation']:.3g} % of their size"
-        return [Finding("constant_inputs", text, 0.7, v["between"] < 1e-4)]
+        return [finding("constant_inputs", text, 0.7, certain=v["between"] < 1e-4)]
     return []
 
 
@@ -108,7 +108,7 @@ def scale_findings(train: Split, door: Entrance) -> list[Finding]:
     if door.normalises:
         why.append("the model normalises it at once")
     layers = (door.layer,) if door.layer else ()
-    return [Finding("unscaled_inputs", f"{text}: {', '.join(why)}", gravity, far, layers)]
+    return [finding("unscaled_inputs", f"{text}: {', '.join(why)}", gravity, certain=far, layers=layers)]
 
 
 def seen_scale(train: Split, door: Entrance) -> tuple[Tensor, Tensor, float]:

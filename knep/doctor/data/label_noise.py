@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from knep.doctor.data.baseline_accuracy import Guesses, Reference
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding
 
 _CLEAR = 5.0  # deviations above chance
 _TOP = 0.3  # of the images, those that are guessed most surely
@@ -85,13 +85,13 @@ def relation_findings(r: Reference, classes: int, foreign: bool) -> list[Finding
         text += f", validation labels {'fit theirs' if own else 'do not'} ({_agrees(r.in_val)})"
         sure = len(r.val.label) >= 100 and (not own or r.in_val.acc - r.in_val.chance > 0.3)
         name = "validation_scaled_differently" if own else "unrelated_labels"
-        return [Finding(name, text, 0.85 if sure else 0.5, sure)]
+        return [finding(name, text, 0.85 if sure else 0.5, certain=sure)]
     if not strong or r.held - r.acc < 0.1:
         return []
     found = _partly(r, "validation", noise(r.val), r.acc) if many and len(r.val.label) >= 100 else []
     if not found and own and r.acc < r.chance + gain / 2:
         text = f"{_told(r)}, and {_share(r.held)} of training; within validation {_agrees(r.in_val)}"
-        found = [Finding("validation_scaled_differently", text, 0.5, False)]
+        found = [finding("validation_scaled_differently", text, 0.5, certain=False)]
     return found
 
 
@@ -109,7 +109,7 @@ def _unlike(r: Reference) -> list[Finding]:
     way = f"they are taken as {best}" if best else "they are given the mean and deviation of training"
     text = f"simple classifiers are right for {_share(r.acc)} of validation images as they are, and for "
     text += f"{_share(r.layouts[best])} if {way} (within training {_share(r.held)}, chance {_share(r.chance)})"
-    return [Finding("validation_scaled_differently", text, 0.9)]
+    return [finding("validation_scaled_differently", text, 0.9)]
 
 
 def _moved(r: Reference) -> list[Finding]:
@@ -121,12 +121,12 @@ def _moved(r: Reference) -> list[Finding]:
             text = f"guesses from training are right for {_share(r.acc)} of validation, and for {_share(acc)} if its "
             text += f"labels are taken one {'less' if step < 0 else 'more'} than they are"
             mend = f"validation labels are one {way} than those of training: count both from 0"
-            return [Finding("labels_off_by_one", text, 0.95, True, mend=mend)]
+            return [finding("labels_off_by_one", text, 0.95, mend=mend)]
     if r.renamed > clear + 0.1 and r.renamed > 1.5 * r.acc and r.in_val.lift > _CLEAR:
         text = f"guesses from training are right for {_share(r.acc)} of validation, and for {_share(r.renamed)} after "
         text += "one renaming of the classes: the splits number them in different orders"
         mend = "use one list of class names for both splits"
-        return [Finding("unrelated_labels", text, 0.9, len(r.val.label) >= 50, mend=mend)]
+        return [finding("unrelated_labels", text, 0.9, certain=len(r.val.label) >= 50, mend=mend)]
     return []
 
 
@@ -141,7 +141,7 @@ def _none(r: Reference, classes: int, own: bool) -> list[Finding]:
     text = f"{_told(r)}; within training {_agrees(r.in_train)}"
     if own:
         text += f", though within validation {_agrees(r.in_val)}: the training labels are the wrong ones"
-    return [Finding("unrelated_labels", text, 0.95 if many and low else 0.5, many and low)]
+    return [finding("unrelated_labels", text, 0.95 if many and low else 0.5, certain=many and low)]
 
 
 def _partly(r: Reference, name: str, n: Noise, best: float) -> list[Finding]:
@@ -154,7 +154,7 @@ def _partly(r: Reference, name: str, n: Noise, best: float) -> list[Finding]:
     )
     text += f"{_share(n.wrong)} of {n.images} labels are others, of every class alike; {_told(r)}"
     certain = n.share > 0.25 + 2 * spread and n.rise < 3 and n.images >= 150 and r.chance < 0.4
-    return [Finding("unrelated_labels", text, min(0.9, 0.4 + 0.5 * n.share), certain)]
+    return [finding("unrelated_labels", text, min(0.9, 0.4 + 0.5 * n.share), certain=certain)]
 
 
 def _told(r: Reference) -> str:

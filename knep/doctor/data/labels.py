@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from knep.doctor.data.split_view import IGNORED, Split
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding
 from knep.utils.rng import generator
 
 _CHANCE = 1e-6  # that a sound data set looks as sick as what is called certain
@@ -45,9 +45,10 @@ def range_findings(train: Split, val: Split | None, outputs: int) -> list[Findin
         share, low, high = 100 * float(wrong.double().mean()), int(y.min()), int(y.max())
         text = f"{name} labels go from {low} to {high}, and the model has {outputs} outputs, 0 to {outputs - 1}: "
         text += f"{share:.3g} % of the images have no output"
-        ones = low == 1 and high == outputs
-        mend = f"subtract 1 from the {name} labels" if ones else ""
-        found.append(Finding("labels_off_by_one" if ones else "labels_out_of_range", text, 1.0, mend=mend))
+        if low == 1 and high == outputs:
+            found.append(finding("labels_off_by_one", text, 1.0, mend=f"subtract 1 from the {name} labels"))
+        else:
+            found.append(finding("labels_out_of_range", text, 1.0))
     return found
 
 
@@ -60,12 +61,12 @@ def constant_findings(train: Split, val: Split | None, outputs: int, whole: bool
         certain = _by_chance(len(train.y), outputs)
         if not whole and others > 1:
             text += f", and validation has {others} classes: the loader gives one class after the other"
-            found.append(Finding("sorted_batches", text, 0.95, certain))
+            found.append(finding("sorted_batches", text, 0.95, certain=certain))
             certain = False
-        found.append(Finding("constant_labels", text, 0.95 if certain else 0.5, certain))
+        found.append(finding("constant_labels", text, 0.95 if certain else 0.5, certain=certain))
     elif others == 1 and val is not None and _by_chance(len(val.y), outputs):
         text = f"all {len(val.y)} validation images seen have the label {int(val.y[0])}; training has more"
-        found.append(Finding("constant_labels", text, 0.4, False))
+        found.append(finding("constant_labels", text, 0.4, certain=False))
     return found
 
 
@@ -92,7 +93,7 @@ def imbalance_findings(train: Split, val: Split | None) -> list[Finding]:
         text += f", the smallest {int(least)}: {ratio:.3g} to 1; {rare} of {len(present)} classes are {_RARE:g} times "
         text += "rarer than the largest"
         gravity = min(0.85, 0.35 + 0.2 * math.log10(ratio))
-        found.append(Finding("class_imbalance", text, gravity, sure >= _FAR))
+        found.append(finding("class_imbalance", text, gravity, certain=sure >= _FAR))
     return found
 
 
@@ -109,7 +110,7 @@ def _unseen(train: Split, val: Split) -> list[Finding]:
         f"class {names} never occurs among {len(train.y)} training images and makes {100 * share:.3g} % of validation"
     )
     certain = float(there[gone].max()) / len(val.y) * len(train.y) > -math.log(_CHANCE) and len(val.y) >= 20
-    return [Finding("class_imbalance", text, min(0.9, 0.4 + share), certain)]
+    return [finding("class_imbalance", text, min(0.9, 0.4 + share), certain=certain)]
 
 
 def sorted_findings(train: Split, val: Split | None, whole: bool) -> list[Finding]:
@@ -123,7 +124,7 @@ def sorted_findings(train: Split, val: Split | None, whole: bool) -> list[Findin
     text += f"{len(train.y.unique())} classes at the median"
     if not whole:
         text += "; the epoch was seen in part"
-    return [Finding("sorted_batches", text, min(0.95, 0.5 + excess), excess > 0.15)]
+    return [finding("sorted_batches", text, min(0.95, 0.5 + excess), certain=excess > 0.15)]
 
 
 def grouping(train: Split) -> tuple[float, float]:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knep.doctor.data.split_view import Split
-from knep.doctor.findings import Finding
+from knep.doctor.data.baselines import small
+from knep.doctor.data.split_view import Split, evenly
+from knep.doctor.findings import Finding, finding
 
 _QUERIES = 2000  # images of each split whose neighbours are looked for
-_SIDE = 16  # pixels
 _NEAR = 0.35  # nearest over tenth nearest distance, below which an image is a copy
 _TENTH = 10
 
@@ -43,7 +43,7 @@ def twins(train: Split, val: Split) -> Twins:
         bank = _shapes(train.small[once])
         if len(bank) < 2 * _TENTH:
             return Twins(len(exact) / len(val.key), inside, 0.0, 0.0, tuple(pairs))
-        ours, theirs = _spread(len(bank)), _spread(len(val))
+        ours, theirs = evenly(len(bank), _QUERIES), evenly(len(val), _QUERIES)
         ratio, nearest = _nearness(_shapes(val.small[theirs]), bank, None)
         own, _ = _nearness(bank[ours], bank, ours)
         near, near_inside = float((ratio < _NEAR).double().mean()), float((own < _NEAR).double().mean())
@@ -57,15 +57,9 @@ def _same_shape(train: Split, val: Split) -> bool:
     return len(train) > 0 and train.small.shape[1:] == val.small.shape[1:]
 
 
-def _spread(count: int) -> Tensor:
-    return torch.linspace(0, count - 1, min(count, _QUERIES), dtype=torch.float64).round().long()
-
-
-def _shapes(small: Tensor) -> Tensor:
+def _shapes(images: Tensor) -> Tensor:
     """Images without their brightness and contrast: unit vectors (n, D)."""
-    h, w = small.shape[2:]
-    x = small if max(h, w) <= _SIDE or h == 1 else F.adaptive_avg_pool2d(small, (min(h, _SIDE), min(w, _SIDE)))
-    x = x.flatten(1)
+    x = small(images).flatten(1)
     return F.normalize(x - x.mean(1, keepdim=True), dim=1)
 
 
@@ -88,7 +82,7 @@ def twin_findings(t: Twins, train: Split, val: Split) -> list[Finding]:
     pairs = ", ".join(f"validation image {v} is training image {k}" for v, k in t.pairs[:3])
     if t.exact > 0.005 and exact > 1:
         text = f"{exact} of {len(val.key)} validation images ({100 * t.exact:.3g} %) are training images: {pairs}"
-        return [Finding("leaked_validation", text, min(0.85, 0.5 + t.exact), t.exact > 0.02 and exact > 2)]
+        return [finding("leaked_validation", text, min(0.85, 0.5 + t.exact), certain=t.exact > 0.02 and exact > 2)]
     few = float(train.y.unique(return_counts=True)[1].double().median()) < 20
     usual = 0.1 + 3 * t.near_inside if few else 0.03 + 3 * t.near_inside * (t.near < 0.3)
     if t.near > usual and near > 2:
@@ -96,7 +90,7 @@ def twin_findings(t: Twins, train: Split, val: Split) -> list[Finding]:
         text += (
             f"training images but for brightness or slight noise ({100 * t.near_inside:.3g} % within training): {pairs}"
         )
-        return [Finding("leaked_validation", text, min(0.8, 0.45 + t.near), t.near > 0.05 and not few)]
+        return [finding("leaked_validation", text, min(0.8, 0.45 + t.near), certain=t.near > 0.05 and not few)]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knep.doctor.data.layouts import LAYOUTS, undone
 from knep.doctor.data.split_view import Split
-from knep.doctor.findings import Finding, row
+from knep.doctor.findings import Finding, finding, row
 
 _CELLS = 8  # of a side of the mean images that are compared
 _FAR_SHIFT, _FAR_RATIO = 0.7, 1.8  # certain
 _SHIFT, _RATIO = 0.12, 1.15  # suspect; erasing and shifts of the training loader stay below 0.1 and 1.1
 _ERRORS = 6.0  # standard errors
 _MISFIT = 10.0  # mean squared error of a mean image, in squared standard errors
+# Layouts in which images may have been given by mistake, with what undoes each.
+_LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "inverted (dark for bright)": lambda x: -x,
+    "with the channels in reverse order (BGR for RGB)": lambda x: x.flip(1),
+    "transposed": lambda x: x.transpose(2, 3),
+    "upside down": lambda x: x.flip(2),
+    "mirrored": lambda x: x.flip(3),
+    "turned by 180 degrees": lambda x: x.flip(2, 3),
+    "turned by 90 degrees to the left": lambda x: x.rot90(-1, (2, 3)),
+    "turned by 90 degrees to the right": lambda x: x.rot90(1, (2, 3)),
+}
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,14 @@ def _fits(x: Tensor, v: Tensor, w: Tensor, u: Tensor) -> dict[str, float]:
     theirs, their_error = _mean_image(v, u)
     fits = {"": _misfit(centre, error, theirs, their_error)}
     for name, other in undone(theirs).items():
-        fits[name] = _misfit(centre, error, other, LAYOUTS[name](their_error).abs())
+        fits[name] = _misfit(centre, error, other, _LAYOUTS[name](their_error).abs())
     return fits
+
+
+def undone(x: Tensor) -> dict[str, Tensor]:
+    """Images (N, C, H, W) of mean 0 taken back from each layout that would show in them: name -> (N, C, H, W)."""
+    taken = {name: undo(x) for name, undo in _LAYOUTS.items()}
+    return {name: y for name, y in taken.items() if y.shape == x.shape and not torch.equal(y, x)}
 
 
 def _mean_image(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +149,7 @@ def drift_findings(d: Drift | None, images: int) -> list[Finding]:
         )
         text += f"as {layout}"
         sure = before > 2 * _MISFIT and images >= 30
-        return [Finding("validation_scaled_differently", text, 0.9 if sure else 0.6, sure)]
+        return [finding("validation_scaled_differently", text, 0.9 if sure else 0.6, certain=sure)]
     if not bool(off.any()):
         return []
     worst = float(torch.maximum(d.shift.abs(), d.ratio.log().abs())[off].max())
@@ -142,7 +159,7 @@ def drift_findings(d: Drift | None, images: int) -> list[Finding]:
     text += "errors"
     certain = bool((far & off).any())
     gravity = min(0.9, 0.6 + 0.1 * worst) if certain else min(0.6, 0.35 + 0.2 * worst)
-    return [Finding("validation_scaled_differently", text, gravity, certain)]
+    return [finding("validation_scaled_differently", text, gravity, certain=certain)]
 
 
 def drift_seen(d: Drift | None) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def split(patient: Patient, name: str, images: int = _IMAGES) -> Split | None:
         return None
     sizes = [len(y) for _, y in batches]
     total = sum(sizes)
-    chosen = torch.linspace(0, total - 1, min(total, images), dtype=torch.float64).round().long()
+    chosen = evenly(total, images)
     parts, broken, first = [], [], 0
     shape = None
     for number, (x, _) in enumerate(batches):
@@ -79,6 +79,11 @@ def split(patient: Patient, name: str, images: int = _IMAGES) -> Split | None:
     y = torch.cat([b[1] for b in batches]).cpu()
     batch = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     return Split(y, batch, _keys(batches), tuple(broken), *_joined(parts, shape or (1, 1, 1)))
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """So many of `count` places, evenly, int64."""
+    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
 
 
 def as_images(x: Tensor) -> Tensor:

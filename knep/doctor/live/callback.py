@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+from torch.optim import Optimizer
 
 from knep.doctor.findings import Finding, diseases, line, ranked
 from knep.doctor.live.fixes import again, mend
 from knep.doctor.live.history import middle
 from knep.doctor.live.watch import Watch
+from knep.engine.module import Classifier
 from knep.errors import InputError, RunFailed
 from knep.io.schema import Check, either, flag, listed, nothing, number, one_of, record, table, text, whole
 from knep.observe.step_observer import compiled, fused
+from knep.tasks.base import Batch
 
 ACTIONS = ("warn", "stop", "cure")
 _TURNS = 3  # of a cure
@@ -41,7 +47,7 @@ class Doctor(Callback):
         self._watch: Watch | None = None
         self._earlier: list[Finding] = []  # of the run that this one goes on from
         self._start = self._step = self._looks = 0
-        self._window, self._together = 1, False
+        self.window, self.together = 1, False
         self._orders: list[tuple[str, Finding]] = []  # what all processes are to do
         self._turns: Counter[str] = Counter()
         self._rests: dict[str, int] = {}
@@ -84,92 +90,103 @@ class Doctor(Callback):
         self._earlier = [recalled(row) for row in state_dict["findings"]]
         self._turns, self._cures = Counter(state_dict["turns"]), dict(state_dict["cures"])
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = self._step = trainer.global_step
-        self._window, self._together = trainer.accumulate_grad_batches, trainer.world_size > 1
-        again(pl_module, self._cures)
+        self.window, self.together = trainer.accumulate_grad_batches, trainer.world_size > 1
+        again(pl_module, trainer, self._cures)
         if trainer.is_global_zero:
-            model = pl_module.model
-            # The module around a compiled model is not compiled: hooks on it see the batch and the scores.
-            door = pl_module if compiled(model) else model
-            how: dict[str, Any] = {"every": self.every, "on_finding": "none", "cross_entropy": True, "told": True}
-            self._watch = Watch(model, trainer.optimizers[0], door=door, **how).__enter__()
-            if fused(model):
-                self._say(trainer, "doctor: the model is compiled to one graph: what goes on in its layers is not seen")
+            self.begin(trainer, pl_module)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the watch on the model of a run."""
+        module = cast("Classifier", pl_module)
+        model = module.model
+        # The module around a compiled model is not compiled: hooks on it see the batch and the scores.
+        door = module if compiled(model) else model
+        plain = getattr(module.task, "function", None) is None
+        how: dict[str, Any] = {"every": self.every, "on_finding": "none", "cross_entropy": plain, "told": True}
+        self._watch = Watch(model, trainer.optimizers[0], door=door, **how).__enter__()
+        if fused(model):
+            self.say(trainer, "doctor: the model is compiled to one graph: what goes on in its layers is not seen")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if self._watch is not None:
             self._watch.given(batch[0])
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._watch is not None:
             self._watch.arrived()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        window = self._window
-        if window > 1:
-            if trainer.global_step == self._step:
-                return
-            self._step = trainer.global_step
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+    ) -> None:
+        self.window = window = trainer.accumulate_grad_batches  # other ones in later epochs, where batches grow
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if window > 1 and not stepped:
+            return
         if self._watch is not None:
-            self._watch.step(outputs["loss"] * window if window > 1 else outputs["loss"], y=batch[1])
+            loss = cast("Mapping[str, Tensor]", outputs)["loss"]
+            self._watch.step(loss * window if window > 1 else loss, y=batch[1])
             if self._watch.looks != self._looks:
                 self._looks = self._watch.looks
-                self._answer(trainer, pl_module)
-        if self._together and (trainer.global_step - self._start) % self.every == 0:
-            self._agree(trainer, pl_module)
+                self.answer(trainer, pl_module)
+        if self.together and (trainer.global_step - self._start) % self.every == 0:
+            self.agree(trainer, pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if self._watch is not None:
-                metrics = {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/loss", "val/acc")}
-                self._watch.validate(**metrics)
-                self._answer(trainer, pl_module)
-            if self._together:
-                self._agree(trainer, pl_module)
+                self._watch.validate(**self._validation(trainer))
+                self.answer(trainer, pl_module)
+            if self.together:
+                self.agree(trainer, pl_module)
+
+    def _validation(self, trainer: Trainer) -> dict[str, float]:
+        """The loss and the accuracy of a validation, as far as they are known."""
+        return {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/loss", "val/acc")}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watch is not None:
             measured = self._watch.report().measured
             self._watch.__exit__()
-            self._answer(trainer, pl_module, ended=True)
-            self._advise(trainer)
+            self.answer(trainer, pl_module, ended=True)
+            self.advise(trainer)
             from knep.doctor.report.figures import figures
 
             for board in _boards(trainer):
                 for name, figure in figures(measured).items():
                     board.add_figure(f"doctor/{name}", figure, trainer.global_step)
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._watch is None:
             return
         if isinstance(exception, RunFailed):
             self._watch.failed()
-            self._answer(trainer, pl_module, ended=True)
-            self._advise(trainer)
+            self.answer(trainer, pl_module, ended=True)
+            self.advise(trainer)
             exception.findings = self.findings
         self._watch.__exit__()
 
-    def _answer(self, trainer: Any, module: Any, ended: bool = False) -> None:
+    def answer(self, trainer: Trainer, module: LightningModule, ended: bool = False) -> None:
         """Says what is new, and does about it what was asked for."""
         assert self._watch is not None
         for finding in self._watch.news():
             if all(finding.disease != f.disease for f in self._earlier):
-                self._say(trainer, line(self._placed(finding)))
+                self.say(trainer, line(self._placed(finding)))
         for finding in ranked(self._watch.now)[:1]:
             if finding.certain and not ended:
                 self._order(finding)
         if not ended:
-            if not self._together:
+            if not self.together:
                 self._carry_out(trainer, module)
             self._log(trainer)
 
-    def _advise(self, trainer: Any) -> None:
+    def advise(self, trainer: Trainer) -> None:
         """At the end: what would mend the gravest finding in a run from the start."""
         for finding in ranked([*self._earlier, *self._found()])[:1]:
             ways = [" ".join(way) for way in finding.overrides[:2]]
             if advice := " or ".join(ways) or finding.mend:
-                self._say(trainer, f"doctor: against: {finding.about.title}: in a new run, {advice}")
+                self.say(trainer, f"doctor: against: {finding.about.title}: in a new run, {advice}")
 
     def _order(self, finding: Finding) -> None:
         """What was asked for is to be done about a finding, if it is not done already."""
@@ -181,32 +198,32 @@ class Doctor(Callback):
             self._rests[name] = self._looks + _REST
             self._orders.append(("cure", finding))
 
-    def _agree(self, trainer: Any, module: Any) -> None:
+    def agree(self, trainer: Trainer, module: LightningModule) -> None:
         """All processes do what the first one, which alone looks, has found to do."""
         self._orders = trainer.strategy.broadcast(self._orders)
         self._carry_out(trainer, module)
 
-    def _carry_out(self, trainer: Any, module: Any) -> None:
+    def _carry_out(self, trainer: Trainer, module: LightningModule) -> None:
         orders, self._orders = self._orders, []
         for what, finding in orders:
             if what == "stop" and self.stopped_by is None:
                 self.stopped_by, trainer.should_stop = finding.disease, True
-                self._say(trainer, f"doctor: the run stops after step {trainer.global_step}: {finding.about.title}")
+                self.say(trainer, f"doctor: the run stops after step {trainer.global_step}: {finding.about.title}")
             elif what == "cure":
                 self._cure(trainer, module, finding)
 
-    def _cure(self, trainer: Any, module: Any, finding: Finding) -> None:
+    def _cure(self, trainer: Trainer, module: LightningModule, finding: Finding) -> None:
         name, done = finding.disease, mend(module, trainer, finding)
         if done is None and not self._turns[name]:
-            self._say(trainer, f"doctor: {finding.about.title}: this cannot be mended while the run goes on")
+            self.say(trainer, f"doctor: {finding.about.title}: this cannot be mended while the run goes on")
         self._turns[name] += 1 if done else _TURNS
         if done:
             self._cures[name] = f"{self._cures[name]}, {done}" if name in self._cures else done
-            self._say(trainer, f"doctor: from step {trainer.global_step}: {done}, against: {finding.about.title}")
+            self.say(trainer, f"doctor: from step {trainer.global_step}: {done}, against: {finding.about.title}")
         if done and self._watch is not None:
             self._watch.changed()
 
-    def _say(self, trainer: Any, text: str) -> None:
+    def say(self, trainer: Trainer, text: str) -> None:
         if not trainer.is_global_zero:
             return
         bar = trainer.progress_bar_callback
@@ -214,7 +231,7 @@ class Doctor(Callback):
         for board in _boards(trainer):
             board.add_text("doctor/findings", escape(text, quote=False), trainer.global_step)
 
-    def _log(self, trainer: Any) -> None:
+    def _log(self, trainer: Trainer) -> None:
         assert self._watch is not None
         stream, step = self._watch.stream, trainer.global_step
         if not stream.looks:
@@ -235,5 +252,5 @@ def recalled(row: dict[str, Any]) -> Finding:
     return Finding(**row | {"layers": tuple(row.get("layers", ())), "overrides": ways})
 
 
-def _boards(trainer: Any) -> list[Any]:
+def _boards(trainer: Trainer) -> list[Any]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -22,10 +22,24 @@ _STRONG, _BRIEF = 0.1, 2e-3  # weight decay, and with the learning rate: memory 
 
 def courses(stream: Stream, ended: bool = False) -> Iterator[Finding]:
     """What the course so far shows. ended: whether the run is over, which some findings wait for."""
+    if stream.blind:
+        return
+    turned = [*_falls_without_end(stream)]
+    if turned:
+        yield from turned
+        return
     for judge in (_rate_too_high, _rate_too_low, _throttled, _erased, _spikes, _overfits):
         yield from judge(stream)
     if ended:
         yield from _no_decay(stream)
+
+
+def _falls_without_end(stream: Stream) -> Iterator[Finding]:
+    """A loss with the wrong sign. Likelihoods of densities fall below zero too, but not so far."""
+    now, start = middle(stream.recent(_WINDOW)), stream.start
+    if len(stream.losses) >= 2 * _WINDOW and now < -1000 * (1 + abs(start)):
+        began = next(i for i, loss in enumerate(stream.losses) if loss < -10 * (1 + abs(start)))
+        yield finding("inverted_loss", f"the loss went from {start:.3g} to {now:.3g}: it falls without end", 0.9, began)
 
 
 def diverged(stream: Stream) -> int | None:
@@ -37,8 +51,9 @@ def diverged(stream: Stream) -> int | None:
     if bad and (bad[-1] == len(losses) - 1 or len(bad) > 0.2 * len(losses)):
         return bad[0]
     recent, start = middle(stream.recent(_WINDOW)), stream.start
-    if len(losses) >= _WINDOW and recent > 1.5 * start + 0.5:
-        return next((i for i, loss in enumerate(losses) if not loss <= 1.5 * start + 0.5), 0)
+    limit = start + 0.5 * abs(start) + 0.5  # losses may be negative, as log-likelihoods of densities are
+    if len(losses) >= _WINDOW and recent > limit:
+        return next((i for i, loss in enumerate(losses) if not loss <= limit), 0)
     return None
 
 
@@ -60,7 +75,9 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
     now, shaken = middle(recent), _shaken(recent)
     stuck = now > 0.9 * start
     swings = shaken > 0.3 * max(now, 0.1) and now > 0.3 * start and len(recent) == 2 * _WINDOW
-    climbs = now - stream.lowest > (0.15 if stream.momentum >= _PROUD else 0.35) * start
+    swings = swings and middle(recent[_WINDOW:]) > 0.9 * middle(recent[:_WINDOW])
+    height = max(abs(start), start - stream.lowest)
+    climbs = now - stream.lowest > (0.15 if stream.momentum >= _PROUD else 0.35) * height
     if usual > _HUGE or (usual > _LARGE and (stuck or swings)) or (most > _HUGE and stuck) or climbs:
         first = next((step for step, u in stream.updates if u > _LARGE), looks[0][0])
         text = (
@@ -113,6 +130,10 @@ def _rate_too_low(stream: Stream) -> Iterator[Finding]:
     now, start = middle(stream.recent(_WINDOW)), stream.start
     rising = rates[-1][1] >= top and rates[0][1] < 0.5 * top  # a warm-up that may not be over
     if len(usual) < 3 or rising or not now > 0.8 * start:
+        return
+    if not top > 0:
+        text = f"the learning rate is 0 in all of {len(stream.losses)} steps"
+        yield finding("lr_too_low", text, 0.9, 0, overrides=(), mend="give the optimizer a learning rate above 0")
         return
     if middle(usual) < _SMALL and max(usual) < 30 * _SMALL:
         text = (

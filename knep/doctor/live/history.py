@@ -45,9 +45,11 @@ class Stream:
     labels: list[float] = field(default_factory=list)
     counted: Counter[int] = field(default_factory=Counter)
     absent: tuple[str, ...] = ()
+    foreign: int = 0  # tensors of the optimizer that are not the model's
     frozen: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     adaptive: bool = False  # the optimizer has betas, as Adam has
+    blind: bool = False  # no loss is told
     bad_input: int | None = None  # the step at which an input was not finite
     bad_share: float = 0.0
     leaps: list[tuple[int, float]] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Stream:
         named = dict(model.named_parameters())
         self.adaptive = any("betas" in group for group in optimizer.param_groups)
         self.absent = tuple(n for n, p in named.items() if p.requires_grad and id(p) not in known)
+        self.foreign = len(known - {id(p) for p in named.values()})
         self.frozen = tuple(n for n, p in named.items() if not p.requires_grad)
         self.fresh = tuple(n for n in self.frozen if fresh(named[n]))
 
@@ -140,7 +143,7 @@ class Stream:
             found["signals"] = _plain(look)
             found["signals_at_start"] = _plain(start)
         found["trial"] = {
-            "losses": list(self.losses),
+            "losses": [] if self.blind else list(self.losses),
             "accs": list(self.accs.values()),
             "updates": [list(pair) for pair in self.updates],
             "norms": [norm for _, norm in self.norms],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -118,6 +117,7 @@ def _parameters(stream: Stream) -> Iterator[Finding]:
         return
     if stream.absent:
         text = f"the optimizer does not have {_names(stream.absent)}"
+        text += f", but {stream.foreign} tensors that the model has not" if stream.foreign else ""
         yield finding("cut_off", text, 0.9, 0, layers=stream.absent)
     else:
         none = [w.path for w in looks[-1].weights if w.grad_norm is None]
@@ -242,7 +242,7 @@ def _ratio(look: Look) -> float:
     return middle([layer.ratio for layer in look.layers if layer.off is not None])
 
 
-def _names(paths: Any) -> str:
+def _names(paths: Iterable[str]) -> str:
     paths = list(paths)
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 

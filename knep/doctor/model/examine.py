@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import replace
+
+import torch
+from torch import nn
 
 from knep.doctor.data.first_layer import entrance
 from knep.doctor.findings import Finding, ordered
@@ -12,8 +17,7 @@ from knep.doctor.model.output_layer import double_softmax, narrow
 from knep.doctor.model.precision import precision
 from knep.doctor.model.propagation import propagation
 from knep.doctor.model.rectified import rectified
-from knep.doctor.model.sgd_steps import stepped
-from knep.doctor.model.signal_pass import signals
+from knep.doctor.model.signal_pass import affordable, chosen, forward, isolated, length, like, signals, widened
 from knep.doctor.model.symmetry import symmetric
 from knep.doctor.model.unregistered import unregistered
 from knep.doctor.subject.setup import Patient
@@ -37,10 +41,10 @@ def model_findings(patient: Patient, seen: Signals) -> list[Finding]:
         *precision(patient),
         *narrow(patient, seen),
     ]
-    return list(ordered([*found, *_passing(patient, seen, later, after)]))
+    return list(ordered([*found, *passing(patient, seen, later, after)]))
 
 
-def _passing(patient: Patient, seen: Signals, later: Signals, after: object) -> list[Finding]:
+def passing(patient: Patient, seen: Signals, later: Signals, after: object) -> list[Finding]:
     """Propagation where the layers are to blame, which a few steps do not mend, as they do blocks that start at zero;
     what only inputs of an odd size cause is a faint suspicion."""
     state = later if _asleep(seen) else seen
@@ -65,3 +69,37 @@ def _of_a_size(patient: Patient, seen: Signals) -> bool:
 def _asleep(seen: Signals) -> bool:
     """Whether the last layer starts at zero, so that no gradient passes it as yet."""
     return bool(seen.linear) and seen.linear[-1].scale == 0
+
+
+def stepped(patient: Patient, steps: int = 4, rate: float = 0.03) -> nn.Module:
+    """A copy of the model after a few gradient steps on one batch, in training mode with dropout: what only starts
+    at zero wakes up, what is cut off or symmetric stays so.
+
+    A step moves each parameter by `rate` of its root mean square (of 1, where it is zero), so that layers whose
+    gradient is tiny move like all others; a parameter whose gradient is zero stays.
+    """
+    twin = widened(copy.deepcopy(patient.model)).train()
+    x, y = chosen(patient, affordable(patient, twin))
+    with isolated(patient):
+        images, y = like(twin, patient.inputs(x)), y.to(patient.device)
+        for _ in range(steps):
+            loss = patient.criterion(forward(twin, images), y)
+            if not loss.requires_grad or not bool(loss.isfinite()):
+                break
+            twin.zero_grad()
+            loss.backward()
+            _descend(twin, rate)
+    twin.zero_grad()
+    return twin
+
+
+def _descend(model: nn.Module, rate: float) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.grad is None or not p.requires_grad:
+                continue
+            gradient = p.grad.to_dense() if p.grad.is_sparse else p.grad
+            size = length(gradient)
+            if 0 < size < math.inf:
+                moved = rate * (length(p) or math.sqrt(p.numel()))
+                p -= gradient * (moved / size) if size > 1e-15 else (gradient.double() * (moved / size)).to(p.dtype)

@@ -23,8 +23,10 @@ def marks(seen: Signals) -> dict[str, float]:
     dead, saturated: the worst layer's share; scores: log10 of the scores' standard deviation; loss: over chance;
     gradient: log10 of the norm of all gradients; ratio: log10 of the largest gradient/weight of a matrix.
     """
-    found: dict[str, float] = {"scores": log(seen.scores.std), "gradient": log(seen.gradient_norm)}
-    found["loss"] = seen.scores.loss / seen.scores.chance
+    found: dict[str, float] = {}
+    if seen.scores.chance:  # outputs of other tasks, and their losses, have units of their own
+        found |= {"scores": log(seen.scores.std), "gradient": log(seen.gradient_norm)}
+        found["loss"] = seen.scores.loss / seen.scores.chance
     rows = between(seen)
     if len(rows) > 1:
         first, last, steps = rows[0], rows[-1], len(rows) - 1

@@ -84,7 +84,7 @@ def _exploding(seen: Signals, found: dict[str, float], blocked: float) -> list[F
     grown = min(over("backward", found, 0.9), 10 * over("backward_layer", found, 0.9))
     far = max(
         grown / 2,  # in decades
-        math.log10(max(1.0, found["loss"] / quantile("loss", 0.99))),
+        math.log10(max(1.0, found.get("loss", 0.0) / quantile("loss", 0.99))),
         over("scores", found) * 0.7,
         over("gradient", found) * 0.5,
     )
@@ -92,10 +92,12 @@ def _exploding(seen: Signals, found: dict[str, float], blocked: float) -> list[F
         return []
     rows = [layer for layer in seen.linear if layer.flow]
     large = [w.path for w in between(seen) if w.size > 10 * max(1.0, seen.input_std)] or [r.path for r in rows[:1]]
-    text = (
-        f"the scores have deviation {seen.scores.std:.3g} and the loss is {found['loss']:.3g} times that of chance; "
-        f"the gradient of all weights has norm {seen.gradient_norm:.3g}"
-    )
+    text = f"the outputs have deviation {seen.scores.std:.3g} and the loss is {seen.scores.loss:.3g}"
+    if "loss" in found:
+        text = (
+            f"the scores have deviation {seen.scores.std:.3g} and the loss is {found['loss']:.3g} times that of chance"
+        )
+    text += f"; the gradient of all weights has norm {seen.gradient_norm:.3g}"
     if len(rows) > 1 and rows[-1].flow:
         text += f", that at {rows[0].path} is {_times(10 ** found['backward'])} that at {rows[-1].path}"
     certain = far > 0.7

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding
 from knep.doctor.model.output_layer import applies_softmax
 from knep.doctor.subject.copies import copied
 from knep.doctor.subject.setup import Patient
@@ -28,7 +28,7 @@ def rectified(patient: Patient, seen: Signals) -> list[Finding]:
         return []
     text = f"the scores themselves pass {scores.last}: a class below 0 gets no gradient and cannot come back"
     mend = "let the model return scores, without the last rectifier"
-    return [Finding("dying_relu", text, 0.9, certain=False, mend=mend)]
+    return [finding("dying_relu", text, 0.9, certain=False, mend=mend)]
 
 
 def unrectified(patient: Patient) -> Patient:

@@ -52,7 +52,7 @@ def signals(
     return Signals(
         layers=tape.layers,
         weights=[_weight(name, p) for name, p in twin.named_parameters()],
-        scores=_scores(output, float(loss.detach()), tape),
+        scores=_scores(output, float(loss.detach()), tape, patient.of_classes),
         images=len(images),
         input_mean=float(spread.mean()),
         input_std=float(spread.std(correction=0)),
@@ -165,9 +165,9 @@ def length(t: Tensor) -> float:
     return norm if 1e-15 < norm < 1e15 else float(t.double().norm())
 
 
-def _scores(output: Tensor, loss: float, tape: Tape) -> Scores:
+def _scores(output: Tensor, loss: float, tape: Tape, of_classes: bool) -> Scores:
     s = output.detach().double()
-    chance = math.log(max(2, s.shape[1]))
+    chance = math.log(max(2, s.shape[1])) if of_classes else 0.0
     row = Scores(float(s.mean()), float(s.std(correction=0)), loss, chance)
     if not bool(s.isfinite().all()):
         return row

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from knep.utils.pages import figure
+
 _HEALTHY = "#2e7d3226"  # the band; lines over it stay readable
 _LINE, _SECOND = "#1f4e8c", "#b3541e"
 _UPDATES = (1e-4, 3e-2)  # ||dw|| / ||w|| of a step
@@ -42,17 +44,12 @@ def figures(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _axes(rows: int = 1, width: float = 8.0, height: float = 3.4) -> tuple[Any, list[Any]]:
-    # The object-oriented interface: no global state, no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
+    drawn = figure(width, height * rows)
+    axes = [drawn.add_subplot(rows, 1, i + 1) for i in range(rows)]
     for a in axes:
         a.grid(alpha=0.25)
         a.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return drawn, axes
 
 
 def _band(axes: Any, low: float, high: float, text: str = "healthy") -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from knep.doctor.findings import Finding, Report
 from knep.doctor.report.figures import figures
-from knep.utils.html_page import html_page
-from knep.utils.plotting import svg
+from knep.utils.pages import html_page, svg
 
 _STYLE = (
     "h1{font-size:1.5rem}.verdict{padding:.6rem 1rem;border-radius:.3rem;font-weight:600}"

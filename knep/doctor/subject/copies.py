@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from torch import nn
 
@@ -24,12 +23,12 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def unwrapped(model: Any) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The module itself of one that is compiled or spread over devices."""
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
         else:
             return model

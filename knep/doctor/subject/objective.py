@@ -34,15 +34,12 @@ def check_loss(patient: Patient) -> None:
         return  # a disease of the data, which is told as such
     y = known[_spread(known)].to(patient.device)
     # Within (0, 1) and better than chance: what a loss of scores, of probabilities and of their logarithms takes.
-    scores = 0.1 + 0.75 * F.one_hot(y, classes) + 0.05 * torch.rand(len(y), classes, generator=_draw()).to(y.device)
+    drawn = torch.rand(len(y), classes, generator=torch.Generator().manual_seed(0))
+    scores = 0.1 + 0.75 * F.one_hot(y, classes) + 0.05 * drawn.to(y.device)
     with torch.no_grad(), undisturbed(patient.seed):
         patient.criterion(scores, y)
         if form.columns in (None, 1) and _mixes_rows(patient, scores, y):
             _refuse(patient, scores, y)
-
-
-def _draw() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _spread(y: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ from knep.doctor.subject.rng_isolation import undisturbed
 from knep.errors import InputError, named
 from knep.recipes import augment as augments
 from knep.recipes import clip as clips
+from knep.recipes import sampling as samplings
 from knep.recipes.regularization import Regularizer
+from knep.utils.batch_plan import plan_of
 
 _MOST_BATCHES = 600
 
@@ -71,6 +73,11 @@ class Patient:
         return (self.run.plain.get(group) if self.run is not None else None) or {}
 
     @property
+    def of_classes(self) -> bool:
+        """Whether the outputs are scores of classes."""
+        return True
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the real run."""
         return max(1, self.epochs * self.batches // self.accumulate)
@@ -115,33 +122,63 @@ class Patient:
         return x, torch.cat([b[1] for b in itertools.islice(batches, most)])[:most]
 
 
-def _prepared(run: RunConfig) -> Images:
+def prepared(run: RunConfig, sampling: Any) -> Images:
     from knep.config.instantiate import instantiate
     from knep.data.base import refuse_loaders
 
     with named("data"):
         data = instantiate(run.data)
         refuse_loaders(data)
+        data.sampling = sampling
         data.prepare()
     return data
+
+
+def refuse_other_tasks(run: RunConfig) -> None:
+    """Raises InputError for a run that is not about one class of several, before anything of it is read."""
+    if run.task_name != "multiclass":
+        raise InputError(
+            f"task={run.task_name}: the doctor examines one class of several for each input: write task=multiclass, or "
+            "train without it, knep train with the same lines"
+        )
+    node = run.loss or {}
+    loss = str(node.get("_target_", "auto")).rpartition(".")[2]
+    if loss not in ("auto", "cross_entropy") or node.get("class_weight") is not None:
+        said = f"loss.class_weight={node['class_weight']}" if node.get("class_weight") is not None else f"loss={loss}"
+        raise InputError(f"{said}: the doctor examines runs on plain cross-entropy: write loss=auto")
 
 
 def from_config(run: RunConfig, overrides: Sequence[str] = (), data: Images | None = None) -> Patient:
     """The patient that a composed config of knep describes, on its own data or others (see `user_loaders`).
 
-    Raises InputError as training does.
+    Raises InputError as training does, and as `refuse_other_tasks`.
     """
+    refuse_other_tasks(run)
+    from knep.config.instantiate import instantiate
     from knep.engine.build import build_module
-    from knep.engine.precision import precision, wrong_in_bf16
+    from knep.engine.precision import lost_in_bf16, precision, wrong_in_bf16
 
-    data = _prepared(run) if data is None else data
-    module = build_module(run, DataSpec.of(data), data, seed=run.seed)
+    strategy = str(run.finetune["_target_"]).rpartition(".")[2]
+    if strategy != "none":
+        raise InputError(
+            f"finetune={strategy} freezes layers, which the doctor takes for dead ones: write finetune=none"
+        )
+    sampling = instantiate(run.sampling) if run.sampling is not None else None
+    if data is None:
+        data = prepared(run, sampling)
+    elif getattr(sampling, "func", sampling) not in (None, samplings.none):
+        raise InputError(
+            "sampling draws rows of knep's own data, and --data gives loaders of yours: write sampling=none"
+        )
+    spec = DataSpec.of(data)
+    module = build_module(run, spec, data, seed=run.seed)
     recipe = module.recipe
     data.seed = run.seed
     loader = data.train_dataloader()
     batches = data.train_batches
-    accumulate = batches if recipe.accumulate == "epoch" else int(recipe.accumulate)
+    accumulate = batches if recipe.accumulate == "epoch" else plan_of(recipe.accumulate)[0]
     wrong = wrong_in_bf16(module.model, module.scaling(data.sample(2)))
+    digits = lost_in_bf16(run.task_name, spec)
     return Patient(
         model=module.model,
         train=gathered(loader, most=_MOST_BATCHES).batches,
@@ -156,7 +193,7 @@ def from_config(run: RunConfig, overrides: Sequence[str] = (), data: Images | No
         interval=recipe.schedule_at["interval"],
         regularization=recipe.regularization,
         accumulate=accumulate,
-        precision=str(precision(run.trainer.precision, run.trainer.accelerator, wrong)),
+        precision=str(precision(run.trainer.precision, run.trainer.accelerator, wrong, digits)),
         images=data.sizes["train"],
         batches=batches,
         shuffled=getattr(data, "shuffled", True),
@@ -204,7 +241,7 @@ def of(
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise InputError(f"the model gives {got}, not scores (N, K): the doctor examines classifiers of images")
         num_classes = scores.shape[1]
-    if num_classes == 1 and loss is not None and not isinstance(loss, nn.CrossEntropyLoss):
+    if num_classes == 1:
         raise InputError("the model gives one score: let it give one for each of two classes, with cross_entropy; a "
                          "regression is not examined")  # fmt: skip
     if next(own.parameters(), None) is None:
@@ -215,7 +252,7 @@ def of(
         train=kept,
         val=held,
         num_classes=num_classes,
-        make_optimizer=_maker(model, optimizer),
+        make_optimizer=maker(model, optimizer),
         loss=None if _plain(loss) else loss,
         form=form,
         clip=clip,
@@ -269,7 +306,7 @@ def _length(batches: Any) -> int | None:
         return None
 
 
-def _maker(model: nn.Module, optimizer: Any) -> Callable[[nn.Module], Optimizer]:
+def maker(model: nn.Module, optimizer: Any) -> Callable[[nn.Module], Optimizer]:
     """From a copy of `model`, an optimizer like the given one over the copy's parameters, without its state."""
     if not isinstance(optimizer, Optimizer):
         return optimizer

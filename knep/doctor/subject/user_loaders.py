@@ -16,6 +16,21 @@ from knep.surgery.check_forward import probe
 _MOST = 600  # batches
 
 
+def gives_images(path: str) -> bool:
+    """Whether loaders of another project begin with (images (N, C, H, W), a class for each); of those that fail too,
+    for `Loaders` to say why."""
+    with undisturbed(0):
+        try:
+            made = find(path, key="--data")()
+            batch = next(iter(made[0] if isinstance(made, tuple) and len(made) == 2 else made))
+        except Exception:  # a builder of another project may raise anything
+            return True
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(t, Tensor) for t in batch[:2]):
+        return False
+    x, y = batch[:2]
+    return x.ndim == 4 and (y.ndim == 1 or (y.ndim == 2 and not y.is_floating_point()))
+
+
 class Loaders:
     """Training and validation batches (x, y) that a function of another project gives.
 
@@ -63,6 +78,7 @@ class Loaders:
             )
         # Other than squares are for nets of one's own, which ask for no size.
         self.image_size: int = height if height == width else (height, width)  # pyright: ignore[reportAttributeAccessIssue]
+        self.shape = None if height == width else (self.channels, height, width)
         known = max(2, int(labels.max()) + 1, self.form.columns or 0)
         self.num_classes = self._outputs(model, x, known) or known
         self.class_names = [str(k) for k in range(self.num_classes)]

@@ -1,20 +1,22 @@
 """Remedies: each makes of a patient another one that lacks the cause, to see by a trial whether that was it.
 
 A remedy is `f(patient) -> Patient`; it edits copies only. With what a user types for it, it is a treatment; those that
-ask for no numbers of a patient are in the table at the end.
+ask for no numbers of a patient are at the end, by the lines of diseases.yaml.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from knep.doctor.findings import diseases
 from knep.doctor.model.signal_pass import widened
 from knep.doctor.subject.batches import Batch
 from knep.doctor.subject.setup import Patient
@@ -80,10 +82,6 @@ def no_weight_decay(patient: Patient) -> Patient:
     return with_groups(edit)(patient)
 
 
-def no_clip(patient: Patient) -> Patient:
-    return replace(patient, clip=clip.none)
-
-
 def clipped(theta: float) -> Remedy:
     """Gradients shortened to length theta."""
     return lambda patient: replace(patient, clip=lambda parameters: clip.norm(parameters, theta=theta))
@@ -103,10 +101,6 @@ def no_smoothing(patient: Patient) -> Patient:
     if isinstance(loss, nn.CrossEntropyLoss):
         loss = nn.CrossEntropyLoss(weight=loss.weight)
     return replace(patient, regularization=gentle, loss=loss)
-
-
-def no_augment(patient: Patient) -> Patient:
-    return replace(patient, augment=augment.none())
 
 
 def decay(patient: Patient) -> Patient:
@@ -200,7 +194,7 @@ def inits(patient: Patient) -> list[Treatment]:
     normed = [m for m in patient.model.modules() if "norm" in type(m).__name__.lower()]
     ways: list[Treatment] = [((first[0],), edited(zero_biases, first[1]))]
     if not normed:
-        insert = _inserted()
+        insert = partial(norm.batch, insert=True)
         ways.append(((first[0], "norm=batch", "norm.insert=true"), edited(zero_biases, first[1], insert)))
         relu: tuple[str, ...] = ("activation=relu", "init=he_normal", "norm=batch", "norm.insert=true")
         if squash:
@@ -208,10 +202,6 @@ def inits(patient: Patient) -> list[Treatment]:
     elif squash:
         ways.append((("activation=relu", "init=he_normal"), edited(activation.relu, zero_biases, init.he_normal)))
     return ways
-
-
-def _inserted() -> Callable[..., Any]:
-    return lambda model, *, sample: norm.batch(model, sample=sample, insert=True)
 
 
 def merged(size: int) -> Remedy:
@@ -237,12 +227,24 @@ def applied(remedy: Remedy, patient: Patient) -> Patient | None:
         return None
 
 
-STANDARDIZED: Treatment = ("scaling=standardize",), standardized
-GROUP_NORM: Treatment = ("norm=group",), edited(norm.group)
-LIVELY: Treatment = ("norm=batch", "norm.momentum=0.1"), lively_statistics
-BATCHES_OF_64: Treatment = ("data.batch_size=64",), merged(64)
-FULL_PRECISION: Treatment = ("trainer.precision=32-true",), full_precision
-NO_CLIP: Treatment = ("clip=none",), no_clip
-NO_SMOOTHING: Treatment = ("regularization=label_smoothing", "regularization.epsilon=0.1"), no_smoothing
-NO_PENALTY: Treatment = ("regularization=none",), no_penalty
-NO_AUGMENT: Treatment = ("augment=none",), no_augment
+# Override lines -> the remedy that does the same to a patient.
+_SAME: Mapping[tuple[str, ...], Remedy] = {
+    ("scaling=standardize",): standardized,
+    ("norm=group",): edited(norm.group),
+    ("norm=batch", "norm.momentum=0.1"): lively_statistics,
+    ("data.batch_size=64",): merged(64),
+    ("trainer.precision=32-true",): full_precision,
+    ("clip=none",): lambda patient: replace(patient, clip=clip.none),
+    ("regularization=label_smoothing", "regularization.epsilon=0.1"): no_smoothing,
+    ("regularization=none",): no_penalty,
+    ("augment=none",): lambda patient: replace(patient, augment=augment.none()),
+}
+
+
+def by_lines(*lines: str) -> Treatment:
+    return lines, _SAME[lines]
+
+
+def prescribed(disease: str) -> tuple[Treatment, ...]:
+    """What diseases.yaml prescribes, as far as a trial can go that way."""
+    return tuple(by_lines(*way) for way in diseases()[disease].overrides if way in _SAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from knep.doctor.subject.batches import Batch
 from knep.doctor.subject.setup import Patient
 from knep.doctor.trials.scoring import Score, norms_of, score, settled
 from knep.engine.step import Step
+from knep.observe.update_stats import weights_of
 from knep.optim.gradients import gradients
 from knep.tasks.base import Reduction
 from knep.tasks.classification import Classification
@@ -33,11 +34,11 @@ class Trial:
 
     losses, accs: of each step's batch in training mode; norms: of the gradient before clipping; shares: of it that
     clipping left, in [0, 1]; penalties: what the regularization added to the loss; updates: at a few steps, the median
-    over weights of ||dw|| / ||w||; frozen_share: share of weight elements that a step with gradient left as they were;
-    train: at the end, in eval mode, on training images; batch_stats: the same with the statistics of the batch, where
-    the model has batch norm; lag: the accuracy that running statistics behind the weights cost, which some more batches
-    gave back; curve: (step, validation Score); weight: ||w|| at the end over ||w|| at the start;
-    diverged: a loss or a weight was not finite; model: the trained copy; rates: learning rate of each step.
+    over weights of ||dw|| / ||w||; frozen_share: of half precision, the share of weight elements that a step with
+    gradient left as they were; train: at the end, in eval mode, on training images; batch_stats: the same with the
+    statistics of the batch, where the model has batch norm; lag: the accuracy that running statistics behind the
+    weights cost, which some more batches gave back; curve: (step, validation Score); weight: ||w|| at the end over
+    ||w|| at the start; diverged: a loss or a weight was not finite; model: the trained copy; rates: of the steps.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -114,7 +115,7 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
     scheduler = None
     if patient.make_scheduler is not None:
         scheduler = patient.make_scheduler(optimizer, total_steps=steps, steps_per_epoch=per_epoch)
-    weights = [p for p in model.parameters() if p.ndim >= 2 and p.requires_grad]
+    weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad}
     taken = Step(
         lambda x: forward(model, patient.scaling(x)),
         model,
@@ -123,14 +124,14 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
         clip=patient.clip,
         regularization=patient.regularization,
     )
-    start = _norm(weights)
+    start = _norm(weights.values())
     looked = {max(1, round(steps * (i + 1) / looks)) for i in range(looks)}
     batches = order(patient)
     frozen: list[float] = []
     for step in range(steps):
         micro = [next(batches) for _ in range(patient.accumulate)]
         measured = step % max(1, steps // 8) == 0
-        before = [w.detach().clone() for w in weights] if measured else []
+        before = {name: w.detach().clone() for name, w in weights.items()} if measured else {}
         trial.rates.append(max(float(g["lr"]) for g in optimizer.param_groups))
         getattr(optimizer, "train", _nothing)()
 
@@ -140,7 +141,9 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
         optimizer.step(closure)
         taken.after(optimizer)
         if measured:
-            _updates(trial, frozen, step, weights, before)
+            stats = weights_of(weights, before, rows=False)
+            trial.updates.append((step, sorted(s.update for s in stats)[len(stats) // 2] if stats else 0.0))
+            frozen += [s.stuck for s in stats if s.stuck is not None]
         if scheduler is not None and (patient.interval == "step" or (step + 1) % per_epoch == 0):
             _advance(scheduler, trial)
         if not math.isfinite(trial.losses[-1]):
@@ -151,7 +154,7 @@ def _train(patient: Patient, trial: Trial, steps: int, looks: int, watch: Any) -
             trial.curve.append((step + 1, score(patient, model, patient.val)))
     getattr(optimizer, "eval", _nothing)()
     trial.diverged |= not all(bool(p.isfinite().all()) for p in model.parameters())
-    trial.weight = _norm(weights) / start if start else 1.0
+    trial.weight = _norm(weights.values()) / start if start else 1.0
     trial.frozen_share = sum(frozen) / len(frozen) if frozen else 0.0
     seen = patient.train[: max(1, 512 // max(1, len(patient.train[0][0])))]
     trial.train = score(patient, model, seen)
@@ -196,6 +199,9 @@ class _Examined(Classification):
         x, y = batch
         return x.to(self._patient.device), y.to(self._patient.device)
 
+    def check(self, output: Any, target: Any) -> None:
+        """Whatever is wrong with them, the examination finds."""
+
     def loss(self, output: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
         return self._patient.criterion(output, target)
 
@@ -224,17 +230,6 @@ def _pass(patient: Patient, taken: Step, trial: Trial, micro: Sequence[Batch], s
         trial.shares.append(after / before if before > 0 and math.isfinite(before) else 1.0)
         trial.penalties.append(penalty)
     return total
-
-
-def _updates(trial: Trial, frozen: list[float], step: int, weights: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-    ratios = []
-    for w, old in zip(weights, before, strict=True):
-        size = float(old.norm())
-        ratios.append(float((w.detach().float() - old.float()).norm()) / size if size else 0.0)
-        if w.grad is not None and bool(w.grad.any()):
-            moved = w.grad != 0
-            frozen.append(float((w.detach() == old)[moved].float().mean()))
-    trial.updates.append((step, sorted(ratios)[len(ratios) // 2] if ratios else 0.0))
 
 
 def _advance(scheduler: Any, trial: Trial) -> None:
@@ -274,7 +269,7 @@ def cast(patient: Patient) -> Iterator[None]:
         yield
 
 
-def _norm(weights: Sequence[Tensor]) -> float:
+def _norm(weights: Iterable[Tensor]) -> float:
     return math.sqrt(sum(float(w.detach().double().square().sum()) for w in weights))
 
 

@@ -7,15 +7,16 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding
 from knep.doctor.subject.setup import Patient
 from knep.doctor.trials import remedies
 from knep.doctor.trials.dropout import capped, functional, settings
-from knep.doctor.trials.remedies import Treatment
+from knep.doctor.trials.remedies import Treatment, prescribed
 from knep.doctor.trials.run import Trial
 from knep.doctor.trials.scoring import norms_of
 from knep.recipes import augment, clip
@@ -30,6 +31,20 @@ class Suspect:
 
     finding: Finding
     ways: tuple[Treatment, ...] = ()
+
+
+def _suspected(
+    disease: str,
+    evidence: str,
+    gravity: float,
+    ways: Sequence[Treatment] | None = None,
+    *,
+    certain: bool = False,
+    **more: Any,
+) -> Suspect:
+    """With the ways that the table of diseases has, where none are more exact."""
+    found = finding(disease, evidence, gravity, certain=certain, **more)
+    return Suspect(found, prescribed(disease) if ways is None else tuple(ways))
 
 
 def group_values(patient: Patient, key: str) -> list[float]:
@@ -61,16 +76,9 @@ def _momentum(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     if high > 0.955:
         lasting = 1 / max(1 - high, 1e-9)
         evidence = f"momentum {high:g}: a gradient acts on for about {lasting:.0f} steps of {len(trial.losses)}"
-        yield Suspect(
-            Finding("momentum_instability", evidence, min(0.9, 0.5 + 4.5 * (high - 0.9)), certain=False),
-            ((_momentum_lines(patient), remedies.momentum(0.9)),),
-        )
-
-
-def _momentum_lines(patient: Patient) -> tuple[str, ...]:
-    if group_values(patient, "momentum"):
-        return ("optimizer.momentum=0.9",)
-    return ("optimizer.betas=[0.9,0.999]",)
+        line = "optimizer.momentum=0.9" if group_values(patient, "momentum") else "optimizer.betas=[0.9,0.999]"
+        gravity = min(0.9, 0.5 + 4.5 * (high - 0.9))
+        yield _suspected("momentum_instability", evidence, gravity, [((line,), remedies.momentum(0.9))])
 
 
 def _weight_decay(patient: Patient, trial: Trial) -> Iterator[Suspect]:
@@ -83,10 +91,8 @@ def _weight_decay(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         )
         gravity = 0.85 if trial.weight < 0.3 else 0.6
         lower = decay / 10 ** math.ceil(math.log10(max(10.0, shrink / 0.1)))
-        yield Suspect(
-            Finding("weight_decay_too_large", evidence, gravity, certain=False),
-            (((f"optimizer.weight_decay={lower:.2g}",), remedies.no_weight_decay),),
-        )
+        way = (f"optimizer.weight_decay={lower:.2g}",), remedies.no_weight_decay
+        yield _suspected("weight_decay_too_large", evidence, gravity, [way])
 
 
 def _clip(patient: Patient, trial: Trial) -> Iterator[Suspect]:
@@ -99,10 +105,7 @@ def _clip(patient: Patient, trial: Trial) -> Iterator[Suspect]:
             f"clipping cut {cut:.0%} of the steps and left {share:.2g} of a gradient whose usual norm is "
             f"{statistics.median(trial.norms):.2g}"
         )
-        yield Suspect(
-            Finding("clip_throttles", evidence, 0.85 if share < 0.03 else 0.6, certain=False),
-            (remedies.NO_CLIP,),
-        )
+        yield _suspected("clip_throttles", evidence, 0.85 if share < 0.03 else 0.6)
 
 
 def _spikes(patient: Patient, trial: Trial) -> Iterator[Suspect]:
@@ -120,11 +123,10 @@ def _spikes(patient: Patient, trial: Trial) -> Iterator[Suspect]:
             evidence += f": gradient norm up to {top:.3g} where {usual:.3g} is usual"
         if broken:
             evidence += f"; {broken}"
-        gravity = 0.9 if broken else 0.3
-        ways: list[Treatment] = [(("clip=norm", f"clip.theta={usual:.2g}"), remedies.clipped(usual))]
-        if broken:
-            ways.insert(0, (("clip=norm", f"clip.theta={usual:.2g}"), without_outliers))
-        yield Suspect(Finding("loss_spikes", evidence, gravity, certain=False), tuple(ways))
+        lines = "clip=norm", f"clip.theta={usual:.2g}"
+        tried = [without_outliers, remedies.clipped(usual)] if broken else [remedies.clipped(usual)]
+        ways = [(lines, remedy) for remedy in tried]
+        yield _suspected("loss_spikes", evidence, 0.9 if broken else 0.3, ways, mend="")
 
 
 def spiking_steps(trial: Trial) -> list[int]:
@@ -189,8 +191,8 @@ def _dropout(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         )
         by_hand = max(called, default=0.0) >= 0.4  # no override reaches what a forward pass calls
         mend = "lower the p of the dropout functions in the model's forward to 0.1" if by_hand else ""
-        finding = Finding("too_much_dropout", evidence, 0.5 + 0.4 * top**2, certain=False, mend=mend)
-        yield Suspect(finding, ((() if by_hand else _dropout_lines(patient), capped(0.1)),))
+        ways = [(() if by_hand else _dropout_lines(patient), capped(0.1))]
+        yield _suspected("too_much_dropout", evidence, 0.5 + 0.4 * top**2, ways, mend=mend)
 
 
 def _dropout_lines(patient: Patient) -> tuple[str, ...]:
@@ -203,10 +205,8 @@ def _smoothing(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         epsilon = patient.loss.label_smoothing
     if epsilon >= 0.3:
         evidence = f"{epsilon:.0%} of each label is spread over all {patient.num_classes} classes"
-        yield Suspect(
-            Finding("too_much_smoothing", evidence, 0.4 + 0.5 * epsilon, certain=False),
-            (remedies.NO_SMOOTHING,),
-        )
+        way = remedies.by_lines("regularization=label_smoothing", "regularization.epsilon=0.1")
+        yield _suspected("too_much_smoothing", evidence, 0.4 + 0.5 * epsilon, [way])
 
 
 def _penalty(patient: Patient, trial: Trial) -> Iterator[Suspect]:
@@ -217,10 +217,7 @@ def _penalty(patient: Patient, trial: Trial) -> Iterator[Suspect]:
     share = statistics.median([p / max(loss, 1e-9) for p, loss in pairs if math.isfinite(loss)] or [0.0])
     if share > 0.2 or (edits and trial.weight < 0.7):
         evidence = f"the penalty is {share:.2g} times the loss; the weights went to {trial.weight:.2g} of their size"
-        yield Suspect(
-            Finding("too_much_penalty", evidence, 0.85 if share > 1 or trial.weight < 0.3 else 0.6, certain=False),
-            (remedies.NO_PENALTY,),
-        )
+        yield _suspected("too_much_penalty", evidence, 0.85 if share > 1 or trial.weight < 0.3 else 0.6)
 
 
 def _augment(patient: Patient, trial: Trial) -> Iterator[Suspect]:
@@ -230,7 +227,7 @@ def _augment(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         f"{type(patient.augment).__name__}: accuracy on training images {_mean(trial.accs[-20:]):.2f} with it, "
         f"{trial.train.acc:.2f} without"
     )
-    yield Suspect(Finding("too_much_augment", evidence, 0.5, certain=False), (remedies.NO_AUGMENT,))
+    yield _suspected("too_much_augment", evidence, 0.5)
 
 
 def _precision(patient: Patient, trial: Trial) -> Iterator[Suspect]:
@@ -240,10 +237,7 @@ def _precision(patient: Patient, trial: Trial) -> Iterator[Suspect]:
             f"weights of {next(patient.model.parameters()).dtype}, precision {patient.precision}: "
             f"{trial.frozen_share:.0%} of the weights that had a gradient did not move in a step"
         )
-        yield Suspect(
-            Finding("precision_underflow", evidence, 0.8 if trial.frozen_share > 0.3 else 0.5, certain=False),
-            (remedies.FULL_PRECISION,),
-        )
+        yield _suspected("precision_underflow", evidence, 0.8 if trial.frozen_share > 0.3 else 0.5)
 
 
 def _statistics(patient: Patient, trial: Trial) -> Iterator[Suspect]:
@@ -260,13 +254,10 @@ def _statistics(patient: Patient, trial: Trial) -> Iterator[Suspect]:
         )
         tiny = size <= 8 and (size <= 4 or gap > 0.05)
         name = "tiny_norm_batches" if tiny and not odd else "stale_statistics"
-        gravity = 0.85 if gap > 0.15 else 0.6
-        ways = [remedies.GROUP_NORM]
-        if odd:
-            ways.insert(0, remedies.LIVELY)
-        if tiny:
-            ways.insert(0, remedies.BATCHES_OF_64)
-        yield Suspect(Finding(name, evidence, gravity, certain=gap > 0.3), tuple(ways))
+        lines = [("data.batch_size=64",)] if tiny else []
+        lines += [("norm=batch", "norm.momentum=0.1")] if odd else []
+        ways = [remedies.by_lines(*way) for way in (*lines, ("norm=group",))]
+        yield _suspected(name, evidence, 0.85 if gap > 0.15 else 0.6, ways, certain=gap > 0.3, mend="")
 
 
 def _listed(values: Sequence[float]) -> str:

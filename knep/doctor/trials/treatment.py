@@ -9,13 +9,13 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding
 from knep.doctor.model.rectified import unrectified
 from knep.doctor.subject.setup import Patient
 from knep.doctor.trials import remedies
 from knep.doctor.trials.examination import BEARABLE, GAIN, LEARNED, SIGNAL, Examination
 from knep.doctor.trials.lr_range import rate_range
-from knep.doctor.trials.remedies import Treatment, applied, rate
+from knep.doctor.trials.remedies import Treatment, applied, by_lines, prescribed, rate
 from knep.doctor.trials.run import Trial, run
 from knep.doctor.trials.scoring import Score, norms_of
 from knep.doctor.trials.suspects import Suspect, group_values, suspects
@@ -54,21 +54,18 @@ def suspected_of(exam: Examination) -> list[Suspect]:
 
 
 def _ways(patient: Patient, finding: Finding) -> list[Treatment]:
-    if finding.disease == "unscaled_inputs":
-        return [remedies.STANDARDIZED]
+    group_norm = by_lines("norm=group")
     if finding.disease == "dying_relu" and finding.mend:
         return [((), unrectified)]
     if finding.disease in SIGNAL:
         return remedies.inits(patient)
     if finding.disease == "tiny_norm_batches":
-        return [remedies.BATCHES_OF_64, remedies.GROUP_NORM]
+        return [by_lines("data.batch_size=64"), group_norm]
     if finding.disease == "stale_statistics":
         slow = any(m.momentum != 0.1 for m in norms_of(patient.model))  # else there is nothing for the lines to change
-        lively = remedies.LIVELY if slow else (("norm=group",), remedies.lively_statistics)
-        return [lively, remedies.GROUP_NORM]
-    if finding.disease == "precision_underflow":
-        return [remedies.FULL_PRECISION]
-    return []
+        lines, lively = by_lines("norm=batch", "norm.momentum=0.1")
+        return [(lines if slow else group_norm[0], lively), group_norm]
+    return list(prescribed(finding.disease))
 
 
 def _treat(exam: Examination, suspected: list[Suspect]) -> None:
@@ -91,8 +88,7 @@ def _treat(exam: Examination, suspected: list[Suspect]) -> None:
         best = exam.lasting(cured, suspect.finding.disease, " ".join(lines), best, suspect.finding.gravity)
         if best:
             others = [way for way, _ in suspect.ways if way != lines]
-            finding = replace(suspect.finding.prescribed(lines, *others), gain=100 * best)
-            exam.treated.append((finding, best))
+            exam.treated.append((replace(suspect.finding.prescribed(lines, *others), gain=100 * best), best))
 
 
 def _treat_rate(exam: Examination, measured: dict[str, Any]) -> None:
@@ -129,8 +125,7 @@ def _treat_decay(exam: Examination) -> None:
     # Where the same rate does as well once it falls, it is not too high.
     lower = max((g for f, g in exam.treated if f.disease == "lr_too_high"), default=0.0)
     gravity = 0.6 if exam.reached > 0.8 * exam.expected and gain > 0.8 * lower else 0.45
-    finding = Finding("no_decay", evidence, gravity, certain=False, gain=100 * gain)
-    exam.treated.append((finding.prescribed(("scheduler=cosine",), ("scheduler=linear",)), gain))
+    exam.treated.append((finding("no_decay", evidence, gravity, certain=False, gain=100 * gain), gain))
 
 
 def _late(trial: Trial) -> list[tuple[int, Score]]:
@@ -184,8 +179,8 @@ def _rate_finding(
         f"at rate {own:.3g} the trial {end}; {factor:g} times it reaches {100 * gain:.1f} points more{_takeoff(curve)}"
     )
     gravity = 0.6 if base.diverged else 0.5
-    finding = Finding(disease, evidence, gravity, certain=False, gain=100 * gain)
-    return finding.prescribed((f"optimizer.lr={own * factor:.3g}",))
+    ways = ((f"optimizer.lr={own * factor:.3g}",),)
+    return finding(disease, evidence, gravity, certain=False, gain=100 * gain, overrides=ways)
 
 
 def _takeoff(curve: Mapping[str, Any]) -> str:
@@ -212,5 +207,7 @@ def _treat_length(exam: Examination) -> None:
             f"the run is {exam.steps} steps long and ends at accuracy {exam.base.val.acc:.2f}; "
             f"{steps} steps reach {100 * gain:.1f} points more"
         )
-        finding = Finding("stopping_too_early", evidence, 0.6 if short else 0.45, certain=False, gain=100 * gain)
-        exam.treated.append((finding.prescribed((f"trainer.max_epochs={4 * patient.epochs}",)), gain))
+        ways = ((f"trainer.max_epochs={4 * patient.epochs}",),)
+        gravity = 0.6 if short else 0.45
+        found = finding("stopping_too_early", evidence, gravity, certain=False, gain=100 * gain, overrides=ways)
+        exam.treated.append((found, gain))

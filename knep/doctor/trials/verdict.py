@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from knep.doctor.findings import Finding
+from knep.doctor.findings import Finding, finding
 from knep.doctor.trials.examination import BEARABLE, GAIN, LEARNED, SIGNAL, Examination, unfit
 from knep.doctor.trials.lr_range import memorised
 from knep.doctor.trials.run import stopped
@@ -36,10 +36,10 @@ def _ranked(exam: Examination) -> list[Finding]:
         return []
     top = max(gain for _, gain in exam.treated)
     ranked = []
-    for finding, gain in exam.treated:
+    for found, gain in exam.treated:
         share = gain / top
-        weight = 0.5 + 0.4 * finding.gravity if share >= _SHARE else 0.4 * share
-        ranked.append(replace(finding, gravity=weight))
+        weight = 0.5 + 0.4 * found.gravity if share >= _SHARE else 0.4 * share
+        ranked.append(replace(found, gravity=weight))
     return _causes_first(ranked)
 
 
@@ -85,9 +85,8 @@ def _impatient(exam: Examination) -> list[Finding]:
         f"early stopping (patience {exam.patient.stopping}, min_delta {exam.patient.min_delta:g}) ends the run at step "
         f"{step} of {exam.steps} with accuracy {best.acc:.2f}; left alone it reaches {exam.base.best.acc:.2f}"
     )
-    finding = Finding("stopping_too_early", evidence, 0.9, gain=100 * gain)
     ways = ("stopping=early", "stopping.patience=10", "stopping.min_delta=0"), ("stopping=none",)
-    return [finding.prescribed(*ways)]
+    return [finding("stopping_too_early", evidence, 0.9, gain=100 * gain, overrides=ways)]
 
 
 def _suffers(exam: Examination) -> bool:
@@ -107,7 +106,7 @@ def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
         narrow = any(s.finding.disease == "too_little_capacity" for s in suspected)
         signal = [s.finding for s in suspected if s.finding.disease in SIGNAL and s.finding.gravity >= 0.5]
         weight = 0.88 if narrow or not signal else 0.7
-        found = [Finding("too_little_capacity", evidence, weight)]
+        found = [finding("too_little_capacity", evidence, weight)]
         found += [replace(f, gravity=0.6 + 0.25 * f.gravity) for f in signal[:3]]
         return found + [replace(s.finding, gravity=0.4 * s.finding.gravity) for s in suspected[:3]]
     if exam.treated:
@@ -120,7 +119,7 @@ def _unexplained(exam: Examination, suspected: list[Suspect]) -> list[Finding]:
         f"the trial reaches {exam.reached:.2f} where a simple classifier reaches {exam.expected:.2f}, though the model "
         f"can memorise a batch; its loss went from {losses[0]:.3g} to {losses[-1]:.3g}"
     )
-    return [Finding("lr_too_low" if still else "lr_too_high", evidence, 0.3)]
+    return [finding("lr_too_low" if still else "lr_too_high", evidence, 0.3)]
 
 
 def _overfitting(exam: Examination) -> list[Finding]:
@@ -146,4 +145,4 @@ def _overfitting(exam: Examination) -> list[Finding]:
     )
     large = parameters / images > 2000
     both = [("too_much_capacity", 0.65 if large else 0.35), ("overfitting", 0.6)]
-    return [Finding(name, evidence, gravity) for name, gravity in both]
+    return [finding(name, evidence, gravity) for name, gravity in both]

@@ -38,7 +38,7 @@ class CsvLogger(Logger):
         return "metrics"
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+    def log_hyperparams(self, params: object, *_: object, **__: Any) -> None:
         pass  # config.yaml has them
 
     @rank_zero_only

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from knep.tasks.base import Batch
+from knep.utils.batch_plan import length_of
+
+if TYPE_CHECKING:
+    from knep.engine.module import Classifier
 
 _REFRESH = 0.5  # seconds: fast enough for the eye; drawing takes about 5 ms
 
@@ -46,7 +54,7 @@ class Lines(LightningBar):
         self._images, self._began = 0, time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
         self._images += batch[0].shape[0] * trainer.world_size
 
@@ -55,15 +63,14 @@ class Lines(LightningBar):
         """Images per second of this epoch so far."""
         return self._images / max(time.perf_counter() - self._began, 1e-9)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._enabled or trainer.state.fn != "fit":
             return
-        loss, acc = pl_module.running("train")
+        train = "  ".join(f"train/{k} {v:.4f}" for k, v in cast("Classifier", pl_module).shown("train").items())
         val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         text = "  ".join(f"{k} {v:.4f}" for k, v in val.items())
         self.line(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  train/loss {loss:.4f}  train/acc {acc:.4f}  "
-            f"{text}  {self.rate:,.0f} samples/s"
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {train}  {text}  {self.rate:,.0f} samples/s"
         )
 
     def line(self, text: str) -> None:
@@ -88,25 +95,29 @@ class ProgressBar(Lines):
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[acc]:.4f}  {task.fields[rate]:,.0f} samples/s"),
+            TextColumn("{task.fields[said]}  {task.fields[rate]:,.0f} samples/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             auto_refresh=False,
         )
-        total = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
-        fields: dict[str, Any] = {"epoch": 1, "epochs": trainer.max_epochs, "loss": 0.0, "acc": 0.0, "rate": 0.0}
+        steps, epochs = length_of(trainer)
+        batches = epochs * trainer.num_training_batches
+        total = math.ceil(batches) if batches < math.inf else int(steps) * trainer.accumulate_grad_batches
+        fields: dict[str, Any] = {"epoch": 1, "epochs": trainer.max_epochs, "said": "", "rate": 0.0}
         self._task = self._bar.add_task("", total=total, **fields)
         self._bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+    ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._bar is None or time.perf_counter() - self._drawn < _REFRESH:
             return
         self._drawn = time.perf_counter()
-        loss, acc = pl_module.running("train")
+        said = "  ".join(f"{k} {v:.4f}" for k, v in cast("Classifier", pl_module).shown("train").items())
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        fields = {"epoch": trainer.current_epoch + 1, "loss": loss, "acc": acc, "rate": self.rate}
+        fields = {"epoch": trainer.current_epoch + 1, "said": said, "rate": self.rate}
         self._bar.update(self._task, completed=done, refresh=True, **fields)
 
     def line(self, text: str) -> None:

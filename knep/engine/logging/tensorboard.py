@@ -31,6 +31,10 @@ class Board(TensorBoardLogger):
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), name="", version=events_folder(folder), default_hp_metric=False)
 
+    def forget_after(self, step: int) -> None:
+        """Lets TensorBoard drop the points behind `step`, of an earlier life of the run."""
+        self._kwargs["purge_step"] = step
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # The epoch is a straight line, and the first chart of all.
@@ -43,7 +47,7 @@ class Board(TensorBoardLogger):
         curves: False where val/ was measured otherwise than in training, and would end them with a jump.
         """
         for name, value in numbers.items():
-            ends = curves and name in ("val/acc", "val/loss")
+            ends = curves and name.startswith("val/") and not name.endswith("_best")
             self.experiment.add_scalar(name if ends else f"{WHOLE}/{name}", value, step)
 
     @rank_zero_only
@@ -64,7 +68,7 @@ class Board(TensorBoardLogger):
                 board._get_file_writer().add_summary(summary, step)
 
 
-def _plain(value: Any) -> float | int | str:
+def _plain(value: object) -> float | int | str:
     """A value as TensorBoard takes it, which has no null and takes text for HTML."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value

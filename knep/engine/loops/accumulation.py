@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.data import BType, extract_batch_size
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
+from knep.errors import InputError
 from knep.optim.gradients import gradients, scale_
+from knep.utils.batch_plan import accumulates
 
 # Below this a scale is the rounding of a full window's, whose gradients stay as they are to the bit.
 _ROUNDING = 1e-9
@@ -39,10 +44,15 @@ class Window:
     def __init__(self, trainer: Trainer, kept: dict[str, Any] | None = None) -> None:
         kept = kept or {}
         self._strategy, self._world = trainer.strategy, trainer.world_size
-        self.batches: int = trainer.accumulate_grad_batches
+        self._trainer = trainer
         self.typical: float | None = getattr(trainer.train_dataloader, "mean_batch", None) or kept.get("typical")
         self.images: float = kept.get("images", 0)
         self.uneven = uneven(trainer)
+
+    @property
+    def batches(self) -> int:
+        """Micro-batches of a full window, which may be more in a later epoch."""
+        return self._trainer.accumulate_grad_batches
 
     def add(self, images: int, batch_idx: int) -> None:
         """Counts a micro-batch of this place in the epoch, before its pass."""
@@ -68,6 +78,34 @@ class Window:
         return {"typical": self.typical, "images": self.images}
 
 
+def accumulate(trainer: Trainer, wanted: int | str | Mapping[int, int]) -> None:
+    """Has the Trainer step every `wanted` micro-batches, or once an "epoch", as the recipe says; before the fit.
+
+    Raises InputError where the Trainer was given another number.
+    """
+    if wanted == 1:
+        return
+    if isinstance(wanted, Mapping):
+        raise InputError(
+            f"accumulate={dict(wanted)} of the recipe is for knep's own runs: give the Trainer "
+            f"callbacks=[GradientAccumulationScheduler({dict(wanted)})], and load the recipe with accumulate=1"
+        )
+    if wanted == "epoch":
+        trainer.fit_loop.setup_data()
+        if trainer.num_training_batches == math.inf:
+            raise InputError(
+                "optimizer.accumulate=epoch (optimizer=gd) takes a step an epoch, and the training loader does not say "
+                "how long one is: give the Trainer limit_train_batches=N, or choose another optimizer, such as sgd"
+            )
+        wanted = int(trainer.num_training_batches)
+    if trainer.accumulate_grad_batches not in (1, wanted):
+        raise InputError(
+            f"accumulate={wanted} of the recipe contradicts Trainer(accumulate_grad_batches="
+            f"{trainer.accumulate_grad_batches}): leave one of them out"
+        )
+    trainer.accumulate_grad_batches = int(wanted)
+
+
 def uneven(trainer: Trainer) -> bool:
     """Whether processes may get micro-batches of different sizes: not from knep's loaders or a DistributedSampler."""
     loader = trainer.train_dataloader
@@ -80,7 +118,26 @@ def window_of(trainer: Trainer, kept: dict[str, Any] | None = None) -> Window | 
 
     kept: the `state_dict` of an earlier life of the run.
     """
-    return Window(trainer, kept) if trainer.accumulate_grad_batches > 1 or uneven(trainer) else None
+    return Window(trainer, kept) if accumulates(trainer) or uneven(trainer) else None
+
+
+def inside_window(trainer: Trainer) -> bool:
+    """Whether the micro-batch of now is not the last of its window. Lightning has no public word for it."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def _rows(batch: object) -> int:
+    """The rows of a batch, or its graphs. Raises InputError where it does not say how many."""
+    try:
+        graphs = getattr(batch, "num_graphs", None)
+        return graphs if isinstance(graphs, int) else extract_batch_size(batch)  # pyright: ignore[reportArgumentType]
+    except MisconfigurationException:  # an object, not a container of tensors
+        if isinstance(batch, Sized) and len(batch) > 0:
+            return len(batch)
+        raise InputError(
+            f"accumulation weighs each batch by its rows, and a {type(batch).__name__} does not say how many it has: "
+            "give it __len__, or load the recipe with accumulate=1"
+        ) from None
 
 
 class MeanOverWindow(Callback):
@@ -95,17 +152,17 @@ class MeanOverWindow(Callback):
     def _leaves(self, trainer: Trainer, module: LightningModule) -> bool:
         return trainer.accumulate_grad_batches == 1 or hasattr(module, "window_scale")  # a Classifier has a `Window`
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: BType, batch_idx: int) -> None:
         if self._leaves(trainer, pl_module):
             return
-        images = extract_batch_size(batch)
+        images = _rows(batch)
         inside = batch_idx % trainer.accumulate_grad_batches > 0 and self._images > 0
         if inside and images != self._last:
             scale_(gradients(pl_module.parameters()), self._last / images)
         self._last, self._images = images, images + (self._images if inside else 0)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._leaves(trainer, pl_module) or trainer.fit_loop._should_accumulate():
+        if self._leaves(trainer, pl_module) or inside_window(trainer):
             return
         scale = scale_of(trainer.accumulate_grad_batches, self._last, self._images)
         if scale != 1:

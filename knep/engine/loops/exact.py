@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
@@ -26,7 +28,7 @@ class ExactEpoch(_TrainingEpochLoop):
                 return
         super().reset()
 
-    def on_advance_end(self, data_fetcher: Any) -> None:
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         super().on_advance_end(data_fetcher)
         if not self._num_ready_batches_reached():
             self.keeper.after_batch(self.trainer)
@@ -67,7 +69,7 @@ class ExactFit(_FitLoop):
         return state
 
 
-def use_exact_loops(trainer: Any, keeper: Keeper) -> None:
+def use_exact_loops(trainer: Trainer, keeper: Keeper) -> None:
     """Gives `trainer` these loops, with the limits of its own."""
     before = trainer.fit_loop
     fit = ExactFit(trainer, before.min_epochs, before.max_epochs)

@@ -11,11 +11,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from knep.errors import Interrupted
+
+if TYPE_CHECKING:
+    from knep.engine.module import Classifier
 
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # Launchers forward what their whole process group was sent already: seconds in which a signal is the same request.
@@ -35,7 +38,7 @@ def heard() -> Iterator[None]:
         return
     ours = os.getpid()
 
-    def stop(number: int, *_: Any) -> None:
+    def stop(number: int, *_: object) -> None:
         if os.getpid() == ours:  # and not a worker that was forked here, which ends with its loader
             raise Interrupted(number)
 
@@ -72,16 +75,17 @@ class StopOnSignal(Callback):
                 signal.signal(number, signal.SIG_IGN if earlier == signal.SIG_IGN else self._ask)
                 self._before[number] = earlier
 
-    def _ask(self, number: int, *_: Any) -> None:
+    def _ask(self, number: int, *_: object) -> None:
         if not self.asked:
             self.asked, self._when = number, time.monotonic()
         elif number != signal.SIGHUP and time.monotonic() - self._when > _SAME:  # nobody is impatient at no terminal
             signal.signal(number, signal.SIG_DFL)
             raise Interrupted(number)
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, OSError):  # which the logs may have raised, and would again
-            pl_module.dynamics.write(trainer.loggers)  # the last steps before a failure tell most about it
+            # The last steps before a failure tell most about it.
+            cast("Classifier", pl_module).dynamics.write(trainer.loggers)
         self._forget()  # Lightning tears no callback down after an exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

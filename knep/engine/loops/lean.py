@@ -13,14 +13,17 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.progress import _BatchProgress
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from knep.engine.loops.exact import ExactEpoch
+from knep.tasks.base import Batch
 
 Hook = Callable[..., Any]
 
@@ -38,7 +41,7 @@ _HOOKS = (
 _KNOWN = "2.6."
 
 
-def use_lean_loop(trainer: Any) -> bool:
+def use_lean_loop(trainer: Trainer) -> bool:
     """Gives `trainer`, whose loops are exact, the lean loop where it does the same as Lightning's.
 
     That is on one device, without a loss scale and without a profiler.
@@ -48,10 +51,11 @@ def use_lean_loop(trainer: Any) -> bool:
     plugin = trainer.precision_plugin
     unscaled = type(plugin) is Precision or (type(plugin) is MixedPrecision and plugin.scaler is None)
     alone = type(trainer.strategy) is SingleDeviceStrategy
-    if not (alone and unscaled and isinstance(trainer.profiler, PassThroughProfiler)):
+    if not (alone and unscaled and isinstance(trainer.profiler, PassThroughProfiler)):  # type: ignore[attr-defined]
         return False
     before = trainer.fit_loop.epoch_loop
     lean = LeanEpoch(trainer, before.min_steps, before.max_steps)
+    assert isinstance(before, ExactEpoch)
     lean.keeper = before.keeper
     trainer.fit_loop.epoch_loop = lean
     return True
@@ -62,7 +66,7 @@ class LeanEpoch(ExactEpoch):
 
     _validates: bool | None = None
 
-    def on_run_start(self, data_fetcher: Any) -> None:
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
         trainer = self.trainer
         self._module: Any = trainer.lightning_module
@@ -76,12 +80,13 @@ class LeanEpoch(ExactEpoch):
 
     def _validates_after(self) -> float:
         """Batches from one validation to the next; 0 where Lightning has to be asked after each batch."""
-        trainer: Any = self.trainer
-        by_count = trainer.check_val_every_n_epoch is not None and trainer._val_check_time_interval is None
+        trainer = self.trainer
+        timed = trainer._val_check_time_interval  # type: ignore[attr-defined]
+        by_count = trainer.check_val_every_n_epoch is not None and timed is None
         every = trainer.val_check_batch
         return every if by_count and not self._plateaus and every not in (None, float("inf")) else 0
 
-    def advance(self, data_fetcher: Any) -> None:
+    def advance(self, data_fetcher: _DataFetcher) -> None:
         """One batch. The first one after a resumption that is not exact is Lightning's, which knows where to begin."""
         if self.restarting:
             super().advance(data_fetcher)
@@ -106,7 +111,7 @@ class LeanEpoch(ExactEpoch):
         self._run("on_train_batch_end", {"loss": loss}, batch, batch_idx)
         self._publish(progress)
 
-    def on_advance_end(self, data_fetcher: Any) -> None:
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         """What follows a batch: validation, where one is due, and the keeper. Most batches have nothing to follow."""
         trainer, done = self.trainer, self.batch_idx + 1
         due = self.batch_progress.is_last_batch or not self._between or done % self._between == 0
@@ -138,13 +143,13 @@ class LeanEpoch(ExactEpoch):
                 self._module.lr_scheduler_step(config.scheduler, None)
                 self.scheduler_progress.increment_completed()
 
-    def _open(self, batch: Any) -> None:
+    def _open(self, batch: Batch) -> None:
         """Whether this is an epoch's first batch, and the batch itself, for `self.log` in the hooks to come."""
         connector, results = self.trainer._logger_connector, self._results
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
 
-    def _publish(self, progress: Any) -> None:
+    def _publish(self, progress: _BatchProgress) -> None:
         """What hooks logged goes to the loggers; where they logged nothing, there is nothing to collect."""
         connector, results = self.trainer._logger_connector, self._results
         if results:
@@ -155,7 +160,7 @@ class LeanEpoch(ExactEpoch):
         if results:
             connector.update_train_step_metrics()
 
-    def _run(self, name: str, *args: Any) -> None:
+    def _run(self, name: str, *args: object) -> None:
         hooks = self._hooks[name]
         if hooks:
             self._module.__dict__["_current_fx_name"] = name  # past nn.Module's slow __setattr__; `self.log` reads it
@@ -163,7 +168,7 @@ class LeanEpoch(ExactEpoch):
                 hook(*args)
             self._module.__dict__["_current_fx_name"] = None
 
-    def _optimize(self, batch: Any, batch_idx: int) -> Tensor:
+    def _optimize(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss (a 0-dim tensor) of one batch, after a step of the optimizer or without one while accumulating."""
         losses: list[Tensor] = []
         gradients = partial(self._gradients, batch, batch_idx, losses)
@@ -183,7 +188,7 @@ class LeanEpoch(ExactEpoch):
         self._module.configure_gradient_clipping(self._optimizer)
         return loss
 
-    def _gradients(self, batch: Any, batch_idx: int, losses: list[Tensor]) -> Tensor:
+    def _gradients(self, batch: Batch, batch_idx: int, losses: list[Tensor]) -> Tensor:
         module, window = self._module, self.trainer.accumulate_grad_batches
         with torch.enable_grad():
             module.__dict__["_current_fx_name"] = "training_step"
@@ -208,12 +213,12 @@ class LeanEpoch(ExactEpoch):
         cleared.increment_completed()
 
 
-def _bound(trainer: Any, module: LightningModule, name: str) -> list[Hook]:
+def _bound(trainer: Trainer, module: LightningModule, name: str) -> list[Hook]:
     """The hooks of this name that do something: the callbacks' first, then the module's."""
     empty = getattr(Callback, name)
     hooks: list[Hook] = [
         partial(getattr(callback, name), trainer, module)
-        for callback in trainer.callbacks
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
         if getattr(type(callback), name) is not empty and not _saves_at_epochs(callback, name)
     ]
     if getattr(type(module), name) is not getattr(LightningModule, name):

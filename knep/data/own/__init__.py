@@ -1,0 +1,1 @@
+"""Data of one's own beside folders of classes: tables, texts, listed pictures, masks, and loaders from a project."""

@@ -1,0 +1,1 @@
+"""A short training of any task, beside baselines and beside the same training under a remedy."""

@@ -1,0 +1,1 @@
+"""What an init puts into residual branches: scales, shifts, and the weights of transformer blocks by their role."""

@@ -1,0 +1,1 @@
+"""What each strategy of fine-tuning is worth on few images: from one half of the classes to the other."""

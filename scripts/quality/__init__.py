@@ -1,0 +1,1 @@
+"""How well knep learns real data, beside what people would use: regression, classes, text, scenes, labels."""

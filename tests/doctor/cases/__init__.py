@@ -1,0 +1,1 @@
+"""Sick subjects of every task, each with a healthy twin, as people make them; fast small nets."""
