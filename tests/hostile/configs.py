@@ -205,7 +205,7 @@ ATTACKS = {
     "overrides: cache elsewhere, added": cache_of_a_run("++data.cache=../outside\n++data.write_cache=true\n"),
     "overrides: cache is a pipe": cache_of_a_run("data.cache=cache\n", pipe=True),
     "overrides: a class of Lightning": listed("+trainer.profiler._target_=lightning.pytorch.profilers.PyTorchProfiler"),
-    "overrides: no text": listed(b"\xff\xfe\x00seed=1\n", "no text"),
+    "overrides: no text": listed(b"\xff\xfe\x00seed=1\n", "no UTF-8 text"),
     "overrides: terminal codes": listed("\x1b]0;owned\x07\x1b[2J=1"),
     "overrides: YAML tag": listed("name=!!python/object/apply:os.system"),
     "overrides: no end": listed("seed=" + "[" * 20000),
