@@ -458,6 +458,22 @@ def test_a_refused_fit_leaves_the_network_as_it_came(tmp_path):
     assert isinstance(module.net[1], nn.LayerNorm | nn.GroupNorm)
 
 
+def test_of_several_validation_loaders_each_has_a_name_that_can_stop(tmp_path):
+    class Two(Own):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            super().validation_step(batch, batch_idx)
+
+    second = "stopping.monitor=val_loss/dataloader_idx_1"
+    made = knep.callbacks("none", ["optimizer=sgd", "stopping=early", second])
+    trainer = L.Trainer(default_root_dir=tmp_path, callbacks=[*made], max_epochs=2, **QUIET)
+    trainer.fit(Two(), loader(), [loader(), loader()])
+    assert "best val_loss/dataloader_idx_1" in made.effects()["stopping"]
+    made = knep.callbacks("none", ["optimizer=sgd", "stopping=early", "stopping.monitor=val_loss"])
+    trainer = L.Trainer(default_root_dir=tmp_path, callbacks=[*made], max_epochs=2, **QUIET)
+    with pytest.raises(InputError, match="name one of .*val_loss/dataloader_idx_1"):
+        trainer.fit(Two(), loader(), [loader(), loader()])
+
+
 def test_another_recipe_on_an_edited_network_is_refused(tmp_path):
     module = Own(norm=True)
     fit(module, knep.callbacks("none", ["activation=gelu"]), tmp_path)

@@ -47,6 +47,7 @@ KEYS = {  # command -> what its words may be
         "processes=1": "trials side by side",
     },
 }
+_SETTINGS = ("seeds", "processes", "out", "target", "slots", "budget")
 
 
 def help_of(command: str) -> str:
@@ -72,13 +73,16 @@ class Settings:
     overrides: list[str] = field(default_factory=list)
 
 
-def settings(words: Sequence[str], **defaults: int) -> Settings:
-    """Raises InputError for a setting of the wrong kind, naming it."""
+def settings(command: str, words: Sequence[str], **defaults: int) -> Settings:
+    """Raises InputError for a setting of the wrong kind, or of another command, naming it."""
     found = Settings(**defaults)  # type: ignore[arg-type]
+    read = [name.partition("=")[0] for name in KEYS[command] if "=" in name]
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise InputError(f"{word} is no setting: write key=value, for example seeds=5 or optimizer.lr=1e-3")
+        if key in _SETTINGS and key not in read:
+            raise InputError(f"knep {command} does not read {word}: its settings are {', '.join(_named(read))}")
         if key in ("seeds", "processes", "budget"):
             least = 2 if key == "seeds" else 1
             if not value.isdecimal() or int(value) < least:
@@ -95,6 +99,10 @@ def settings(words: Sequence[str], **defaults: int) -> Settings:
         else:
             found.overrides.append(word)
     return found
+
+
+def _named(read: Sequence[str]) -> list[str]:
+    return [f"{name}=" for name in dict.fromkeys(read) if name.isidentifier() and name != "SLOT"]
 
 
 def _positive(value: str) -> float:

@@ -30,7 +30,7 @@ def compare(words: Sequence[str]) -> int:
     The first option is the one that the others are compared with. Returns 1 where a final run failed, else 0.
     Raises InputError for words that mean no runs.
     """
-    given = settings(words)
+    given = settings("compare", words)
     sampler = take(given.overrides, "sampler", "qmc")
     asked = take(given.overrides, "workloads", "")
     workloads = [_workload(name) for name in asked.strip("[]").split(",") if name] or [("", ())]

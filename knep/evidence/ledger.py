@@ -35,7 +35,7 @@ def ledger(words: Sequence[str]) -> int:
     corrected over all cells of all slots.
     Raises InputError for words that mean no runs. Returns 0: a trial that failed is a result.
     """
-    given, about = settings(words, seeds=10), spec()
+    given, about = settings("ledger", words, seeds=10), spec()
     folder = Path(take(given.overrides, "results", str(RESULTS)))
     workloads = _some("workloads", take(given.overrides, "workloads", ""), list(about["workloads"]))
     slots = _some("slots", ",".join(given.slots or ()), list(about["slots"]))

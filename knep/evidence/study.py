@@ -29,7 +29,7 @@ def ablate(words: Sequence[str]) -> int:
 
     Returns 1 where a trial failed, else 0. Raises InputError for words that mean no runs.
     """
-    given = settings(words)
+    given = settings("ablate", words)
     recipe = take(given.overrides, "recipe", "digits_best")
     arms = ablation(recipe, given.overrides, given.slots)
     return run_study(f"Ablation of recipe={recipe}", f"knep ablate {' '.join(words)}", arms, given, f"ablate_{recipe}")
@@ -40,7 +40,7 @@ def study(words: Sequence[str]) -> int:
     if not words:
         raise InputError(f"give a study: {', '.join(names())}, or the path of a YAML file")
     spec = read(words[0])
-    given = settings(words[1:], seeds=spec["seeds"])
+    given = settings("study", words[1:], seeds=spec["seeds"])
     arms = arms_of(spec, given.overrides)
     return run_study(spec["title"], f"knep study {' '.join(words)}", arms, given, f"study_{Path(words[0]).stem}", spec)
 

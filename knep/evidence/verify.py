@@ -47,7 +47,7 @@ def verify(words: Sequence[str]) -> int:
     """
     if not words:
         raise InputError("give a card, for example knep verify optimizer/adamw, or today for two that change daily")
-    given = settings(words[1:], seeds=RUNS)
+    given = settings("verify", words[1:], seeds=RUNS)
     workload = take(given.overrides, "workload", "")
     if given.overrides:
         raise InputError(f"{given.overrides[0]}: verify takes seeds, processes and workload")

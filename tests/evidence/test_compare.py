@@ -23,6 +23,26 @@ from knep.evidence.tuning import Point, Range, edges, search, space
 BASE = ("recipe=none", "data=digits", "model=mlp")
 
 
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        ("compare optimizer=sgd,adamw", "target=0.9"),
+        ("compare optimizer=sgd,adamw", "slots=clip"),
+        ("ablate recipe=modern", "budget=3"),
+        ("study norm", "slots=[clip]"),
+        ("ledger", "target=0.9"),
+        ("verify adamw", "out=x"),
+    ],
+)
+def test_a_setting_of_another_command_is_refused(command, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main.main([*command.split(), word])
+    assert end.value.code == 2
+    assert f"knep {command.split()[0]} does not read {word}: its settings are" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def bowl(trial):
     """A record whose validation accuracy is best, and its loss lowest, at a rate of 0.01."""
     acc = 0.95 - 0.1 * abs(math.log10(trial.made.config["optimizer"]["lr"] / 0.01))

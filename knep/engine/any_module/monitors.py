@@ -37,6 +37,8 @@ class Monitors(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = trainer.callback_metrics
+        if trainer.sanity_checking and not metrics and len(trainer.num_val_batches) > 1:
+            return  # of several loaders Lightning keeps no metric of the sanity check
         for slot, monitor in self._watched.items():
             if self.renamed.get(monitor, monitor) in metrics:
                 continue
