@@ -59,10 +59,10 @@ def test_without_lr_per_the_rate_stays(tmp_path):
 
 
 def test_a_grown_batch_is_the_mean_of_its_rows(tmp_path):
-    """One epoch of windows of 4 is the same training as batches four times as large."""
-    lines = ["optimizer=sgd", "optimizer.lr=0.1", "scheduler=none", "trainer.max_epochs=1", "augment=none"]
+    """An epoch of windows of 4 is the same training as batches four times as large."""
+    lines = ["optimizer=sgd", "optimizer.lr=0.1", "scheduler=none", "trainer.max_epochs=2", "augment=none"]
     lines += ["trainer.precision=32-true", "dropout=none", "norm=none"]
-    _, grown, _ = rates(tmp_path / "a", *lines, "accumulate={0:4,9:1}")
+    _, grown, _ = rates(tmp_path / "a", *lines, "accumulate={0:4,1:4}")
     _, plain, _ = rates(tmp_path / "b", *lines, "accumulate=4")
     for a, b in zip(grown.module.model.parameters(), plain.module.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -116,3 +116,8 @@ def test_stored_keys_are_text():
 def test_a_schedule_by_epochs_is_refused(tmp_path):
     with pytest.raises(InputError, match="accumulate"):
         rates(tmp_path, "scheduler=exponential", "accumulate={0:1,1:2}")
+
+
+def test_an_epoch_that_the_run_never_reaches_is_refused(tmp_path):
+    with pytest.raises(InputError, match="epoch 2, which trainer.max_epochs=2 never reaches"):
+        rates(tmp_path, "trainer.max_epochs=2", "accumulate={0:1,2:4}")

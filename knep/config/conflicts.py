@@ -8,6 +8,7 @@ from typing import Any
 
 from knep.config.stages import MIXING, NO_MASKS, stages_of, without
 from knep.errors import InputError
+from knep.utils.batch_plan import plan_of
 from knep.utils.monitors import OF_TASK, refuse_contradictory_modes, refuse_unlogged, refuse_without_validation
 
 
@@ -337,6 +338,20 @@ def _refuse_tuning(choices: Mapping[str, str], config: Mapping[str, Any]) -> Non
         raise InputError(f"init={init} would draw anew what model.weights={weights} loads: write init=none")
 
 
+def _refuse_lengths(trainer: Mapping[str, Any], accumulate: object) -> None:
+    least, most = trainer.get("min_epochs"), trainer.get("max_epochs")
+    if least and most and 0 < most < least:
+        raise InputError(
+            f"trainer.min_epochs={least} contradicts trainer.max_epochs={most}: write trainer.max_epochs={least}"
+        )
+    last = max(plan_of(accumulate))
+    if most and 0 < most <= last and not trainer.get("fast_dev_run"):
+        raise InputError(
+            f"accumulate={accumulate} begins something in epoch {last}, which trainer.max_epochs={most} never reaches "
+            f"(they count from 0): leave it out, or write trainer.max_epochs={last + 1} or more"
+        )
+
+
 def find_conflict(choices: Mapping[str, str]) -> str | None:
     """One line that names the first two contradicting options among `choices` (group -> option), and the remedy."""
     for c in CONFLICTS:
@@ -398,11 +413,7 @@ def refuse_conflicts(choices: Mapping[str, str], config: Mapping[str, Any]) -> N
             f"optimizer=sam contradicts accumulate={accumulate}: its second gradient would see one micro-batch only, "
             "write accumulate=1"
         )
-    least, most = config["trainer"].get("min_epochs"), config["trainer"].get("max_epochs")
-    if least and most and 0 < most < least:
-        raise InputError(
-            f"trainer.min_epochs={least} contradicts trainer.max_epochs={most}: write trainer.max_epochs={least}"
-        )
+    _refuse_lengths(config["trainer"], config["accumulate"])
     precise = f"trainer.precision={config['trainer']['precision']}"
     half, clip = str(config["trainer"]["precision"]).startswith("16"), choices.get("clip", "none")
     if half and clip != "none" and config["optimizer"].get("fused"):
