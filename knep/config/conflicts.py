@@ -395,6 +395,12 @@ def refuse_conflicts(choices: Mapping[str, str], config: Mapping[str, Any]) -> N
             f"averaging.decay={list(decay)} contradicts guard=rollback, which goes back with one average: write "
             "averaging.decay=0.999, or guard=skip"
         )
+    _refuse_of_optimizer(choices, config)
+    _refuse_lengths(config["trainer"], config["accumulate"])
+    _refuse_half(choices, config)
+
+
+def _refuse_of_optimizer(choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
     wrap = config["optimizer"].get("wrap")
     if wrap and choices.get("trainer") == "fsdp":
         raise InputError(
@@ -413,7 +419,9 @@ def refuse_conflicts(choices: Mapping[str, str], config: Mapping[str, Any]) -> N
             f"optimizer=sam contradicts accumulate={accumulate}: its second gradient would see one micro-batch only, "
             "write accumulate=1"
         )
-    _refuse_lengths(config["trainer"], config["accumulate"])
+
+
+def _refuse_half(choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
     precise = f"trainer.precision={config['trainer']['precision']}"
     half, clip = str(config["trainer"]["precision"]).startswith("16"), choices.get("clip", "none")
     if half and clip != "none" and config["optimizer"].get("fused"):
