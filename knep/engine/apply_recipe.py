@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from knep.config.schema import RunConfig
+from knep.data.base import ImageData
 from knep.engine.build import build_module, spec_of
 from knep.errors import InputError, named
 from knep.optim.thawing import Tuning
@@ -82,7 +83,7 @@ class Recipe(Slots):
         return made
 
 
-def plan_of_run(run: RunConfig, data: Any) -> Plan:
+def plan_of_run(run: RunConfig, data: ImageData) -> Plan:
     """What a whole run would begin with, its weights loaded; data: prepared. Raises InputError as training does."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)

@@ -129,7 +129,7 @@ def _refuse_sizes(model: nn.Module, sizes: list[int], scaling: nn.Module, raw: T
             ) from error
 
 
-def spec_of(run: RunConfig, data: Any) -> DataSpec:
+def spec_of(run: RunConfig, data: Images) -> DataSpec:
     """What a run's model and loss have to know of prepared data. Raises InputError where the task learns others."""
     spec = DataSpec.of(data)
     check_kind(run, spec)
@@ -156,7 +156,7 @@ def check_kind(run: RunConfig, spec: DataSpec) -> None:
         )
 
 
-def build_task(run: RunConfig, spec: DataSpec, recipe: Recipe, data: Any = None) -> Common:
+def build_task(run: RunConfig, spec: DataSpec, recipe: Recipe, data: Images | None = None) -> Common:
     """The task of a run, with its loss; a regression's mean and deviation are fitted on `data`, where there is some."""
     counts = None if spec.counts is None else torch.tensor(spec.counts, dtype=torch.float64)
     with named("task"):

@@ -15,6 +15,7 @@ from knep.utils.text import shortened, shown
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from knep.data.base import ImageData
     from knep.engine.module import Classifier
 
 _KINDS = ("greedy", "uniform")
@@ -128,10 +129,10 @@ def _refuse_another(first: Path, about: Mapping[str, Any], run: Path, other: Map
 
 @dataclass(frozen=True)
 class _Stage:
-    datamodule: Any
+    datamodule: ImageData
 
 
-def _loss_of(module: Classifier, state: Mapping[str, Tensor], data: Any) -> float:
+def _loss_of(module: Classifier, state: Mapping[str, Tensor], data: ImageData) -> float:
     """The loss on the validation split of these weights, which the module then has."""
     from knep.engine.evaluate import measure
 

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 
 from knep.config.instantiate import instantiate
 from knep.config.schema import RunConfig
+from knep.data.base import ImageData
 from knep.engine.build import threads
 from knep.engine.fit import fit_member
 from knep.errors import InputError, OutOfMemory, RunFailed, named
@@ -29,7 +30,7 @@ class Problem:
     """A composed run and its prepared data. total: optimizer steps of the whole run; per_epoch: of an epoch."""
 
     config: Mapping[str, Any]
-    data: Any
+    data: ImageData
     total: int
     per_epoch: int
 
@@ -75,7 +76,8 @@ class Problem:
         epochs = max(1, round(steps / self.per_epoch))
         length: dict[str, Any] = {"max_steps": -1, "max_epochs": epochs, "max_time": None}
         if steps < self.per_epoch:
-            parts = 1 if getattr(self.data, "micro", None) is None else self.data.whole_batch // self.data.micro
+            micro = getattr(self.data, "micro", None)
+            parts = self.data.whole_batch // micro if isinstance(micro, int) else 1
             accumulate = int(config["optimizer"].get("accumulate", config["accumulate"]))
             length["limit_train_batches"] = steps * accumulate * parts
         run = RunConfig.of({**config, "trainer": {**config["trainer"], **length}})
