@@ -470,7 +470,7 @@ def test_of_several_validation_loaders_each_has_a_name_that_can_stop(tmp_path):
     assert "best val_loss/dataloader_idx_1" in made.effects()["stopping"]
     made = knep.callbacks("none", ["optimizer=sgd", "stopping=early", "stopping.monitor=val_loss"])
     trainer = L.Trainer(default_root_dir=tmp_path, callbacks=[*made], max_epochs=2, **QUIET)
-    with pytest.raises(InputError, match="name one of .*val_loss/dataloader_idx_1"):
+    with pytest.raises(InputError, match=r"name one of .*val_loss/dataloader_idx_1"):
         trainer.fit(Two(), loader(), [loader(), loader()])
 
 

@@ -119,5 +119,5 @@ def test_a_schedule_by_epochs_is_refused(tmp_path):
 
 
 def test_an_epoch_that_the_run_never_reaches_is_refused(tmp_path):
-    with pytest.raises(InputError, match="epoch 2, which trainer.max_epochs=2 never reaches"):
+    with pytest.raises(InputError, match=r"epoch 2, which trainer\.max_epochs=2 never reaches"):
         rates(tmp_path, "trainer.max_epochs=2", "accumulate={0:1,2:4}")
