@@ -128,7 +128,7 @@ FOREIGN = {
     "trainer.precision=16-true": "trainer.precision=16-true contradicts",
     "++hydra.frobnicate=1": "hydra.frobnicate",
     "accumulate={0:0}": "by the epoch that they begin in",
-    "warmup=5": "scheduler.warmup=5; but then: scheduler: warmup must be a number in [0, 1), got 5",
+    "warmup=5": "scheduler.warmup=5; but then: scheduler.warmup=5 is a share of all steps, in [0, 1)",
     "step_size=0.3": "scheduler.every=0.3; but then: scheduler.every=0.3 is a number",
     "drop_path=0.1": "write dropout=stochastic_depth dropout.p=0.1",
     "mixup=true": "there is no key mixup: write augment=mixup",

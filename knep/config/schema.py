@@ -407,6 +407,17 @@ def _as_time(value: object) -> str:
     return f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{seconds:02}"
 
 
+def _check_warmup(scheduler: Node, epochs: object) -> None:
+    warmup = scheduler.get("warmup")
+    ours = str(scheduler.get("_target_", "")).startswith("knep.recipes.scheduler.")
+    if not ours or not isinstance(warmup, (int, float)) or warmup < 1:
+        return
+    cure = "a twentieth of them is 0.05"
+    if isinstance(epochs, int) and epochs > warmup:
+        cure = f"of {epochs} epochs, {warmup} are {warmup / epochs:.3g}"
+    raise InputError(f"scheduler.warmup={warmup} is a share of all steps, in [0, 1): {cure}")
+
+
 def _check_distill(node: Node) -> None:
     """Ranges of `distill`, and that there is a teacher where its values were changed."""
     if not node:
@@ -446,6 +457,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     if "trainer.limit_test_batches" in present and config["trainer"]["limit_test_batches"] == 0:
         raise InputError("trainer.limit_test_batches=0 leaves nothing to test on: write a number of batches or a share")
     plan_of(config["accumulate"])
+    _check_warmup(config.get("scheduler") or {}, config.get("trainer", {}).get("max_epochs"))
     if not 0 < config["layer_decay"] <= 1:
         raise InputError(f"layer_decay={config['layer_decay']} must be in (0, 1]")
     _check_distill(config.get("distill") or {})
