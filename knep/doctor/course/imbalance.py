@@ -14,18 +14,28 @@ from knep.doctor.subject.any_batch import first
 from knep.doctor.subject.any_task import Subject, scores
 
 _RARE, _MISSED, _MENDED = 0.06, 0.35, 0.3
+_LONGER = 3  # times a trial, at most, that a run is followed to see whether it finds them yet
 
 
 def neglected(subject: Subject, base: Course, steps: int) -> list[Finding]:
     """class_imbalance where a rare label is hardly ever recalled, and is with its loss weighed."""
-    longer = subject.epochs * subject.steps > steps  # a run that goes on may find them yet
-    if base.diverged or base.rises or (longer and base.falls) or base.model is None or not subject.val:
+    if base.diverged or base.rises or base.model is None or not subject.val:
         return []
     z, y = stacked_answers(subject, base.model, subject.val[:16])
     if z is None or y is None:
         return []
     rare, recall, shares = _recalls(subject, z, y)
     ill = [k for k in rare if recall[k] < _MISSED]
+    whole = min(subject.epochs * subject.steps, _LONGER * steps)
+    if ill and base.falls and whole > steps:  # a run that goes on may find them yet
+        steps, base = whole, train(subject, whole)
+        if base.diverged or base.model is None:
+            return []
+        z, y = stacked_answers(subject, base.model, subject.val[:16])
+        assert z is not None
+        assert y is not None  # they were there before
+        rare, recall, shares = _recalls(subject, z, y)
+        ill = [k for k in rare if recall[k] < _MISSED]
     if not ill:
         return []
     weighed = train(subject, steps, Remedy(loss=_weighed(subject)))
