@@ -161,8 +161,8 @@ def _far_rates(base: Course, tried: list[tuple[Way, float, Course]], expected: f
     """Rates still to be tried where nothing was learned: lower ones of what diverged, far higher ones of what stood."""
     if max(base.reached, *(c.reached for _, _, c in tried)) > max(0.2, 0.6 * expected):
         return ()
-    if base.diverged:
-        return (0.01,)
+    if base.diverged or (base.losses and max(base.losses[:20]) > 3 * (1 + abs(base.losses[0]))):
+        return (0.01, 0.001)
     higher = tried[-1][2]
     stood = not higher.diverged and higher.train < max(0.1, 0.6 * expected)
     return (1e3, 1e4, 1e5) if stood and higher.losses[-1] > 0.8 * base.losses[0] > 0 else ()

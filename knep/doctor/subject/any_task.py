@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from knep.doctor.subject.any_batch import TARGETS, first, mapped, row_axis, taken, tensors
+from knep.doctor.subject.any_batch import TARGETS, WEIGHTS, first, mapped, row_axis, taken, tensors
 from knep.doctor.subject.copies import copied
 from knep.errors import InputError
 
@@ -86,7 +86,7 @@ class Subject:
             if self.loss is None and isinstance(batch, Mapping):
                 known |= {k: v for k, v in batch.items() if k in TARGETS and k in names}
             return model(**known)
-        only = [v for v in inputs.values() if isinstance(v, Tensor)]
+        only = [v for k, v in inputs.items() if isinstance(v, Tensor) and k not in WEIGHTS]
         return model(only[0]) if len(only) == 1 or len(inputs) == 1 else model(batch)
 
     @staticmethod
