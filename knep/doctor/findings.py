@@ -108,8 +108,8 @@ class Report:
     """The outcome of an examination. str(report) is what the terminal shows.
 
     findings: the gravest first; measured: what was measured, healthy or not, as plain data for figures and JSON;
-    seconds: the examination took; notes: what could not be examined, and why; sound: what no finding means; unknown: why
-    nothing can be told; unit: what `began` counts.
+    seconds: the examination took; notes: what could not be examined, and why; sound: what no finding means; unknown:
+    why nothing can be told; unit: what `began` counts.
     """
 
     findings: tuple[Finding, ...]

@@ -195,8 +195,8 @@ def statistics(layer: Layer, module: nn.Module, given: Tensor) -> Iterator[Readi
 @dataclass
 class Look:
     """All readings of one step; whole: of every layer the signal, not only what may be dead, saturated or stale;
-    clipped: the share of the gradient's norm that clipping left, None where unknown; evenly: of every parameter; rates: of the parameter groups,
-    (learning rate, momentum, weight decay).
+    clipped: the share of the gradient's norm that clipping left, None where unknown; evenly: of every parameter;
+    rates: of the parameter groups, (learning rate, momentum, weight decay).
     """
 
     step: int

@@ -119,7 +119,8 @@ HEALTHY = {
     "one cycle, three epochs": {
         "optimizer": lambda m: Adam(m.parameters(), lr=1e-3),
         "schedule": lambda o: OneCycleLR(o, 1e-2, total_steps=60),
-        **{"each_batch": True, "steps": 60},
+        "each_batch": True,
+        "steps": 60,
     },
     "cycles": {"schedule": lambda o: CyclicLR(o, 1e-4, 0.1, 10), "each_batch": True},
     "divided by hand": {"optimizer": lambda m: SGD(m.parameters(), lr=0.01), "hook": lambda s, m, o: divided(s, m)},

@@ -39,7 +39,12 @@ _WHOLE: tuple[Callable[[Subject], list[Finding]], ...] = (
     targets.one_row_off,
 )
 # The same questions that the examination of images asks in its own way.
-_OTHER_TASKS: tuple[Callable[[Subject], list[Finding]], ...] = (targets.sorted_rows, splits.scales, splits.leaked, alignment.misaligned)
+_OTHER_TASKS: tuple[Callable[[Subject], list[Finding]], ...] = (
+    targets.sorted_rows,
+    splits.scales,
+    splits.leaked,
+    alignment.misaligned,
+)
 _OF_A_MODEL = (gradients.left_out,)
 
 

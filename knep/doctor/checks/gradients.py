@@ -75,7 +75,7 @@ _NAMED = {
 
 
 def without_weight(subject: Subject) -> list[Finding]:
-    """detached_loss where rows are weighed by 0 throughout: by the batches' weights, or so that loss and slope are 0."""
+    """detached_loss where all rows are weighed by 0: by the batches' weights, or so that loss and slope are 0."""
     read = type(subject.parts(subject.train[0])[1]) is tuple  # the loss reads them itself
     named = [] if read else [_weights_of(batch) for batch in subject.train]
     if named and all(t is not None and t.numel() and not bool(t.count_nonzero()) for t in named):

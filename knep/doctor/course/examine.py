@@ -14,12 +14,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from knep.doctor.checks.gradients import examined_pass
 from knep.doctor.course.baselines import baselines
 from knep.doctor.course.imbalance import neglected
+from knep.doctor.course.own_targets import places_alone, turned
 from knep.doctor.course.signals import model_signals
-from knep.doctor.course.trial import Course, Remedy, steps_of, train
+from knep.doctor.course.trial import Changed, Course, Remedy, steps_of, train
 from knep.doctor.findings import Finding, diseases, finding
 from knep.doctor.findings import named as listed
 from knep.doctor.model.gradient_flow import owner
-from knep.doctor.subject.any_batch import first, taken
+from knep.doctor.subject.any_batch import first
 from knep.doctor.subject.any_task import Subject
 from knep.doctor.subject.rng_isolation import undisturbed
 from knep.doctor.trials.examination import BEARABLE
@@ -28,6 +29,7 @@ _GAIN = 0.15  # of skill that a remedy must bring
 _SHARE = 0.6  # of the best gain, which makes what the numbers themselves show the better explanation
 _GOOD = 0.8  # of what baselines reach
 _NOTHING = 0.03
+_MUCH = 0.5  # of skill: a gain that tells though little is reached, as in another unit than the target's
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ def course_findings(subject: Subject) -> tuple[list[Finding], dict[str, Any]]:
     spoilt = _not_finite(subject, base)
     if spoilt:
         return spoilt, measured
-    turned = _turned(subject, base)
-    if turned:
-        return turned, measured
+    inverted = turned(subject, base)
+    if inverted:
+        return inverted, measured
     found = neglected(subject, base, steps) + [f for f in signs if f.certain and f.disease not in BEARABLE]
     found += [] if signs else _without_slope(subject, base)
+    found += places_alone(subject, base)
     if not _lags(base, expected):
         return found + _overfits(base), measured
     if any(f.gravity > 0.8 for f in found):
@@ -173,25 +176,21 @@ def _rate(rate: float) -> Way:
     return Way(disease, "", Remedy(rate=rate), f"the rate times {rate:g}", f"a learning rate of {rate:g} times yours")
 
 
-def _turned(subject: Subject, base: Course) -> list[Finding]:
-    """inverted_loss where after training the loss of the rows with their own targets is above that with others'."""
-    if base.model is None or base.diverged or subject.task == "other" or not subject.val:
-        return []
-    if base.losses[-1] < -30 * (1 + abs(base.losses[0])):
-        text = f"in a trial the loss went from {base.losses[0]:.3g} to {base.losses[-1]:.3g}: it falls without end"
-        return [finding("inverted_loss", text, 0.85)]
-    own = other = 0.0
-    with torch.no_grad():
-        for batch in (*subject.train[:6], *subject.val[:6]):
-            rows, output = subject.rows(batch), subject.answer(base.model, batch)
-            target = subject.parts(batch)[1]
-            own += float(subject.value(output, target))
-            other += float(subject.value(output, taken(target, rows, torch.arange(rows).roll(1))))
-    if not own > other + 0.1 * abs(other) + 1e-3:
-        return []
-    text = f"after a trial the loss is {own / 12:.3g} with the rows' own targets and "
-    text += f"{other / 12:.3g} with those of other rows"
-    return [finding("inverted_loss", text, 0.95)]
+def scale_at_fault(subject: Subject, found: list[Finding]) -> list[Finding]:
+    """The findings, with unscaled_inputs before a NaN that scaled inputs do not give."""
+    if not any(f.disease in ("nan_loss", "nan_gradient") for f in found):
+        return found
+    for way in _of_inputs(subject):
+        model = Changed(subject.copy(training=True), way.remedy)
+        for batch in subject.train[:8]:
+            subject.passed(model, batch)[1].backward()
+        if all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None):
+            ill = next(f.evidence for f in found if f.disease in ("nan_loss", "nan_gradient"))
+            scaled = finding(
+                "unscaled_inputs", f"{way.evidence}; {ill}; standardised, all is finite", 0.99, mend=way.mend
+            )
+            return [scaled, *(replace(f, gravity=0.6) for f in found)]
+    return found
 
 
 def _ways(subject: Subject) -> Iterator[Way]:
@@ -251,7 +250,7 @@ def _explained(base: Course, tried: list[tuple[Way, float, Course]], expected: f
     top = max(gain for _, gain, _ in tried)
     reached = base.reached + top
     least = max(_GAIN, 0.3 * (max(expected, reached) - base.reached))
-    if top < least or reached < 0.1:
+    if top < least or (reached < 0.1 and top < _MUCH):
         return []
     fit = [(way, gain) for way, gain, _ in tried if gain >= max(least, _SHARE * top)]
     fit.sort(key=lambda pair: (not pair[0].evidence, -pair[1]))

@@ -87,7 +87,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return list(tensors(value))
 
 
-class _Changed(nn.Module):
+class Changed(nn.Module):
     """A model that reads changed inputs and gives changed outputs."""
 
     def __init__(self, model: nn.Module, remedy: Remedy) -> None:
@@ -118,7 +118,7 @@ def train(subject: Subject, steps: int, remedy: Remedy | None = None) -> Course:
                 group["lr"] = group["lr"] * remedy.rate
         asked: nn.Module = model
         if remedy.inputs is not None or remedy.output is not None:
-            asked = _Changed(model, remedy)
+            asked = Changed(model, remedy)
         course.model = asked
         _steps(subject, course, asked, optimizer, steps, remedy)
     return course

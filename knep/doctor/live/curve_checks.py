@@ -111,7 +111,9 @@ def _spoilt(stream: Stream, began: int) -> Finding:
     if math.isfinite(largest):
         text += f"; no step before changed the weights by more than {largest:.1e} of their size: it is not the rate"
     mend = f"look at the batch of step {began}, and at what takes log, sqrt, exp or a quotient of numbers near 0; "
-    return finding("nan_loss", text, 0.9, began, mend=f"{mend}leave out or clip what has no value, and skip such a step")
+    return finding(
+        "nan_loss", text, 0.9, began, mend=f"{mend}leave out or clip what has no value, and skip such a step"
+    )
 
 
 def _shaken(losses: list[float]) -> float:

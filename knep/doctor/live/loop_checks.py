@@ -77,7 +77,10 @@ def _schedule(loop: Loop, stream: Stream) -> Iterator[Finding]:
         return
     if not loop.epoch and falls[1] - falls[0] > _CLOSE:
         return
-    began, then = gone + 1 + stream.since, min(2 * gone + 2, max(loop.epoch, gone + 2) if loop.epoch else 2 * gone + 2) - 1
+    began, then = (
+        gone + 1 + stream.since,
+        min(2 * gone + 2, max(loop.epoch, gone + 2) if loop.epoch else 2 * gone + 2) - 1,
+    )
     when = "within the first epoch" if loop.epoch else "sooner than an epoch is over"
     when = f"by epoch {gone / loop.epoch:.2g}" if 0 < loop.epoch < gone else when
     text = (
@@ -101,7 +104,9 @@ def _swinging_rate(loop: Loop, stream: Stream) -> Iterator[Finding]:
     monotone = all(b <= a for a, b in itertools.pairwise(down)) and all(b >= a for a, b in itertools.pairwise(up))
     if not monotone or max(up) < 0.9 * top or up[1] > 0.6 * top:  # a restart leaps
         return
-    text = f"the learning rate {_fall(top, down[-1])} within {end} steps and rises again, over and over: the schedule is "
+    text = (
+        f"the learning rate {_fall(top, down[-1])} within {end} steps and rises again, over and over: the schedule is "
+    )
     text += "stepped once a batch, and its length counts epochs"
     mend = "call scheduler.step() once an epoch, or give T_max in steps: epochs times the batches of one"
     yield finding("lr_too_low", text, 0.7, end + stream.since, mend=mend)

@@ -66,7 +66,9 @@ def _all_at_once_zero(curves: Curves) -> Iterator[Finding]:
     if still < 3 or not at or not numbers[at - 1] > 0.05 * numbers[0]:
         return
     began = finite(curves.train)[at][0]
-    text = f"the training loss is exactly 0 from {_place(curves, began)} on, after {numbers[at - 1]:.3g}: what a logger "
+    text = (
+        f"the training loss is exactly 0 from {_place(curves, began)} on, after {numbers[at - 1]:.3g}: what a logger "
+    )
     yield finding("not_finite", text + f"writes that leaves NaN out{_rate_at(curves, began)}", 0.9, int(began))
 
 

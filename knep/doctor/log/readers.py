@@ -134,7 +134,9 @@ def _of_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Curves:
     for count, row in enumerate(rows):
         where = _number(path, count, place or "", row.get(place)) if place else None
         if where is not None and not math.isfinite(where):
-            raise InputError(f"{shown(path)}, row {count + 2}, column {shown(place or '')} is {where}: give a finite step")
+            raise InputError(
+                f"{shown(path)}, row {count + 2}, column {shown(place or '')} is {where}: give a finite step"
+            )
         for kind, name in names.items():
             value = _number(path, count, name, row.get(name))
             if value is not None:
