@@ -62,6 +62,9 @@ def checked(subject: Subject, images: bool) -> tuple[list[Finding], list[str]]:
         except InputError:
             if images:  # it says what is wrong with labels that no loss takes
                 return first, []
+            out = targets.out_of_range(probe(subject))
+            if out:
+                return out, []
             raise
     found, notes = list(first), []
     p = probe(subject)

@@ -29,6 +29,7 @@ _GAIN = 0.15  # of skill that a remedy must bring
 _SHARE = 0.6  # of the best gain, which makes what the numbers themselves show the better explanation
 _GOOD = 0.8  # of what baselines reach
 _NOTHING = 0.03
+_STRONG, _BRIEF = 0.05, 1e-3  # weight decay, and with the rate, that may be too much
 _MUCH = 0.5  # of skill: a gain that tells though little is reached, as in another unit than the target's
 
 
@@ -74,7 +75,8 @@ def course_findings(subject: Subject) -> tuple[list[Finding], dict[str, Any]]:
     borne = [replace(f, gravity=0.85 * f.gravity) for f in signs if f.gravity >= 0.5 and f not in found]
     if best or (borne and expected > 0.2):
         return [*found, *best, *borne], measured
-    return found + (_unrelated(subject, base, tried, simple) or _overfits(base)), measured
+    named = found + (_unrelated(subject, base, tried, simple) or _overfits(base))
+    return named or _unexplained(base, simple), measured
 
 
 def _lags(base: Course, expected: float) -> bool:
@@ -201,12 +203,24 @@ def _ways(subject: Subject) -> Iterator[Way]:
     if shares and max(shares) > 0.5:
         text = f"layers of dropout leave out up to {max(shares):.3g} of what passes"
         yield Way("too_much_dropout", text, Remedy(dropout=0.0), "no dropout", "a share of 0.1 to 0.5, or none")
+    decay, taken_off = _decay(subject)
+    if decay >= _STRONG or taken_off > _BRIEF:
+        text = f"a weight decay of {decay:.3g}, which takes {taken_off:.2g} off the weights in a step"
+        mend = "a weight decay of 1e-4 to 1e-2"
+        yield Way("weight_decay_too_large", text, Remedy(decay=0.0), "no weight decay", mend)
     for a in inputs:
         for b in targets:
             both = Remedy(inputs=a.remedy.inputs, output=b.remedy.output)
             yield Way(a.disease, f"{a.evidence}; {b.evidence}", both, "inputs and targets standardised", a.mend)
     for rate in (0.1, 10.0, 100.0):
         yield _rate(rate)
+
+
+def _decay(subject: Subject) -> tuple[float, float]:
+    """The largest weight decay of a group, and times its learning rate."""
+    groups: Any = subject.make_optimizer(subject.copy()).param_groups
+    found = [(float(g.get("weight_decay") or 0.0), float(g.get("lr") or 0.0)) for g in groups]
+    return max((d for d, _ in found), default=0.0), max((d * rate for d, rate in found), default=0.0)
 
 
 def _of_inputs(subject: Subject) -> Iterator[Way]:
@@ -269,6 +283,22 @@ def _explained(base: Course, tried: list[tuple[Way, float, Course]], expected: f
 
 def _part(skill: float) -> str:
     return "nothing" if skill <= 0 else f"{100 * skill:.3g} %"
+
+
+def _unexplained(base: Course, simple: dict[str, float]) -> list[Finding]:
+    """not_learning where a training that goes on no more is far behind what simple methods reach, for no known reason."""
+    expected = max(simple.values(), default=0.0)
+    if expected < 0.5 or max(base.reached, base.train) > 0.3 * expected or base.falls or base.rises:
+        return []
+    name = max(simple, key=lambda k: simple[k])
+    text = (
+        f"a trial of {len(base.losses)} steps explains {_part(base.reached)} where {name} reaches {_part(expected)}, "
+    )
+    text += (
+        f"and neither other rates nor scales mend it; its loss went from {base.losses[0]:.3g} to {base.losses[-1]:.3g}"
+    )
+    mend = "look at the loss, which may be lowest for other answers than the targets, and at the model's last layer"
+    return [finding("not_learning", text, 0.7, mend=mend)]
 
 
 def _unrelated(
