@@ -196,16 +196,10 @@ def _fits(p: Probe) -> bool:
         return False
 
 
-def _of_pairs(p: Probe) -> bool:
-    """Whether the output may be a distance between two inputs, small where the target is 1."""
-    given = list(tensors(p.inputs))
-    return len(given) == 2 and given[0].shape == given[1].shape and bool((p.scores >= 0).all())
-
-
 def inverted(p: Probe) -> list[Finding]:
     """inverted_loss where a perfect answer costs more than what the model gives at its start."""
     y, z = p.y, p.scores
-    if not p.judged or y is None or no_probabilities(p) or _of_pairs(p):
+    if not p.judged or y is None or no_probabilities(p) or p.subject.distances:
         return []
     try:
         if p.subject.task == "regression" and y.numel() == z.numel() and y.is_floating_point():

@@ -286,7 +286,7 @@ def _part(skill: float) -> str:
 
 
 def _unexplained(base: Course, simple: dict[str, float]) -> list[Finding]:
-    """not_learning where a training that goes on no more is far behind what simple methods reach, for no known reason."""
+    """not_learning where a training that has come to rest is far behind simple methods, for no known reason."""
     expected = max(simple.values(), default=0.0)
     if expected < 0.5 or max(base.reached, base.train) > 0.3 * expected or base.falls or base.rises:
         return []

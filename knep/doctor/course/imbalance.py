@@ -33,7 +33,7 @@ def neglected(subject: Subject, base: Course, steps: int) -> list[Finding]:
     whole = min(subject.epochs * subject.steps, _LONGER * steps)
     if ill and (base.falls or base.rises) and whole > steps:  # a run that goes on may find them yet
         steps, base = whole, train(subject, whole)
-        if base.diverged or base.rises or base.model is None:
+        if base.diverged or base.model is None or (base.rises and whole < subject.epochs * subject.steps):
             return []
         z, y = stacked_answers(subject, base.model, subject.val[:16])
         assert z is not None

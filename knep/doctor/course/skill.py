@@ -54,7 +54,8 @@ def skill(subject: Subject, z: Tensor | None, y: Tensor | None) -> float:
         counted = (y >= 0) & (y < z.shape[1]) & (y != getattr(subject.loss, "ignore_index", -100))
         return of_guesses(z.argmax(1)[counted], y[counted].long())
     if subject.task in ("binary", "multilabel"):
-        return of_scores(z.reshape(len(z), -1), y.reshape(len(y), -1))
+        found = of_scores(z.reshape(len(z), -1), y.reshape(len(y), -1))
+        return abs(found) if subject.distances else found
     return explained(z.reshape(len(z), -1), y.reshape(len(y), -1))
 
 

@@ -182,6 +182,13 @@ class Subject:
         return guessed(output, first(target), inputs, self)
 
     @cached_property
+    def distances(self) -> bool:
+        """Whether the output may be a distance of two inputs, which is small where the target is 1, or 0."""
+        given = list(tensors(self.parts(self.train[0])[0]))
+        pair = self.task == "binary" and len(given) == 2 and given[0].shape == given[1].shape
+        return pair and bool((self.shapes[0] >= 0).all()) and not bool((self.shapes[0] <= 1).all())
+
+    @cached_property
     def class_axis(self) -> int | None:
         """The axis of the output along which its classes are, None for a task without."""
         output, target = self.shapes
