@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from knep.doctor.findings import Finding, Report, finding, ranked
@@ -32,8 +33,8 @@ def examine(curves: Curves) -> Report:
     sound = f"nothing found in the curves of {curves.source}, which tell less than the run itself"
     most = max(len(curves.train), len(curves.val))
     few = f"{curves.source} has {most} point{'s' * (most != 1)} of a loss: log at least {_FEW}"
-    more = {"sound": sound, "unknown": few if most < _FEW and not ordered else "", "unit": curves.unit}
-    return Report(ordered, {"curves": curves.as_dict()}, notes=tuple(_notes(curves)), **more)
+    report = Report(ordered, {"curves": curves.as_dict()}, notes=tuple(_notes(curves)), sound=sound, unit=curves.unit)
+    return replace(report, unknown=few) if most < _FEW and not ordered else report
 
 
 def _place(curves: Curves, x: float) -> str:
