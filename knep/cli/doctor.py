@@ -67,7 +67,7 @@ def _of_log(args: argparse.Namespace) -> None:
     report = examine(read(args.log))
     print(report)
     _written(args, report)
-    raise SystemExit(int(report.sick))
+    raise SystemExit(2 if report.unknown else int(report.sick))
 
 
 def _of_speed(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from knep.doctor.checks.examine import checked
 from knep.doctor.checks.probe import probe
-from knep.doctor.course.examine import course_findings
+from knep.doctor.course.examine import course_findings, scale_at_fault
 from knep.doctor.credible import credible
 from knep.doctor.diagnose import diagnose
 from knep.doctor.findings import Report, ordered
@@ -47,6 +47,7 @@ def _examined(
     images = of_classes(subject)
     tell("checks")
     found, notes = checked(subject, images)
+    found = scale_at_fault(subject, found)
     if any(f.certain and f.gravity >= _EXPLAINS for f in found):
         return Report(ordered(found), {"task": subject.task}, time.perf_counter() - began, tuple(notes))
     if images:

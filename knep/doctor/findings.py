@@ -108,7 +108,8 @@ class Report:
     """The outcome of an examination. str(report) is what the terminal shows.
 
     findings: the gravest first; measured: what was measured, healthy or not, as plain data for figures and JSON;
-    seconds: the examination took; notes: what could not be examined, and why; sound: what no finding means.
+    seconds: the examination took; notes: what could not be examined, and why; sound: what no finding means; unknown:
+    why nothing can be told; unit: what `began` counts.
     """
 
     findings: tuple[Finding, ...]
@@ -116,6 +117,8 @@ class Report:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     sound: str = "nothing found that keeps this network from learning"
+    unknown: str = ""
+    unit: str = "step"
 
     @property
     def sick(self) -> bool:
@@ -124,6 +127,8 @@ class Report:
     @property
     def verdict(self) -> str:
         """One line."""
+        if not self.findings and self.unknown:
+            return f"too little to tell: {self.unknown}"
         if not self.findings:
             return f"healthy: {self.sound}"
         more = len(self.findings) - 1
@@ -149,7 +154,7 @@ class Report:
         console = Console(file=io.StringIO(), width=110, highlight=False, markup=False, emoji=False)
         console.print(Text(self.verdict, style="bold"))
         for number, finding in enumerate(self.findings, 1):
-            began = "" if finding.began is None else f" (since step {finding.began})"
+            began = "" if finding.began is None else f" (since {self.unit} {finding.began})"
             console.print(f"\n{number}. {finding.about.title}{began}")
             rows = [("evidence", finding.evidence), ("cause", finding.about.cause), ("source", finding.about.source)]
             rows += [("try" if i == 0 else "or", " ".join(way)) for i, way in enumerate(finding.overrides)]

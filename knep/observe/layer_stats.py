@@ -195,8 +195,8 @@ def statistics(layer: Layer, module: nn.Module, given: Tensor) -> Iterator[Readi
 @dataclass
 class Look:
     """All readings of one step; whole: of every layer the signal, not only what may be dead, saturated or stale;
-    clipped: the share of the gradient's norm that clipping left, None where unknown; rates: of the parameter groups,
-    (learning rate, momentum, weight decay).
+    clipped: the share of the gradient's norm that clipping left, None where unknown; evenly: of every parameter;
+    rates: of the parameter groups, (learning rate, momentum, weight decay).
     """
 
     step: int
@@ -211,6 +211,7 @@ class Look:
     layers: list[Layer] = field(default_factory=list)
     weights: list[UpdateStats] = field(default_factory=list)
     clipped: float | None = None
+    evenly: bool = False
     rates: list[tuple[float, float, float]] = field(default_factory=list)
 
     @property

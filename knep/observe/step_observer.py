@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -184,9 +185,17 @@ class Eye:
         self.stepped = True
         self.look.weights = weights_of(dict(self._trained()), self._before, self._first)
         self.look.rates = [rates_of(group) for group in self._optimizer.param_groups]
-        if self._unclipped:
-            arrived = sum(norm**2 for norm in read(list(self._unclipped.values()))) ** 0.5
-            self.look.clipped = self.look.grad_norm / arrived if arrived > 0 else None
+        # A gradient that came and was given up, as that of another loss, was not clipped.
+        kept = {name: id(p) for name, p in self._trained() if p.grad is not None and id(p) in self._unclipped}
+        if self._unclipped and not kept:
+            self.look.clipped = 0.0
+        if kept:
+            came = dict(zip(kept, read([self._unclipped[i] for i in kept.values()]), strict=True))
+            left = {w.path: w.grad_norm or 0.0 for w in self.look.weights if w.path in kept}
+            arrived = math.hypot(*came.values())
+            self.look.clipped = math.hypot(*left.values()) / arrived if arrived > 0 else None
+            shares = [left[name] / norm for name, norm in came.items() if norm > 0]
+            self.look.evenly = not shares or max(shares) - min(shares) <= 0.01 * max(shares)
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)

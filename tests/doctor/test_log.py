@@ -39,6 +39,9 @@ SICK = {
     "overfitting": {"train": curve(falling(end=0.01)), "val": curve(overfit)},
     "overfitting, no training loss": {"val": curve(overfit)},
     "loss_spikes": {"train": curve(lambda i: 8.0 if i in (50, 71) else 0.4 + 2 * math.exp(-i / 15), 100)},
+    "not_finite, by its gradient": {"train": curve(falling()), "norm": [(float(i), math.nan) for i in range(40)]},
+    "not_finite, written as 0": {"train": [(float(i), 2.0 if i < 5 else 0.0) for i in range(20)]},
+    "not_learning, 0 at all points": {"train": [(float(i), 0.0) for i in range(20)]},
     "stopping_too_early": {"train": curve(lambda i: 2.3 - 0.05 * i, 30, 0.003), "lr": curve(lambda i: 0.1, 30, 0)},
     "rate_ended_early": {
         "train": curve(lambda i: max(1.9, 2.3 - 0.07 * i), 40, 0.01),
@@ -68,6 +71,11 @@ HEALTHY = {
         "train": curve(lambda i: 0.31, noise=0.004),
         "val_acc": curve(lambda i: 0.93, noise=0.001),
     },
+    "swings to the end of a quarter": {
+        "train": curve(falling(end=0.02)),
+        "val": [(i, v * (0.8 if i % 7 == 3 else 1.1 if i % 2 else 0.95)) for i, v in curve(falling(end=0.4), 40, 0.02)],
+    },
+    "a hinge that comes to 0": {"train": [(float(i), max(0.0, 2.0 * 0.3**i - 1e-7)) for i in range(20)]},
     "a loss by stairs": {"train": curve(lambda i: (2.3, 0.8, 0.4, 0.3)[i // 10], 40, 0.05)},
 }
 
@@ -137,6 +145,52 @@ def test_tensorboards_events_are_read(tmp_path):
     assert examine(read(tmp_path)).findings[0].disease == "lr_too_high"
 
 
+@pytest.mark.parametrize(
+    ("main", "splits", "lengths"),
+    [("loss", ("train", "val"), (20, 20)), ("Loss/all", ("training", "validation"), (20, 20))],
+)
+def test_scalars_in_subfolders_stay_apart(tmp_path, main, splits, lengths):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as board:
+        for step in range(20):
+            board.add_scalars(main, dict(zip(splits, (2.3 * 0.8**step, 1 + 2 * 0.8**step), strict=True)), step)
+    curves = read(tmp_path)
+    assert (len(curves.train), len(curves.val)) == lengths
+    assert examine(curves).findings == ()
+
+
+def test_folders_of_several_runs_are_one_line(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    for name in "ab":
+        with SummaryWriter(str(tmp_path / name)) as board:
+            board.add_scalar("train/loss", 1.0, 0)
+    with pytest.raises(InputError, match=r"holds 2 runs \(a, b\): give the folder of one"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(("mark", "point"), [(",", "."), (";", "."), (";", ","), ("\t", "."), ("|", ".")])
+def test_a_table_is_read_by_its_own_delimiter(tmp_path, mark, point):
+    rows = [mark.join(("epoch", "loss")), *(f"{i}{mark}{2.5 / (i + 1):.3f}".replace(".", point) for i in range(9))]
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    assert read(tmp_path / "m.csv").train[4] == (4.0, 0.5)
+
+
+def test_few_points_are_too_little_to_tell(tmp_path):
+    (tmp_path / "m.csv").write_text("epoch,loss\n0,2.3\n")
+    report = examine(read(tmp_path / "m.csv"))
+    assert not report.sick
+    assert report.verdict.startswith("too little to tell: ")
+
+
+def test_where_a_loss_climbs_above_its_start_is_behind_a_mere_spike():
+    late = [(float(i), 5.0 if i == 3 else 2.3 * 0.9**i if i < 15 else 0.47 * 1.35 ** (i - 15)) for i in range(30)]
+    [found_one] = examine(Curves(source="here", unit="epoch", train=late)).findings
+    assert (found_one.disease, found_one.began) == ("lr_too_high", next(i for i, v in late if i > 3 and v > 1.9))
+    assert "image" not in str(examine(Curves(train=curve(falling(end=0.01)), val=curve(overfit))))
+
+
 def _sized(path):
     with path.open("wb") as f:
         f.truncate((64 << 20) + 1)
@@ -158,6 +212,7 @@ HOSTILE = {
     "no JSON": ("trainer_state.json", lambda p: p.write_text("{"), "no JSON"),
     "deep JSON": ("trainer_state.json", lambda p: p.write_text("[" * 100_000), "no JSON"),
     "JSON of another kind": ("trainer_state.json", lambda p: p.write_text('{"log_history": {}}'), ".log_history is"),
+    "a step without end": ("run.csv", lambda p: p.write_text("step,loss\n1e400,1\n"), "row 2, column step is inf"),
     "a list for a loss": (
         "trainer_state.json",
         lambda p: p.write_text('{"log_history": [{"loss": [1]}]}'),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 import knep.doctor
 
@@ -74,6 +75,16 @@ def by_hand(scores, y):
     return F.cross_entropy(scores, y).detach().requires_grad_()
 
 
+def once(scores, y, at, seen=[]):  # noqa: B006
+    seen.append(0)
+    return F.cross_entropy(scores, y) * (math.nan if len(seen) == at + 1 else 1.0)
+
+
+def divided(step, model):
+    for p in model.parameters():
+        p.grad /= 30 + step % 7
+
+
 def midway(step, model, optimizer):
     if step == 12:
         model.eval()
@@ -92,6 +103,11 @@ SICK = {
     "eval_mode_in_training, midway": (13, {"hook": midway}),
     "train_mode_in_validation": (20, {"validates": lambda m, d: validated(m, d, evaluates=False)}),
     "lr_too_low": (6, {"schedule": lambda o: StepLR(o, 3, 0.1), "each_batch": True}),
+    "nan_loss": (50, {"steps": 60, "hook": lambda *_: None, "loss": lambda z, y: once(z, y, 50)}),
+    "lr_too_low, a cosine of epochs": (7, {"schedule": lambda o: CosineAnnealingLR(o, 8), "each_batch": True}),
+    "lr_too_low, slower than an epoch": (
+        *(91, {"schedule": lambda o: ExponentialLR(o, 0.95), "each_batch": True, "steps": 240}),
+    ),
     "lr_too_low, exponential": (45, {"schedule": lambda o: ExponentialLR(o, 0.9), "each_batch": True, "steps": 120}),
 }
 HEALTHY = {
@@ -100,6 +116,14 @@ HEALTHY = {
     "dropped behind the step": {"keeps": True, "validates": None},
     "stepped by epoch": {"schedule": lambda o: StepLR(o, 1, 0.1), "validates": validated},
     "cosine over all steps": {"schedule": lambda o: CosineAnnealingLR(o, 100), "each_batch": True},
+    "one cycle, three epochs": {
+        "optimizer": lambda m: Adam(m.parameters(), lr=1e-3),
+        "schedule": lambda o: OneCycleLR(o, 1e-2, total_steps=60),
+        "each_batch": True,
+        "steps": 60,
+    },
+    "cycles": {"schedule": lambda o: CyclicLR(o, 1e-4, 0.1, 10), "each_batch": True},
+    "divided by hand": {"optimizer": lambda m: SGD(m.parameters(), lr=0.01), "hook": lambda s, m, o: divided(s, m)},
     "a plateau": {"schedule": lambda o: ReduceLROnPlateau(o, patience=0), "steps": 200, "epoch": 10},
     "validated": {"validates": validated},
     "a part in eval mode": {"hook": lambda step, model, optimizer: model[0][3].eval()},

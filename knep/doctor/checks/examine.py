@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from knep.doctor.checks import gradients, ignored, loaders, loss, modes, rows, shapes, splits, targets
+from knep.doctor.checks import alignment, gradients, ignored, loaders, loss, modes, rows, shapes, splits, targets
 from knep.doctor.checks.probe import Probe, probe
 from knep.doctor.findings import Finding
 from knep.doctor.subject.any_task import Subject
@@ -29,6 +29,7 @@ _PROBED: tuple[Callable[[Probe], list[Finding]], ...] = (
 )
 _WHOLE: tuple[Callable[[Subject], list[Finding]], ...] = (
     gradients.detached,
+    gradients.without_weight,
     gradients.ownership,
     gradients.not_finite,
     ignored.ignored,
@@ -38,7 +39,12 @@ _WHOLE: tuple[Callable[[Subject], list[Finding]], ...] = (
     targets.one_row_off,
 )
 # The same questions that the examination of images asks in its own way.
-_OTHER_TASKS: tuple[Callable[[Subject], list[Finding]], ...] = (targets.sorted_rows, splits.scales, splits.leaked)
+_OTHER_TASKS: tuple[Callable[[Subject], list[Finding]], ...] = (
+    targets.sorted_rows,
+    splits.scales,
+    splits.leaked,
+    alignment.misaligned,
+)
 _OF_A_MODEL = (gradients.left_out,)
 
 
@@ -56,6 +62,9 @@ def checked(subject: Subject, images: bool) -> tuple[list[Finding], list[str]]:
         except InputError:
             if images:  # it says what is wrong with labels that no loss takes
                 return first, []
+            out = targets.out_of_range(probe(subject))
+            if out:
+                return out, []
             raise
     found, notes = list(first), []
     p = probe(subject)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from knep.doctor.checks.probe import functions
 from knep.doctor.findings import Finding, diseases, finding, named, share
 from knep.doctor.model.gradient_flow import owner
-from knep.doctor.subject.any_batch import tensors
+from knep.doctor.subject.any_batch import WEIGHTS, tensors
 from knep.doctor.subject.any_task import Subject, scores
 from knep.doctor.subject.rng_isolation import undisturbed
 
@@ -72,6 +72,37 @@ _NAMED = {
     "add",
     "kl_div",
 }
+
+
+def without_weight(subject: Subject) -> list[Finding]:
+    """detached_loss where all rows are weighed by 0: by the batches' weights, or so that loss and slope are 0."""
+    read = type(subject.parts(subject.train[0])[1]) is tuple  # the loss reads them itself
+    named = [] if read else [_weights_of(batch) for batch in subject.train]
+    if named and all(t is not None and t.numel() and not bool(t.count_nonzero()) for t in named):
+        text = f"the weights of the rows are 0 in all of {len(named)} batches: no row counts"
+        return [finding("detached_loss", text, 0.95, mend="give the rows weights above 0")]
+    model = subject.copy(training=True)
+    for batch in subject.train[:_BATCHES]:
+        _, loss = subject.passed(model, batch)
+        if float(loss.detach()) != 0 or not loss.requires_grad:
+            return []
+        loss.backward()
+    if any(p.grad is not None and bool(p.grad.count_nonzero()) for p in model.parameters()):
+        return []
+    text = f"the loss of {len(subject.train[:_BATCHES])} batches is exactly 0, and so is its gradient: no row counts"
+    mend = "look at what multiplies the loss: weights of rows or classes, or a mask that leaves nothing"
+    return [finding("detached_loss", text, 0.95, mend=mend)]
+
+
+def _weights_of(batch: Any) -> Tensor | None:
+    """The weights of a batch's rows: by their name, or the third part of a tuple where it has a number for each."""
+    if isinstance(batch, Mapping):
+        found = next((batch[k] for k in WEIGHTS if k in batch), None)
+        return found if isinstance(found, Tensor) else None
+    third = batch[2] if isinstance(batch, (tuple, list)) and len(batch) == 3 else None
+    if not isinstance(third, Tensor) or not third.is_floating_point() or not isinstance(batch[1], Tensor):
+        return None
+    return third if third.ndim and third.numel() == len(third) == len(batch[1]) else None
 
 
 def not_finite(subject: Subject) -> list[Finding]:

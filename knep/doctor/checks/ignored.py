@@ -107,10 +107,18 @@ def _counted(p: Probe, y: Tensor, slope: Tensor) -> list[Finding]:
     if y.ndim != 2:
         return []
     whole = p.subject.stacked("train", 512)
-    fill = padding(whole[1]) if whole is not None and whole[1].ndim == 2 else None
-    if fill is None or not fill >= 0 or p.x is None or p.x.shape[:2] != y.shape or padding_of(p.x) is None:
+    if whole is None or whole[1].ndim != 2 or p.x is None or p.x.shape[:2] != y.shape or padding_of(p.x) is None:
         return []
-    at = y == fill
+    fill, at = padding(whole[1]), y
+    if fill is not None:
+        at = y == fill
+    else:  # a label that occurs elsewhere as well, as the first class does
+        at = _filled(p.x)
+        fill = float(y[at].mode().values) if bool(at.any()) else -1.0
+        if not bool(at.any()) or float((y[at] == fill).float().mean()) < 0.99 or bool((y[~at] == y[~at][:1]).all()):
+            return []
+    if not fill >= 0:
+        return []
     part = float(at.float().mean())
     if part < 0.1 or float(slope[at].median()) < 1e-6 * float(slope[~at].median()):
         return []
@@ -118,8 +126,15 @@ def _counted(p: Probe, y: Tensor, slope: Tensor) -> list[Finding]:
         f"{100 * part:.3g} % of the targets are {fill:g}, which fills rows up at their end, and the loss counts them "
     )
     text += "as any other: it falls as the model learns where rows end"
-    mend = f"leave them out: ignore_index={fill:g}, or a target of -100 there"
+    mend = f"leave them out: ignore_index={fill:g} if no class has that number, else a target of -100 there"
     return [finding("padding_counted", text, 0.93, mend=mend)]
+
+
+def _filled(x: Tensor) -> Tensor:
+    """Which places (N, L) of tokens (N, L), or of numbers (N, L, F), are padding at the end of their rows."""
+    value = padding_of(x)
+    still = (x == value) if x.ndim == 2 else (x == value).all(2)
+    return still.flip(1).long().cumprod(1).flip(1).bool()
 
 
 def padding_of(x: Tensor) -> int | float | None:

@@ -199,7 +199,7 @@ def _fits(p: Probe) -> bool:
 def inverted(p: Probe) -> list[Finding]:
     """inverted_loss where a perfect answer costs more than what the model gives at its start."""
     y, z = p.y, p.scores
-    if not p.judged or y is None or no_probabilities(p):
+    if not p.judged or y is None or no_probabilities(p) or p.subject.distances:
         return []
     try:
         if p.subject.task == "regression" and y.numel() == z.numel() and y.is_floating_point():

@@ -184,7 +184,7 @@ def unstable(p: Probe) -> list[Finding]:
             "" if a.shape != b.shape else f"; the same input gives another output, by {_far(a, b):.2g} of its spread"
         )
         return [finding("made_in_forward", f"each forward pass makes new weights, {kinds}{moved}", 0.98)]
-    if a.shape != b.shape or _far(a, b) < 1e-3:
+    if a.shape != b.shape or not _far(a, b) >= 1e-3:  # NaN is another disease
         return []
     on = [args for _, args, kwargs, _ in calls if kwargs.get("training", args[2] if len(args) > 2 else True)]
     if on:

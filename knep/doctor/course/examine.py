@@ -14,12 +14,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from knep.doctor.checks.gradients import examined_pass
 from knep.doctor.course.baselines import baselines
 from knep.doctor.course.imbalance import neglected
+from knep.doctor.course.own_targets import places_alone, turned
 from knep.doctor.course.signals import model_signals
-from knep.doctor.course.trial import Course, Remedy, steps_of, train
+from knep.doctor.course.trial import Changed, Course, Remedy, steps_of, train
 from knep.doctor.findings import Finding, diseases, finding
 from knep.doctor.findings import named as listed
 from knep.doctor.model.gradient_flow import owner
-from knep.doctor.subject.any_batch import first, taken
+from knep.doctor.subject.any_batch import first
 from knep.doctor.subject.any_task import Subject
 from knep.doctor.subject.rng_isolation import undisturbed
 from knep.doctor.trials.examination import BEARABLE
@@ -28,6 +29,8 @@ _GAIN = 0.15  # of skill that a remedy must bring
 _SHARE = 0.6  # of the best gain, which makes what the numbers themselves show the better explanation
 _GOOD = 0.8  # of what baselines reach
 _NOTHING = 0.03
+_STRONG, _BRIEF = 0.05, 1e-3  # weight decay, and with the rate, that may be too much
+_MUCH = 0.5  # of skill: a gain that tells though little is reached, as in another unit than the target's
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,12 @@ def course_findings(subject: Subject) -> tuple[list[Finding], dict[str, Any]]:
     spoilt = _not_finite(subject, base)
     if spoilt:
         return spoilt, measured
-    turned = _turned(subject, base)
-    if turned:
-        return turned, measured
+    inverted = turned(subject, base)
+    if inverted:
+        return inverted, measured
     found = neglected(subject, base, steps) + [f for f in signs if f.certain and f.disease not in BEARABLE]
     found += [] if signs else _without_slope(subject, base)
+    found += places_alone(subject, base)
     if not _lags(base, expected):
         return found + _overfits(base), measured
     if any(f.gravity > 0.8 for f in found):
@@ -71,7 +75,8 @@ def course_findings(subject: Subject) -> tuple[list[Finding], dict[str, Any]]:
     borne = [replace(f, gravity=0.85 * f.gravity) for f in signs if f.gravity >= 0.5 and f not in found]
     if best or (borne and expected > 0.2):
         return [*found, *best, *borne], measured
-    return found + (_unrelated(subject, base, tried, simple) or _overfits(base)), measured
+    named = found + (_unrelated(subject, base, tried, simple) or _overfits(base))
+    return named or _unexplained(base, simple), measured
 
 
 def _lags(base: Course, expected: float) -> bool:
@@ -161,8 +166,8 @@ def _far_rates(base: Course, tried: list[tuple[Way, float, Course]], expected: f
     """Rates still to be tried where nothing was learned: lower ones of what diverged, far higher ones of what stood."""
     if max(base.reached, *(c.reached for _, _, c in tried)) > max(0.2, 0.6 * expected):
         return ()
-    if base.diverged:
-        return (0.01,)
+    if base.diverged or (base.losses and max(base.losses[:20]) > 3 * (1 + abs(base.losses[0]))):
+        return (0.01, 0.001)
     higher = tried[-1][2]
     stood = not higher.diverged and higher.train < max(0.1, 0.6 * expected)
     return (1e3, 1e4, 1e5) if stood and higher.losses[-1] > 0.8 * base.losses[0] > 0 else ()
@@ -173,25 +178,21 @@ def _rate(rate: float) -> Way:
     return Way(disease, "", Remedy(rate=rate), f"the rate times {rate:g}", f"a learning rate of {rate:g} times yours")
 
 
-def _turned(subject: Subject, base: Course) -> list[Finding]:
-    """inverted_loss where after training the loss of the rows with their own targets is above that with others'."""
-    if base.model is None or base.diverged or subject.task == "other" or not subject.val:
-        return []
-    if base.losses[-1] < -30 * (1 + abs(base.losses[0])):
-        text = f"in a trial the loss went from {base.losses[0]:.3g} to {base.losses[-1]:.3g}: it falls without end"
-        return [finding("inverted_loss", text, 0.85)]
-    own = other = 0.0
-    with torch.no_grad():
-        for batch in (*subject.train[:6], *subject.val[:6]):
-            rows, output = subject.rows(batch), subject.answer(base.model, batch)
-            target = subject.parts(batch)[1]
-            own += float(subject.value(output, target))
-            other += float(subject.value(output, taken(target, rows, torch.arange(rows).roll(1))))
-    if not own > other + 0.1 * abs(other) + 1e-3:
-        return []
-    text = f"after a trial the loss is {own / 12:.3g} with the rows' own targets and "
-    text += f"{other / 12:.3g} with those of other rows"
-    return [finding("inverted_loss", text, 0.95)]
+def scale_at_fault(subject: Subject, found: list[Finding]) -> list[Finding]:
+    """The findings, with unscaled_inputs before a NaN that scaled inputs do not give."""
+    if not any(f.disease in ("nan_loss", "nan_gradient") for f in found):
+        return found
+    for way in _of_inputs(subject):
+        model = Changed(subject.copy(training=True), way.remedy)
+        for batch in subject.train[:8]:
+            subject.passed(model, batch)[1].backward()
+        if all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None):
+            ill = next(f.evidence for f in found if f.disease in ("nan_loss", "nan_gradient"))
+            scaled = finding(
+                "unscaled_inputs", f"{way.evidence}; {ill}; standardised, all is finite", 0.99, mend=way.mend
+            )
+            return [scaled, *(replace(f, gravity=0.6) for f in found)]
+    return found
 
 
 def _ways(subject: Subject) -> Iterator[Way]:
@@ -202,12 +203,24 @@ def _ways(subject: Subject) -> Iterator[Way]:
     if shares and max(shares) > 0.5:
         text = f"layers of dropout leave out up to {max(shares):.3g} of what passes"
         yield Way("too_much_dropout", text, Remedy(dropout=0.0), "no dropout", "a share of 0.1 to 0.5, or none")
+    decay, taken_off = _decay(subject)
+    if decay >= _STRONG or taken_off > _BRIEF:
+        text = f"a weight decay of {decay:.3g}, which takes {taken_off:.2g} off the weights in a step"
+        mend = "a weight decay of 1e-4 to 1e-2"
+        yield Way("weight_decay_too_large", text, Remedy(decay=0.0), "no weight decay", mend)
     for a in inputs:
         for b in targets:
             both = Remedy(inputs=a.remedy.inputs, output=b.remedy.output)
             yield Way(a.disease, f"{a.evidence}; {b.evidence}", both, "inputs and targets standardised", a.mend)
     for rate in (0.1, 10.0, 100.0):
         yield _rate(rate)
+
+
+def _decay(subject: Subject) -> tuple[float, float]:
+    """The largest weight decay of a group, and times its learning rate."""
+    groups: Any = subject.make_optimizer(subject.copy()).param_groups
+    found = [(float(g.get("weight_decay") or 0.0), float(g.get("lr") or 0.0)) for g in groups]
+    return max((d for d, _ in found), default=0.0), max((d * rate for d, rate in found), default=0.0)
 
 
 def _of_inputs(subject: Subject) -> Iterator[Way]:
@@ -251,7 +264,7 @@ def _explained(base: Course, tried: list[tuple[Way, float, Course]], expected: f
     top = max(gain for _, gain, _ in tried)
     reached = base.reached + top
     least = max(_GAIN, 0.3 * (max(expected, reached) - base.reached))
-    if top < least or reached < 0.1:
+    if top < least or (reached < 0.1 and top < _MUCH):
         return []
     fit = [(way, gain) for way, gain, _ in tried if gain >= max(least, _SHARE * top)]
     fit.sort(key=lambda pair: (not pair[0].evidence, -pair[1]))
@@ -270,6 +283,22 @@ def _explained(base: Course, tried: list[tuple[Way, float, Course]], expected: f
 
 def _part(skill: float) -> str:
     return "nothing" if skill <= 0 else f"{100 * skill:.3g} %"
+
+
+def _unexplained(base: Course, simple: dict[str, float]) -> list[Finding]:
+    """not_learning where a training that has come to rest is far behind simple methods, for no known reason."""
+    expected = max(simple.values(), default=0.0)
+    if expected < 0.5 or max(base.reached, base.train) > 0.3 * expected or base.falls or base.rises:
+        return []
+    name = max(simple, key=lambda k: simple[k])
+    text = (
+        f"a trial of {len(base.losses)} steps explains {_part(base.reached)} where {name} reaches {_part(expected)}, "
+    )
+    text += (
+        f"and neither other rates nor scales mend it; its loss went from {base.losses[0]:.3g} to {base.losses[-1]:.3g}"
+    )
+    mend = "look at the loss, which may be lowest for other answers than the targets, and at the model's last layer"
+    return [finding("not_learning", text, 0.7, mend=mend)]
 
 
 def _unrelated(

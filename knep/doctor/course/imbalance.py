@@ -14,18 +14,32 @@ from knep.doctor.subject.any_batch import first
 from knep.doctor.subject.any_task import Subject, scores
 
 _RARE, _MISSED, _MENDED = 0.06, 0.35, 0.3
+_RANKED = 0.3  # of 2 AUC - 1: what ranks positives first, and gives none of them, misses a threshold
+_NEVER, _SELDOM = 0.03, 0.25  # recalled as good as never: harm enough where a class is merely seldom
+_LONGER = 3  # times a trial, at most, that a run is followed to see whether it finds them yet
 
 
 def neglected(subject: Subject, base: Course, steps: int) -> list[Finding]:
     """class_imbalance where a rare label is hardly ever recalled, and is with its loss weighed."""
-    longer = subject.epochs * subject.steps > steps  # a run that goes on may find them yet
-    if base.diverged or base.rises or (longer and base.falls) or base.model is None or not subject.val:
+    if base.diverged or base.model is None or not subject.val:
         return []
+    if subject.task in ("binary", "multilabel") and base.reached < _RANKED:
+        return []  # it does not tell them apart at all: another disease
     z, y = stacked_answers(subject, base.model, subject.val[:16])
     if z is None or y is None:
         return []
     rare, recall, shares = _recalls(subject, z, y)
     ill = [k for k in rare if recall[k] < _MISSED]
+    whole = min(subject.epochs * subject.steps, _LONGER * steps)
+    if ill and (base.falls or base.rises) and whole > steps:  # a run that goes on may find them yet
+        steps, base = whole, train(subject, whole)
+        if base.diverged or base.model is None or (base.rises and whole < subject.epochs * subject.steps):
+            return []
+        z, y = stacked_answers(subject, base.model, subject.val[:16])
+        assert z is not None
+        assert y is not None  # they were there before
+        rare, recall, shares = _recalls(subject, z, y)
+        ill = [k for k in rare if recall[k] < _MISSED]
     if not ill:
         return []
     weighed = train(subject, steps, Remedy(loss=_weighed(subject)))
@@ -65,7 +79,7 @@ def _recalls(subject: Subject, z: Tensor, y: Tensor) -> tuple[list[int], dict[in
             own = y == k
             shares[k] = float(own.float().mean())
             recall[k] = float((guess[own] == k).float().mean()) if int(own.sum()) >= 20 else 1.0
-    rare = [k for k, s in shares.items() if 0 < s < _RARE]
+    rare = [k for k, s in shares.items() if 0 < s < (_RARE if recall[k] >= _NEVER else _SELDOM)]
     return rare, recall, shares
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from knep.doctor.subject.any_batch import first
 from knep.doctor.subject.any_task import Subject, scores
 
+_SEVERAL = 16  # targets of a row that each have a meaning of their own
 _CLASSES = ("multiclass", "segmentation", "tokens", "tagging")
 
 
@@ -53,7 +54,8 @@ def skill(subject: Subject, z: Tensor | None, y: Tensor | None) -> float:
         counted = (y >= 0) & (y < z.shape[1]) & (y != getattr(subject.loss, "ignore_index", -100))
         return of_guesses(z.argmax(1)[counted], y[counted].long())
     if subject.task in ("binary", "multilabel"):
-        return of_scores(z.reshape(len(z), -1), y.reshape(len(y), -1))
+        found = of_scores(z.reshape(len(z), -1), y.reshape(len(y), -1))
+        return abs(found) if subject.distances else found
     return explained(z.reshape(len(z), -1), y.reshape(len(y), -1))
 
 
@@ -85,8 +87,10 @@ def of_scores(z: Tensor, y: Tensor) -> float:
 
 
 def explained(z: Tensor, y: Tensor) -> float:
-    """Of each target its own share, so that a small one counts as a large one does."""
+    """Of each target its own share, so that a small one counts as a large one does; of many, as of pixels, of all."""
     y, z = y.double(), z.double()
+    if y.shape[1] > _SEVERAL:
+        return float((1 - (z - y).square().sum() / (y - y.mean(0)).square().sum().clamp(min=1e-12)).clamp(min=-1))
     spread = (y - y.mean(0)).square().sum(0)
     kept = spread > 1e-12 * spread.max()
     if not bool(kept.any()):

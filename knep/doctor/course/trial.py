@@ -59,13 +59,14 @@ class Course:
 @dataclass(frozen=True)
 class Remedy:
     """rate: of the learning rate; inputs, output: changes of what the model reads and of what it gives, in the units of
-    the data; loss: another one; dropout: times its share in layers of it."""
+    the data; loss: another one; dropout: times its share in layers of it; decay: of the weights, in all groups."""
 
     rate: float = 1.0
     inputs: Callable[[Tensor], Tensor] | None = None
     output: tuple[Tensor, Tensor] | None = None
     loss: Any = None
     dropout: float = 1.0
+    decay: float | None = None
 
 
 def steps_of(subject: Subject) -> int:
@@ -87,7 +88,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return list(tensors(value))
 
 
-class _Changed(nn.Module):
+class Changed(nn.Module):
     """A model that reads changed inputs and gives changed outputs."""
 
     def __init__(self, model: nn.Module, remedy: Remedy) -> None:
@@ -116,9 +117,11 @@ def train(subject: Subject, steps: int, remedy: Remedy | None = None) -> Course:
         for group in optimizer.param_groups:
             if "lr" in group:
                 group["lr"] = group["lr"] * remedy.rate
+            if remedy.decay is not None:
+                group["weight_decay"] = remedy.decay
         asked: nn.Module = model
         if remedy.inputs is not None or remedy.output is not None:
-            asked = _Changed(model, remedy)
+            asked = Changed(model, remedy)
         course.model = asked
         _steps(subject, course, asked, optimizer, steps, remedy)
     return course

@@ -12,6 +12,7 @@ from knep.doctor.live.history import Stream, finite, middle, spread
 
 _WINDOW = 20  # steps of a smoothed loss
 _HUGE, _LARGE, _USUAL, _SMALL = 0.3, 0.03, 1e-3, 3e-5  # ||dw|| / ||w|| of a step; healthy is about 1e-4 to 3e-2
+_FORGETS = 0.1  # of it: what was learned is lost within ten steps
 _CALM = 0.01  # of it, in the first steps of a rate that is prescribed
 _MOMENTUM, _PROUD = 0.9, 0.98  # momentum beyond what recipes use
 _HIGH = 20.0  # robust z-score from which a single leap is enough
@@ -45,7 +46,7 @@ def _falls_without_end(stream: Stream) -> Iterator[Finding]:
 def diverged(stream: Stream) -> int | None:
     """The step from which the loss is not finite to the end, or far above its start."""
     losses = stream.losses
-    if not losses or stream.bad_input is not None:
+    if not losses or stream.bad_input is not None or stream.bad_target is not None:
         return None
     bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
     if bad and (bad[-1] == len(losses) - 1 or len(bad) > 0.2 * len(losses)):
@@ -64,6 +65,9 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
         last = stream.losses[-1]
         text = f"the loss goes from {stream.start:.3g} to {last:.3g} at a learning rate of {lr:.3g}"
         text += f", and a step changes the weights by {update:.1e} of their size" if math.isfinite(update) else ""
+        if _at_once(stream, began):
+            yield _spoilt(stream, began)
+            return
         yield from _blamed(stream, text, 0.9 if began > 0 else 0.6, began)
         return
     looks = [(step, u) for step, u in stream.steps_since()[0] if step >= 5]
@@ -73,7 +77,9 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
     # A step of a third of the weights forgets what they were; a tenth of that is too much where nothing is won.
     usual, start, most = middle([u for _, u in looks[-5:]]), stream.start, max(u for step, u in stream.updates[:8])
     now, shaken = middle(recent), _shaken(recent)
-    stuck = now > 0.9 * start
+    quarters = [middle(recent[i * len(recent) // 4 :][: len(recent) // 4]) for i in range(4)]
+    falls = usual < _FORGETS and quarters == sorted(quarters, reverse=True) and quarters[-1] < 0.97 * quarters[0]
+    stuck = now > 0.9 * start and not falls
     swings = shaken > 0.3 * max(now, 0.1) and now > 0.3 * start and len(recent) == 2 * _WINDOW
     swings = swings and middle(recent[_WINDOW:]) > 0.9 * middle(recent[:_WINDOW])
     height = max(abs(start), start - stream.lowest)
@@ -85,6 +91,29 @@ def _rate_too_high(stream: Stream) -> Iterator[Finding]:
             f"a learning rate of {lr:.3g}; the loss is {now:.3g} after {start:.3g} at the start"
         )
         yield from _blamed(stream, text, 0.85 if stuck or usual > _HUGE else 0.7, first)
+
+
+def _at_once(stream: Stream, began: int) -> bool:
+    """Whether a loss was NaN or infinite from one step to the next, behind small steps and losses that did not grow."""
+    before = stream.losses[max(0, began - 5) : began]
+    if math.isfinite(stream.losses[began]) or not all(math.isfinite(loss) for loss in before):
+        return False
+    steps = [u for step, u in stream.updates if step < began]
+    calm = (bool(steps) or not began) and all(u < _HUGE for u in steps[-5:])
+    return calm and max(before, default=0.0) <= (stream.start + 0.5 * abs(stream.start) + 0.5 if before else 0.0)
+
+
+def _spoilt(stream: Stream, began: int) -> Finding:
+    before = finite(stream.losses[max(0, began - 10) : began])
+    largest = max(finite([u for step, u in stream.updates if step < began]), default=math.nan)
+    text = f"the loss is {stream.losses[began]:.3g} at step {began}"
+    text += f", after {before[-1]:.3g} and a start of {stream.start:.3g}" if before else ", the first one"
+    if math.isfinite(largest):
+        text += f"; no step before changed the weights by more than {largest:.1e} of their size: it is not the rate"
+    mend = f"look at the batch of step {began}, and at what takes log, sqrt, exp or a quotient of numbers near 0; "
+    return finding(
+        "nan_loss", text, 0.9, began, mend=f"{mend}leave out or clip what has no value, and skip such a step"
+    )
 
 
 def _shaken(losses: list[float]) -> float:
@@ -150,6 +179,8 @@ def _throttled(stream: Stream) -> Iterator[Finding]:
         return
     usual, updates = middle(shares), middle([u for _, u in stream.updates])
     scaled = spread(shares) < 1e-3 * usual  # every step by the same factor: a loss scale, which is no clipping
+    # What clips by norm leaves one norm; another one at each step is that of a gradient divided by hand.
+    scaled |= len(stream.capped) == len(shares) and spread(stream.capped) > 0.05 * middle(stream.capped)
     if usual < _THROTTLED and max(shares) < 0.5 and not scaled and updates < 3e-4:
         text = f"clipping leaves {usual:.1%} of the gradient's norm (median of {len(shares)} looks)"
         text += f", and a step changes the weights by {updates:.1e} of their size"

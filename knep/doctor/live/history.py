@@ -41,6 +41,7 @@ class Stream:
     rates: list[tuple[int, float]] = field(default_factory=list)
     sizes: list[tuple[int, float]] = field(default_factory=list)
     clips: list[tuple[int, float]] = field(default_factory=list)
+    capped: list[float] = field(default_factory=list)  # the gradient's norm behind what shortened all of it alike
     vals: list[tuple[int, float, float]] = field(default_factory=list)
     labels: list[float] = field(default_factory=list)
     counted: Counter[int] = field(default_factory=Counter)
@@ -52,6 +53,7 @@ class Stream:
     blind: bool = False  # no loss is told
     bad_input: int | None = None  # the step at which an input was not finite
     bad_share: float = 0.0
+    bad_target: int | None = None  # the step at which a target was not
     leaps: list[tuple[int, float]] = field(default_factory=list)
     lowest: float = math.inf
     since: int = 0
@@ -87,6 +89,8 @@ class Stream:
             self.rates.append((look.step, max(rate for rate, _, _ in look.rates)))
         if look.clipped is not None:
             self.clips.append((look.step, look.clipped))
+            if look.evenly and look.clipped < 1:
+                self.capped.append(look.grad_norm)
 
     def advance(self) -> None:
         """Goes on through the losses that came since the last call: leaps, and the lowest window."""

@@ -11,6 +11,7 @@ from knep.doctor.live.loop_state import Loop
 
 _DEAD = 0.01  # of the highest rate: a run goes on for long at less only where its schedule went wrong
 _EARLY, _AFTER = 64, 20  # steps within which a rate fell, where no epoch is known; and that came behind it
+_EPOCHS = 5  # within which a rate that falls at each batch is gone where its decay was meant for epochs
 _CLOSE = 8  # steps from its first fall to the next: fewer than an epoch's
 _NEVER = 64  # steps without one of the optimizer: more than anybody accumulates
 _EVAL = 10  # steps in eval mode
@@ -19,7 +20,7 @@ WHOLE = ("foreign_optimizer", "no_optimizer_step", "detached_loss", "gradients_d
 
 def habits(loop: Loop, stream: Stream) -> Iterator[Finding]:
     """What the loop shows so far."""
-    for judge in (_other_model, _no_step, _unreached, _added, _schedule, _eval_mode, _train_mode):
+    for judge in (_other_model, _no_step, _unreached, _added, _schedule, _swinging_rate, _eval_mode, _train_mode):
         yield from judge(loop, stream)
 
 
@@ -30,7 +31,7 @@ def _other_model(loop: Loop, stream: Stream) -> Iterator[Finding]:
 
 
 def _no_step(loop: Loop, stream: Stream) -> Iterator[Finding]:
-    if loop.rates and len(loop.rates) >= _NEVER and not loop.steps:
+    if len(loop.rates) >= _NEVER and not loop.steps and loop.learns:
         yield finding("no_optimizer_step", f"optimizer.step() ran in none of {len(loop.rates)} steps", 0.96, 0)
 
 
@@ -69,12 +70,19 @@ def _schedule(loop: Loop, stream: Stream) -> Iterator[Finding]:
     gone, after = alive + 1, len(rates) - alive - 1
     falls = [i for i, (a, b) in enumerate(itertools.pairwise(rates[: gone + 1])) if b < a]
     low = middle(stream.recent(_AFTER)) < 0.1 * stream.start  # nothing was missed
-    if gone > (loop.epoch or _EARLY) or after < gone + _AFTER or len(falls) < 2 or low:
+    if after < gone + _AFTER or len(falls) < 2 or low:
+        return
+    steadily = len(falls) > 0.5 * gone  # at each batch: what is meant by epochs falls once in each
+    if gone > (_EPOCHS if steadily else 1) * (loop.epoch or _EARLY):
         return
     if not loop.epoch and falls[1] - falls[0] > _CLOSE:
         return
-    began, then = gone + 1 + stream.since, min(2 * gone + 2, loop.epoch or 2 * gone + 2) - 1
+    began, then = (
+        gone + 1 + stream.since,
+        min(2 * gone + 2, max(loop.epoch, gone + 2) if loop.epoch else 2 * gone + 2) - 1,
+    )
     when = "within the first epoch" if loop.epoch else "sooner than an epoch is over"
+    when = f"by epoch {gone / loop.epoch:.2g}" if 0 < loop.epoch < gone else when
     text = (
         f"the learning rate {_fall(top, rates[then])} within {then + 1} steps, {when}: the schedule is stepped "
         f"once a batch; {after} steps have gone by below a hundredth of it"
@@ -83,6 +91,25 @@ def _schedule(loop: Loop, stream: Stream) -> Iterator[Finding]:
         "call scheduler.step() once an epoch, behind the loop over batches, or give the schedule its lengths in steps"
     )
     yield finding("lr_too_low", text, 0.9, began, mend=mend)
+
+
+def _swinging_rate(loop: Loop, stream: Stream) -> Iterator[Finding]:
+    """A cosine that is over within a few epochs and comes back, as one does whose T_max counts epochs."""
+    rates = loop.rates[stream.since :]
+    top = max(rates, default=0.0)
+    end = next((i for i, rate in enumerate(rates) if rate <= 1.01 * _DEAD * top), 0)
+    if end < 3 or end > _EPOCHS * (loop.epoch or _EARLY) or len(rates) < max(4 * end, _AFTER) or rates[0] < 0.9 * top:
+        return
+    down, up = rates[: end + 1], rates[end : 2 * end + 2]  # behind steps: it ends one before T_max
+    monotone = all(b <= a for a, b in itertools.pairwise(down)) and all(b >= a for a, b in itertools.pairwise(up))
+    if not monotone or max(up) < 0.9 * top or up[1] > 0.6 * top:  # a restart leaps
+        return
+    text = (
+        f"the learning rate {_fall(top, down[-1])} within {end} steps and rises again, over and over: the schedule is "
+    )
+    text += "stepped once a batch, and its length counts epochs"
+    mend = "call scheduler.step() once an epoch, or give T_max in steps: epochs times the batches of one"
+    yield finding("lr_too_low", text, 0.7, end + stream.since, mend=mend)
 
 
 def _fall(top: float, low: float) -> str:

@@ -63,6 +63,11 @@ class Loop:
         """Whether the optimizer has any of the model's parameters."""
         return bool(self._params)
 
+    @property
+    def learns(self) -> bool:
+        """Whether gradients of the watched model are made: without, its losses come from elsewhere."""
+        return self.trained or bool(self.eval_steps) or any(p.grad is not None for p in self._params)
+
     def leave(self) -> None:
         self._counter.remove()
         self.shut()

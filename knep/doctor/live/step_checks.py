@@ -36,6 +36,9 @@ def _inputs(stream: Stream) -> Iterator[Finding]:
     if stream.bad_input is not None:
         text = f"{stream.bad_share:.2%} of the values of the batch of step {stream.bad_input} are NaN or infinite"
         yield finding("non_finite_inputs", text, 1.0, stream.bad_input)
+    if stream.bad_target is not None:
+        text = f"the targets of step {stream.bad_target} hold NaN or infinity"
+        yield finding("non_finite_targets", text, 1.0, stream.bad_target)
     seen = [look for look in stream.looks if look.input is not None]
     same = [look for look in seen if look.input and look.input.apart == 0 and look.input.finite == 1]
     if seen and len(same) == len(seen) and len(seen) >= 2:

@@ -62,6 +62,7 @@ class Watch:
         self._open = False
         self._held: Any = None
         self._kept: Tensor | None = None
+        self._aim: Tensor | None = None  # the targets of the step
         self._waiting: list[Tensor] = []
         self._next = 0
         self._alarmed = False
@@ -115,6 +116,7 @@ class Watch:
         y, scores = (t if isinstance(t, Tensor) else None for t in (y, scores))
         if loss is None:
             loss, self.stream.blind = 0.0, True
+        self._aim = y
         if isinstance(loss, Tensor) and not loss.is_cpu:
             self._waiting.append(scalar(loss))
         else:
@@ -227,6 +229,8 @@ class Watch:
         if isinstance(given, Tensor) and given.is_floating_point() and not bool(given.isfinite().all()):
             self.stream.bad_input = len(self.stream.losses) - 1
             self.stream.bad_share = 1 - float(given.isfinite().float().mean())
+        elif self._aim is not None and self._aim.is_floating_point() and not bool(self._aim.isfinite().all()):
+            self.stream.bad_target = len(self.stream.losses) - 1
 
     def _settle(self) -> None:
         """Ends the look that waits for its step; it counts where that was made."""

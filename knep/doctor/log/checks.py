@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from knep.doctor.findings import Finding, Report, finding, ranked
@@ -30,7 +31,10 @@ def examine(curves: Curves) -> Report:
         found += [f for judge in (_still_falling, _noisy) for f in judge(curves)]
     ordered = ranked(with_commands(f, curves) for f in found)
     sound = f"nothing found in the curves of {curves.source}, which tell less than the run itself"
-    return Report(ordered, {"curves": curves.as_dict()}, notes=tuple(_notes(curves)), sound=sound)
+    most = max(len(curves.train), len(curves.val))
+    few = f"{curves.source} has {most} point{'s' * (most != 1)} of a loss: log at least {_FEW}"
+    report = Report(ordered, {"curves": curves.as_dict()}, notes=tuple(_notes(curves)), sound=sound, unit=curves.unit)
+    return replace(report, unknown=few) if most < _FEW and not ordered else report
 
 
 def _place(curves: Curves, x: float) -> str:
@@ -42,15 +46,31 @@ def _main(curves: Curves) -> Series:
 
 
 def _not_finite(curves: Curves) -> Iterator[Finding]:
-    for name, series in (("training", curves.train), ("validation", curves.val)):
+    named = ("training loss", curves.train), ("validation loss", curves.val), ("gradient's norm", curves.norm)
+    for name, series in named:
         bad = [x for x, v in series if not math.isfinite(v)]
         if bad and (len(series) < 2 or bad[-1] == series[-1][0] or len(bad) > 0.1 * len(series)):
             before = [v for x, v in finite(series) if x < bad[0]]
             end = f" after {before[-1]:.3g}" if before else " from the first one on"
             lr = _rate_at(curves, bad[0])
-            text = f"the {name} loss is NaN or infinite from {_place(curves, bad[0])} on,{end}{lr}"
+            text = f"the {name} is NaN or infinite from {_place(curves, bad[0])} on,{end}{lr}"
             yield finding("not_finite", text, 0.95, int(bad[0]), **_lower(curves, bad[0]))
             return
+    yield from _all_at_once_zero(curves)
+
+
+def _all_at_once_zero(curves: Curves) -> Iterator[Finding]:
+    """A loss that is exactly 0 from one point to the next: Hugging Face's Trainer writes 0 where it was NaN."""
+    numbers = values(finite(curves.train))
+    still = next((i for i, v in enumerate(reversed(numbers)) if v != 0), len(numbers))
+    at = len(numbers) - still
+    if still < 3 or not at or not numbers[at - 1] > 0.05 * numbers[0]:
+        return
+    began = finite(curves.train)[at][0]
+    text = (
+        f"the training loss is exactly 0 from {_place(curves, began)} on, after {numbers[at - 1]:.3g}: what a logger "
+    )
+    yield finding("not_finite", text + f"writes that leaves NaN out{_rate_at(curves, began)}", 0.9, int(began))
 
 
 def _diverged(curves: Curves) -> Iterator[Finding]:
@@ -60,7 +80,9 @@ def _diverged(curves: Curves) -> Iterator[Finding]:
     start, end = _height(series), middle(values(series)[-max(3, len(series) // 10) :])
     limit = start + (_RISE - 1) * abs(start) + 0.05 * _scale(series)
     if end > limit:
-        began = next(x for i, (x, v) in enumerate(series) if v > limit)
+        numbers = values(series)
+        below = max((i for i in range(len(series)) if middle(numbers[max(0, i - 1) : i + 2]) <= start), default=-1)
+        began = next((x for x, v in series[below + 1 :] if v > start), series[-1][0])
         text = f"the loss goes from {start:.3g} to {end:.3g}, above its start from {_place(curves, began)} on"
         yield finding("lr_too_high", text + _rate_at(curves, began), 0.9, int(began), **_lower(curves, began))
 
@@ -76,6 +98,9 @@ def _never_learned(curves: Curves) -> Iterator[Finding]:
     moved = max(start, middle(numbers[:3]), numbers[0]) - end
     accs = values(finite(curves.val_acc or curves.train_acc))
     learned = bool(accs) and (max(accs) - accs[0] > 0.1 or max(accs) > 0.7)
+    if not any(numbers) and not learned:
+        text = f"the loss is exactly 0 at all {len(numbers)} points: no row counts in it, or NaN was left out"
+        yield finding("not_learning", text, 0.85, int(series[0][0]))
     if abs(moved) > _FLAT * abs(start) + noise or min(numbers) < 0.9 * start or learned or start <= 0:
         return
     text = f"the loss was {start:.4g} at first and is {end:.4g} at the end, over {len(numbers)} points"
@@ -114,7 +139,7 @@ def _overfits(curves: Curves) -> Iterator[Finding]:
     if len(after) < 3 or val[best][1] <= 0:
         return
     end = middle(after[-3:])
-    if not all(v > _WORSE * val[best][1] for v in after[-3:]):
+    if not all(v > _WORSE * val[best][1] for v in after[-3:]) or not _climbs(values(val), best):
         return
     if len(train) >= _FEW:
         earlier = [v for x, v in train if x <= val[best][0]][-3:] or values(train[:3])
@@ -127,6 +152,16 @@ def _overfits(curves: Curves) -> Iterator[Finding]:
     then = f"{val[best][1]:.3g} at {_place(curves, val[best][0])}"
     text = f"the validation loss was {then} and is {end:.3g} at the end{fit}"
     yield finding("overfitting", text, 0.75, int(val[best][0]))
+
+
+def _climbs(numbers: Sequence[float], best: int) -> bool:
+    """Whether a curve rises behind its best point by more than its neighbours differ, as a swinging one does not."""
+    late = numbers[best:]
+    half = len(late) // 2
+    swing = spread([b - a for a, b in itertools.pairwise(numbers[len(numbers) // 4 :])]) / math.sqrt(2)
+    bottom = middle(numbers[max(0, best - 2) : best + 3])
+    top = middle(late[-max(3, len(late) // 4) :])
+    return top - bottom > 2 * swing and top >= middle(late[: max(2, half)])
 
 
 def _still_falling(curves: Curves) -> Iterator[Finding]:
@@ -183,8 +218,6 @@ def _noisy(curves: Curves) -> Iterator[Finding]:
 def _notes(curves: Curves) -> Iterator[str]:
     """What is worth a sentence and no disease."""
     val, train = finite(curves.val), finite(curves.train)
-    if len(curves.train) < _FEW and len(curves.val) < _FEW:
-        yield f"{max(len(curves.train), len(curves.val))} points of a loss say little: log more often"
     if not curves.val:
         yield "no validation loss was logged: overfitting cannot be seen"
     if not curves.lr:

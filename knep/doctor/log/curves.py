@@ -12,11 +12,18 @@ Series = list[tuple[float, float]]  # (step or epoch, value), in order; values m
 NAMES: Mapping[str, tuple[str, ...]] = {
     "train": (
         *("train_loss_epoch", "train_loss", "loss_train", "training_loss", "train_loss_step", "loss_epoch", "loss"),
-        *("loss_step", "train_epoch_loss"),
+        *("loss_step", "train_epoch_loss", "epoch_loss", "losses_train", "batch_loss"),
     ),
-    "val": ("val_loss", "loss_val", "valid_loss", "validation_loss", "eval_loss", "val_loss_epoch", "dev_loss"),
-    "train_acc": ("train_acc", "train_accuracy", "acc_train", "accuracy", "acc", "train_acc_epoch"),
-    "val_acc": ("val_acc", "val_accuracy", "acc_val", "valid_acc", "eval_accuracy", "validation_accuracy"),
+    "val": (
+        *("val_loss", "loss_val", "valid_loss", "validation_loss", "eval_loss", "val_loss_epoch", "dev_loss"),
+        *("loss_validation", "loss_valid", "loss_eval", "losses_val", "validation_epoch_loss", "val_epoch_loss"),
+        *("test_loss", "loss_test"),
+    ),
+    "train_acc": ("train_acc", "train_accuracy", "acc_train", "accuracy_train", "accuracy", "acc", "train_acc_epoch"),
+    "val_acc": (
+        *("val_acc", "val_accuracy", "acc_val", "accuracy_val", "valid_acc", "eval_accuracy", "validation_accuracy"),
+        *("valid_accuracy", "test_acc", "test_accuracy"),
+    ),
     "lr": ("lr", "learning_rate", "train_lr", "train_learning_rate", "lr_adam", "lr_sgd", "lr_adamw"),
     "norm": ("grad_norm", "grad_norm_before_clip", "train_grad_norm", "gradient_norm", "grad_2.0_norm_total"),
 }

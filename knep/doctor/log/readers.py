@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from knep.doctor.log.curves import Curves, Series, assigned
+from knep.doctor.log.curves import Curves, Series, assigned, plain_name
 from knep.errors import InputError
 from knep.io.schema import Check, anything, listed, number, record, table, text
 from knep.io.untrusted_folder import check_folder, check_kind, read_lines, read_text
@@ -29,6 +29,7 @@ _STATE: Check = record(
     {"max_steps": number(), "num_train_epochs": number()},
     closed=False,
 )
+_COMMA = re.compile(r"\s*-?\d*,\d+([eE][+-]?\d+)?\s*")
 _LINE = re.compile(r"[+~]{0,2}[\w.@/-]+(=.*)?")
 
 
@@ -82,7 +83,7 @@ def _file(path: Path, lines: tuple[str, ...] | None = None) -> Curves:
 
 def _csv(path: Path, content: str) -> Curves:
     """Lightning's CSVLogger, knep's metrics.csv, and any table with columns such as step, epoch, loss, val_loss, lr."""
-    mark = "\t" if path.suffix.lower() == ".tsv" else ","
+    mark = _delimiter(content)
     csv.field_size_limit(_FIELD)
     try:
         rows = csv.reader(io.StringIO(content, newline=""), delimiter=mark, strict=True)
@@ -98,7 +99,16 @@ def _csv(path: Path, content: str) -> Curves:
             body += [row] if row else []
     except csv.Error as error:
         raise InputError(f"{shown(path)} is no table: {error}") from error
+    if mark == ";":  # where 0,5 is written for 0.5
+        body = [[field.replace(",", ".") if _COMMA.fullmatch(field) else field for field in row] for row in body]
     return _of_rows(path, (dict(zip(head, row, strict=True)) for row in body))
+
+
+def _delimiter(content: str) -> str:
+    """What stands between the names in a table's first line: the mark that parts a loss from the rest of it."""
+    head = content.partition("\n")[0].strip()
+    parted = {mark: assigned([name.strip('" ') for name in head.split(mark)]) for mark in ",;\t|" if mark in head}
+    return max(parted, key=lambda mark: len(parted[mark]), default=",")
 
 
 def _state(path: Path, content: str) -> Curves:
@@ -123,6 +133,10 @@ def _of_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Curves:
     series: dict[str, Series] = {kind: [] for kind in names}
     for count, row in enumerate(rows):
         where = _number(path, count, place or "", row.get(place)) if place else None
+        if where is not None and not math.isfinite(where):
+            raise InputError(
+                f"{shown(path)}, row {count + 2}, column {shown(place or '')} is {where}: give a finite step"
+            )
         for kind, name in names.items():
             value = _number(path, count, name, row.get(name))
             if value is not None:
@@ -149,19 +163,57 @@ def _board(path: Path, files: list[Path]) -> Curves:
     """Scalars of TensorBoard's event files: records of protocol buffers, in which nothing can be run."""
     if len(files) > _FILES:
         raise InputError(f"--log {shown(path)} has {len(files)} files of events: give the folder of one run")
-    found: dict[str, Series] = {}
+    folders: dict[str, dict[str, Series]] = {}
     for file in files:
         check_kind(file)
         if file.stat().st_size > _LARGEST:
             raise InputError(f"{shown(file)} has more than {_LARGEST >> 20} MiB: give a smaller one")
-        for tag, step, value in _scalars(file):
-            series = found.setdefault(tag, [])
-            if len(found) > _COLUMNS or len(series) >= _POINTS:
-                raise InputError(f"{shown(file)} has more than {_COLUMNS:,} tags or {_POINTS:,} points of one")
-            series.append((float(step), value))
-    names = assigned(list(found))
-    ordered = {kind: sorted(found[name], key=lambda point: point[0]) for kind, name in names.items()}
-    return Curves.of(ordered, "step", shown(path))
+        found = folders.setdefault("" if file == path else file.parent.relative_to(path).as_posix(), {})
+        for tag, points in _of_file(file).items():
+            before = [point for point in found.get(tag, []) if point[0] < points[0][0]]  # a run that was resumed
+            found[tag] = before + points
+    named = _named(path, folders)
+    names = assigned(list(named))
+    return Curves.of({kind: named[name] for kind, name in names.items()}, "step", shown(path))
+
+
+def _of_file(file: Path) -> dict[str, Series]:
+    """Tag -> points of a file of events, in the order of their steps."""
+    found: dict[str, Series] = {}
+    for tag, step, value in _scalars(file):
+        series = found.setdefault(tag, [])
+        if len(found) > _COLUMNS or len(series) >= _POINTS:
+            raise InputError(f"{shown(file)} has more than {_COLUMNS:,} tags or {_POINTS:,} points of one")
+        series.append((float(step), value))
+    return {tag: sorted(points, key=lambda point: point[0]) for tag, points in found.items()}
+
+
+def _named(path: Path, folders: Mapping[str, Mapping[str, Series]]) -> dict[str, Series]:
+    """Tags of all folders; one that several have is named with its folder, as SummaryWriter.add_scalars leaves them.
+
+    Raises InputError where the folders are those of several runs.
+    """
+    found: dict[str, Series] = {}
+    for tag in dict.fromkeys(tag for tags in folders.values() for tag in tags):
+        places = [folder for folder, tags in folders.items() if tag in tags]
+        telling = {f: name for f in places for name in reversed(_names(f, tag)) if assigned([name])}
+        if len(places) == 1:
+            found[telling.get(places[0], tag)] = folders[places[0]][tag]
+        elif not telling and assigned([tag]).keys() & {"train", "val"}:
+            some = ", ".join(shown(f or ".") for f in places[:3])
+            raise InputError(f"--log {shown(path)} holds {len(places)} runs ({some}): give the folder of one")
+        else:
+            found |= {name: folders[f][tag] for f, name in telling.items()}
+    return found
+
+
+def _names(folder: str, tag: str) -> tuple[str, ...]:
+    """What a tag in a folder could be called: of loss in loss_val, as of loss in val, val_loss."""
+    own, split = plain_name(tag), plain_name(folder)
+    rest = split.removeprefix(f"{own}_")
+    if not folder or rest == split:
+        return (f"{folder}_{tag}",) if folder else (tag,)
+    return folder, f"{rest}_{own}", f"{rest}_loss" if "loss" in own else folder
 
 
 def _scalars(file: Path) -> Iterable[tuple[str, int, float]]:

@@ -11,6 +11,9 @@ from torch import Tensor
 TARGETS = ("y", "label", "labels", "target", "targets", "mask", "masks", "label_ids", "tgt")
 
 
+WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights", "row_weight", "loss_weight")
+
+
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """The same structure with every tensor changed."""
     if isinstance(value, Tensor):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from knep.doctor.subject.any_batch import TARGETS, first, mapped, row_axis, taken, tensors
+from knep.doctor.subject.any_batch import TARGETS, WEIGHTS, first, mapped, row_axis, taken, tensors
 from knep.doctor.subject.copies import copied
 from knep.errors import InputError
 
@@ -86,7 +86,7 @@ class Subject:
             if self.loss is None and isinstance(batch, Mapping):
                 known |= {k: v for k, v in batch.items() if k in TARGETS and k in names}
             return model(**known)
-        only = [v for v in inputs.values() if isinstance(v, Tensor)]
+        only = [v for k, v in inputs.items() if isinstance(v, Tensor) and k not in WEIGHTS]
         return model(only[0]) if len(only) == 1 or len(inputs) == 1 else model(batch)
 
     @staticmethod
@@ -180,6 +180,13 @@ class Subject:
         output, target = self.shapes
         inputs = first(self.parts(self.some(self.train[0], 16))[0])
         return guessed(output, first(target), inputs, self)
+
+    @cached_property
+    def distances(self) -> bool:
+        """Whether the output may be a distance of two inputs, which is small where the target is 1, or 0."""
+        given = list(tensors(self.parts(self.train[0])[0]))
+        pair = self.task == "binary" and len(given) == 2 and given[0].shape == given[1].shape
+        return pair and bool((self.shapes[0] >= 0).all()) and not bool((self.shapes[0] <= 1).all())
 
     @cached_property
     def class_axis(self) -> int | None:

@@ -118,10 +118,27 @@ def weight_of_zero(fixed):
     return Case(net(3), *data(x, y), nn.CrossEntropyLoss(weight), adam(1e-2), {"epochs": 30})
 
 
+def masks_moved(fixed):
+    x, y = maps(seed=15)
+    return Case(net(2), *data(x, y if fixed else y.roll(3, 2)), nn.CrossEntropyLoss())
+
+
+def masks_of_others_in_the_middle(fixed):
+    """Where a class usually is can be learned without looking."""
+    g = draw(16)
+    x, y = 0.3 * torch.randn(160, 1, 12, 12, generator=g), torch.zeros(160, 12, 12, dtype=torch.long)
+    for i, (a, b) in enumerate(torch.randint(3, 6, (160, 2), generator=g).tolist()):
+        y[i, a : a + 4, b : b + 4] = 1
+        x[i, 0, a : a + 4, b : b + 4] += 1.5
+    y = y if fixed else y[torch.randperm(160, generator=g)]
+    return Case(net(2), *data(x, y), nn.CrossEntropyLoss(), adam(1e-2), {"epochs": 30})
+
+
 PICTURES = {
     masks_of_one_channel: "broadcast_shapes", masks_twice: "double_softmax", pixels_softmax_twice: "double_softmax",
     softmax_over_rows_of_pixels: "wrong_axis", background_ignored: "ignored_class", view_of_classes: "scrambled_view",
     masks_of_others: "unrelated_labels", spots: "class_imbalance", channels_by_view: "rows_mixed",
     restored_behind_relu: "unreachable_targets", norm_of_keras: "norm_momentum", rate_of_pixels: "lr_too_low",
     validation_of_bytes: "validation_scaled_differently", weight_of_zero: "ignored_class",
+    masks_moved: "unrelated_labels", masks_of_others_in_the_middle: "unrelated_labels",
 }  # fmt: skip

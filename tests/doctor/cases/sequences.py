@@ -211,6 +211,14 @@ def tags_of_others(fixed):
     return Case(Tagger(), *by_name(x, y), of_places, adam(1e-2), {"epochs": 30})
 
 
+def tags_of_padding(fixed):
+    """What fills rows up is tagged as the first class."""
+    s = filled_up(17)
+    y = (s * 3 + s.roll(1, 1)) % 4
+    y = y.masked_fill(s == 0, -100 if fixed else 0)
+    return Case(Tagger(), *loaders(s, y, held=100), lambda z, y: F.cross_entropy(z.flatten(0, 1), y.flatten()))
+
+
 def tagger_that_crawls(fixed):
     return Case(Tagger(), *by_name(*tags(15)), of_places, adam(1e-2 if fixed else 1e-5), {"epochs": 30})
 
@@ -327,7 +335,7 @@ SEQUENCES = {
     softmax_over_queries: "wrong_axis sees_the_future", steps_first: "rows_mixed",
     classes_in_the_middle: "scrambled_view",
     token_zero_ignored: "ignored_class",
-    padding_in_the_loss: "padding_counted",
+    padding_in_the_loss: "padding_counted", tags_of_padding: "padding_counted",
     state_behind_the_padding: "padding_counted", empty_rows_all_masked: "nan_loss nan_gradient",
     view_for_transpose: "rows_mixed", tags_of_others: "unrelated_labels", tagger_that_crawls: "lr_too_low",
     windows_drawn_at_random: "leaked_validation", batch_for_steps: "rows_mixed", column_against_row: "broadcast_shapes",

@@ -490,6 +490,25 @@ def given_in_eval(fixed):
     return Case(model.train(fixed), *loaders(x, y[:, None]), nn.MSELoss())
 
 
+def rows_of_no_weight(fixed):
+    x, y = table(seed=53)
+    return Case(mlp(8, 1), *loaders(x, y[:, None], torch.full((len(x),), 1.0 if fixed else 0.0)), None)
+
+
+def logarithm_of_a_loud_softmax(fixed):
+    """Inputs of thousands make a softmax 0, and its logarithm times 0 NaN."""
+    x, y = table(seed=54)
+    x = x if fixed else 1e4 * x
+    loss = lambda z, y: -(y * z.sigmoid().log() + (1 - y) * (1 - z.sigmoid()).log()).mean()  # noqa: E731
+    return Case(mlp(8, 1), *loaders(x, (y > 0).float()[:, None]), loss, adam(3e-3))
+
+
+def two_units(fixed):
+    x, y = table(seed=55)
+    y = torch.stack([y, x[:, 3] - x[:, 2].tanh()], 1) * torch.tensor([1.0, 1.0 if fixed else 1e4])
+    return Case(mlp(8, 2), *loaders(x, y), nn.MSELoss())
+
+
 TABLES = {
     column_output: "broadcast_shapes", weights_as_a_row: "broadcast_shapes", huber_by_hand: "broadcast_shapes",
     behind_sigmoid: "unreachable_targets", behind_tanh: "unreachable_targets",
@@ -512,5 +531,6 @@ TABLES = {
     norm_without_statistics: "rows_mixed", rare_positives: "class_imbalance", class_that_is_ignored: "ignored_class",
     sorted_by_target: "sorted_batches", cut_by_detach: "cut_off", dead_from_the_start: "dying_relu",
     equal_units: "symmetric_weights", overlearned: "overfitting too_much_capacity", layers_in_a_list: "cut_off",
-    given_in_eval: "mode_left_on",
+    given_in_eval: "mode_left_on", rows_of_no_weight: "detached_loss", logarithm_of_a_loud_softmax: "unscaled_inputs",
+    two_units: "target_scale",
 }  # fmt: skip
