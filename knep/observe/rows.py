@@ -78,9 +78,12 @@ class Weight:
 
 @dataclass
 class Scores:
-    """The model's output (N, K) before training. loss: of the patient's criterion; chance: ln K, 0 for other outputs than scores of classes; ends: what rows are;
-    last: the function that made them, "" where it is not known, flat: whether as rows (N, K), not as maps of one pixel;
-    axis: along which probabilities sum to 1."""
+    """The model's output (N, K) before training.
+
+    loss: of the patient's criterion; chance: ln K, 0 for other outputs than scores of classes; ends: what rows are;
+    last: the function that made them, "" where it is not known; flat: whether as rows (N, K), not as maps of one pixel;
+    axis: along which probabilities sum to 1.
+    """
 
     mean: float
     std: float
