@@ -16,6 +16,7 @@ from knep.doctor.course.baselines import baselines
 from knep.doctor.course.imbalance import neglected
 from knep.doctor.course.own_targets import places_alone, turned
 from knep.doctor.course.signals import model_signals
+from knep.doctor.course.skill import stacked_answers
 from knep.doctor.course.trial import Changed, Course, Remedy, steps_of, train
 from knep.doctor.findings import Finding, diseases, finding
 from knep.doctor.findings import named as listed
@@ -76,7 +77,7 @@ def course_findings(subject: Subject) -> tuple[list[Finding], dict[str, Any]]:
     if best or (borne and expected > 0.2):
         return [*found, *best, *borne], measured
     named = found + (_unrelated(subject, base, tried, simple) or _overfits(base))
-    return named or _unexplained(base, simple), measured
+    return named or _unexplained(subject, base, simple), measured
 
 
 def _lags(base: Course, expected: float) -> bool:
@@ -285,11 +286,13 @@ def _part(skill: float) -> str:
     return "nothing" if skill <= 0 else f"{100 * skill:.3g} %"
 
 
-def _unexplained(base: Course, simple: dict[str, float]) -> list[Finding]:
+def _unexplained(subject: Subject, base: Course, simple: dict[str, float]) -> list[Finding]:
     """not_learning where a training that has come to rest is far behind simple methods, for no known reason."""
     expected = max(simple.values(), default=0.0)
     if expected < 0.5 or max(base.reached, base.train) > 0.3 * expected or base.falls or base.rises:
         return []
+    if base.model is None or stacked_answers(subject, base.model, subject.train[:1])[0] is None:
+        return []  # an answer in another form than the target, as a mean and a deviation
     name = max(simple, key=lambda k: simple[k])
     text = (
         f"a trial of {len(base.losses)} steps explains {_part(base.reached)} where {name} reaches {_part(expected)}, "

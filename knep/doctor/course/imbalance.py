@@ -14,6 +14,7 @@ from knep.doctor.subject.any_batch import first
 from knep.doctor.subject.any_task import Subject, scores
 
 _RARE, _MISSED, _MENDED = 0.06, 0.35, 0.3
+_TELLS = 0.15  # of skill, mean recall above chance, that weighing brings where there is something to see
 _RANKED = 0.3  # of 2 AUC - 1: what ranks positives first, and gives none of them, misses a threshold
 _NEVER, _SELDOM = 0.03, 0.25  # recalled as good as never: harm enough where a class is merely seldom
 _LONGER = 3  # times a trial, at most, that a run is followed to see whether it finds them yet
@@ -43,8 +44,8 @@ def neglected(subject: Subject, base: Course, steps: int) -> list[Finding]:
     if not ill:
         return []
     weighed = train(subject, steps, Remedy(loss=_weighed(subject)))
-    if weighed.diverged or weighed.model is None:
-        return []
+    if weighed.diverged or weighed.model is None or weighed.reached < _TELLS:
+        return []  # it answers with the rare class whatever it sees
     z, y = stacked_answers(subject, weighed.model, subject.val[:16])
     if z is None or y is None:
         return []
