@@ -101,6 +101,10 @@ class Loaders:
     def val_dataloader(self) -> list[Batch]:
         return self._val
 
+    def train_targets(self) -> Iterator[Tensor]:
+        """The targets of the same batches: for counts of classes."""
+        return (y for _, y in self._train)
+
     def train_images(self) -> Iterator[Tensor]:
         """The training images in batches, as the loader gives them: for statistics."""
         return (x for x, _ in self._train)
