@@ -19,6 +19,7 @@ from knep.engine.module import Classifier
 from knep.nn.kinds import is_norm
 
 STORED = Path(__file__).with_name("features.json")
+_KIND = 1.5  # of other data or another task, of which the ledger has none: beyond what its workloads differ by
 _MOST_STEEP = 4.0  # decades between the first layer's gradient and the last one's: beyond, a signal is gone or explodes
 
 
@@ -26,14 +27,16 @@ _MOST_STEEP = 4.0  # decades between the first layer's gradient and the last one
 class Features:
     """Of a net and its data, before the first step.
 
-    parameters: how many; depth: layers with a matrix or kernel; convolutions, norms: 1.0 where there are any; rows: of
-    training; gradient: log10 of the first such layer's gradient over the last one's, root mean squares.
+    parameters: how many; depth: layers with a matrix or kernel; convolutions, norms: 1.0 where there are any; images,
+    classes: 1.0 where rows are images, and one class of several is learned; rows: of training; gradient: log10 of the first such layer's gradient over the last one's, root mean squares.
     """
 
     parameters: int
     depth: int
     convolutions: float
     norms: float
+    images: float
+    classes: float
     rows: int
     gradient: float
 
@@ -45,6 +48,8 @@ class Features:
             math.log2(max(1, self.depth)) / 2,
             self.convolutions,
             self.norms,
+            _KIND * self.images,
+            _KIND * self.classes,
             math.log10(max(1, self.rows)),
             self.gradient / 2,
         )
@@ -69,6 +74,8 @@ def of_run(run: RunConfig, data: Any) -> Features:
             depth=len(layers),
             convolutions=float(any(isinstance(m, _ConvNd) for m in kinds)),
             norms=float(any(map(is_norm, kinds))),
+            images=float(torch.is_tensor(x) and x.ndim == 4),
+            classes=float(run.task_name == "multiclass"),
             rows=rows,
             gradient=_steepness(module, x, target, layers),
         )

@@ -15,6 +15,7 @@ from knep.evidence.stats import LEVEL
 _TAUS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.2)
 _REACHES = (0.5, 1.0, 2.0)
 _SPREADS = (0.1, 0.3, 1.0)
+_UNTOLD = 0.25  # share of tau^2 that features do not tell, so that no new problem counts as one that was measured
 _ROUNDS = 30
 _EACH = 0.01  # weight that every tau keeps: none is ruled out by some tricks that had another
 
@@ -37,7 +38,8 @@ class Predicted:
 @dataclass(frozen=True)
 class Model:
     """Effect of trick t on problem x: mu_t + g_t(x), mu_t of N(0, spread^2), g_t a Gaussian process of the variance
-    tau_t^2 and the correlation exp(-|x - x'|^2 / (2 reach^2)) of features (kriging: Matheron 1963).
+    tau_t^2 and the correlation (1 - _UNTOLD) exp(-|x - x'|^2 / (2 reach^2)) between two problems (kriging: Matheron
+    1963).
 
     Near a measured problem its effect counts, far from all of them the trick's mean over them, shrunk towards 0; the
     interval is as wide as tau_t says. Of three or four problems tau_t is hardly known: it is averaged over a grid, with
@@ -68,8 +70,8 @@ class Model:
     def predict(self, trick: Mapping[str, tuple[float, float]], at: Vector, error: float = 0.0) -> Predicted:
         """The effect at these features; error: the standard error with which it will be measured, for the interval."""
         y, cov = self._covariances(trick)
-        near = np.exp([-_distance2(self.places[name], at) / (2 * self.reach**2) for name in trick])
-        across = self.spread**2 + np.square(_TAUS)[:, None] * near
+        here = np.array([self.places[name] for name in trick], float) - np.asarray(at, float)
+        across = self.spread**2 + np.square(_TAUS)[:, None] * self._alike(here)
         gains = np.linalg.solve(cov, across[:, :, None])[:, :, 0]
         means = gains @ y
         own = self.spread**2 + np.square(_TAUS)
@@ -87,19 +89,18 @@ class Model:
         """Effects (W,), and their covariances for each tau (T, W, W)."""
         y, errors = (np.array([one[i] for one in trick.values()]) for i in (0, 1))
         at = np.array([self.places[name] for name in trick], float)
-        apart2 = np.square(at[:, None] - at[None]).sum(-1)
-        alike = np.exp(-apart2 / (2 * self.reach**2))
+        alike = self._alike(at[:, None] - at[None]) + _UNTOLD * np.eye(len(y))
         return y, self.spread**2 + np.square(_TAUS)[:, None, None] * alike + np.diag(errors**2)
+
+    def _alike(self, apart: np.ndarray) -> np.ndarray:
+        """Correlations, (...), of problems whose features differ by (..., F)."""
+        return (1 - _UNTOLD) * np.exp(-np.square(apart).sum(-1) / (2 * self.reach**2))
 
     def _likelihoods(self, trick: Mapping[str, tuple[float, float]]) -> np.ndarray:
         """Logarithm of the density of a trick's effects, for each tau."""
         y, cov = self._covariances(trick)
         solved = np.linalg.solve(cov, np.broadcast_to(y, (len(_TAUS), len(y)))[:, :, None])[:, :, 0]
         return -0.5 * (solved @ y + np.linalg.slogdet(cov)[1] + len(y) * np.log(2 * np.pi))
-
-
-def _distance2(one: Vector, other: Vector) -> float:
-    return float(np.square(np.asarray(one, float) - np.asarray(other, float)).sum())
 
 
 def _weights(likelihoods: np.ndarray) -> tuple[np.ndarray, float]:
