@@ -116,7 +116,7 @@ def ranked(problem: Problem) -> list[Candidate]:
         return []
     places = {name: one.vector for name, one in feature.stored().items()}
     model = Model.fitted([as_pairs(on) for on in known.values()], places)
-    advised = set(_against(problem.made.choices["data"]))
+    advised = set(against(problem.made.choices["data"]))
     idle = {(slot, option) for slot, option in known if _idle(ledger, slot, option)}
     found = [
         Candidate(slot, option, model.predict(as_pairs(on), problem.features.vector), {w: o.value for w, o in on.items()})
@@ -126,7 +126,7 @@ def ranked(problem: Problem) -> list[Candidate]:
     return sorted(found, key=lambda one: -one.predicted.mean)
 
 
-def _against(data: str) -> Iterator[tuple[str, str]]:
+def against(data: str) -> Iterator[tuple[str, str]]:
     """Tricks that their card advises against on these data."""
     about = spec()
     for slot, by_option in about["against"].items():
@@ -168,8 +168,8 @@ def _said(number: int, one: Candidate, problem: Problem) -> list[str]:
         f"[{percent(p.low)}, {percent(p.high)}] %",
         f"   measured: {seen}",
     ]
-    against = advice(one.slot, one.option)
-    lines += [f"   when not: {against}"] if against else []
+    unwise = advice(one.slot, one.option)
+    lines += [f"   when not: {unwise}"] if unwise else []
     return [*lines, f"   {command(tidied(merged(problem.lines, [one.line])))}"]
 
 
