@@ -129,9 +129,7 @@ def run_trials(
     processes: trials side by side; told: called with (done, of how many, record) after each.
     """
     waiting = {t.key: t for t in trials if store.record(t.key) is None}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)  # torch is imported once, not in each trial
-    _start_server()
+    context = _context()
     with ThreadPoolExecutor(max(1, processes)) as pool:
         jobs = {pool.submit(_in_process, context, t, store): t for t in waiting.values()}
         ended: dict[str, dict[str, Any]] = {}
@@ -144,6 +142,20 @@ def run_trials(
             pool.shutdown(cancel_futures=True)
             raise
     return {t.key: store.record(t.key) or ended[t.key] for t in trials}
+
+
+def warmed() -> None:
+    """Waits until trials can be forked: what each of them needs is imported then, and the first takes no longer."""
+    child = _context().Process(target=os.getpid)
+    child.start()
+    child.join()
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)  # torch is imported once, not in each trial
+    _start_server()
+    return context
 
 
 def _start_server() -> None:

@@ -44,9 +44,10 @@ class Seen:
 class Bench:
     """Where lines are tried.
 
-    run: trains one trial and gives its record; total: optimizer steps of a whole run; reserve: what the last word will
-    cost, in the budget's unit, which the search may not touch; pace: seconds of a step, as trials so far tell, beside a
-    constant of each. parts: epochs of a whole run, or steps where it counts those; length: share of a whole run that the longest trials have.
+    run: trains one trial and gives its record; total: optimizer steps of a whole run; parts: its epochs, or its steps
+    where the lines count those; length: the share of it that the longest trials have; reserve: what the last word will
+    cost, in the budget's unit, which the search may not touch; pace: seconds of a step, as trials so far tell. records:
+    of the trials that read the test split, by lines and seed.
     """
 
     purse: Purse
@@ -170,6 +171,10 @@ def _times(slot: str, option: str) -> float:
     rows = [cell for cell in cells(slot) if "cpu_seconds" in cell]
     if not rows:
         return 1.0  # data, model and what else is no trick
-    against = {c["workload"]: c["cpu_seconds"] for c in rows if c["option"] == ("adamw" if slot == "optimizer" else "none")}
-    ratios = [c["cpu_seconds"] / against[c["workload"]] for c in rows if c["option"] == option and c["workload"] in against]
+    against = {
+        c["workload"]: c["cpu_seconds"] for c in rows if c["option"] == ("adamw" if slot == "optimizer" else "none")
+    }
+    ratios = [
+        c["cpu_seconds"] / against[c["workload"]] for c in rows if c["option"] == option and c["workload"] in against
+    ]
     return max(1.0, statistics.median(ratios)) if ratios else _UNKNOWN

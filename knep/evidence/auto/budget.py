@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass
 class Purse:
-    """What is left of a budget. clock: seconds; trials: how many were paid; cost: all that was spent but the seconds."""
+    """What is left of a budget. clock: seconds; trials: how many were paid; cost: what was spent but seconds."""
 
     budget: Budget
     clock: Callable[[], float] = time.monotonic

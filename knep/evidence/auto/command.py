@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from knep.config.catalog import SLOTS
-from knep.doctor.cure.candidates import Way, key_of, merged, tidied
+from knep.doctor.cure.candidates import Way, key_of, tidied
 from knep.errors import InputError
 from knep.evidence.arguments import take
 from knep.evidence.auto.bench import Bench, Over, Run, slower
@@ -23,7 +23,7 @@ from knep.evidence.rate.find import SHARE, find, rates
 from knep.evidence.rate.short_run import Problem as RateProblem
 from knep.evidence.suggest.command import Problem, ranked
 from knep.evidence.suggest.command import against as advised_against
-from knep.evidence.trials import Store, run_trials
+from knep.evidence.trials import Store, run_trials, warmed
 from knep.utils.text import shown
 
 WORD = "recipe=auto"
@@ -44,7 +44,9 @@ def auto(overrides: Sequence[str], clock: Callable[[], float] = time.monotonic, 
     _refuse(given)
     text = take(given, "budget", "")
     if not text:
-        raise InputError(f"{WORD} needs to know what it may spend: write budget=10m, budget=40runs or budget=20000steps")
+        raise InputError(
+            f"{WORD} needs to know what it may spend: write budget=10m, budget=40runs or budget=20000steps"
+        )
     purse = Purse(Budget.read(text), clock)
     folder = Path(take(given, "out", "") or time.strftime("outputs/%Y-%m-%d/%H-%M-%S_auto"))
     problem = _start(given)
@@ -55,6 +57,8 @@ def auto(overrides: Sequence[str], clock: Callable[[], float] = time.monotonic, 
     trainer = problem.made.config["trainer"]
     bench.parts = trainer["max_steps"] if trainer["max_steps"] > 0 else trainer["max_epochs"]
     _tell(f"start: {' '.join(problem.lines)}")
+    if run is None:
+        warmed()
     bench.length = _length(bench, rated, problem.lines)
     search = Search(bench, problem.lines, _ways(problem, given), lambda: _rate(bench, rated, given), _tell)
     found = search.run()
@@ -82,7 +86,7 @@ def _refuse(lines: Sequence[str]) -> None:
 
 
 def _start(given: Sequence[str]) -> Problem:
-    """The plain line: AdamW at its default, standardized images, and what was typed. Raises InputError as training does."""
+    """The plain line: AdamW at its default, standardized images, and what was typed. Raises as training does."""
     typed = {key_of(line) for line in given}
     plain = [line for line in ("optimizer=adamw",) if key_of(line) not in typed]
     if "scaling" not in typed:
@@ -103,16 +107,21 @@ def _pool() -> list[Way]:
 
 def _ways(problem: Problem, given: Sequence[str]) -> list[Way]:
     """What is tried, by the effect that the ledger predicts here; what was typed stays as it was typed."""
-    typed = {key_of(line) for line in given}
     best = ranked(problem)
     predicted = {one.line: one.predicted.mean for one in best}
     known = {way[0] for way in _pool()}
-    more = [(one.line,) for one in best if one.predicted.mean > 0 and one.line not in known and slower([one.line]) < _DEAREST]
-    against = {f"{slot}={option}" for slot, option in advised_against(problem.made.choices["data"])}
+    more = [(one.line,) for one in best if one.predicted.mean > 0 and one.line not in known]
     there = {f"{slot}={problem.made.choices[slot]}" for slot in SLOTS}
-    ways = [way for way in [*_pool(), *more] if way[0] not in against | there and not {key_of(w) for w in way} & typed]
-    ways = [way for way in ways if not (key_of(way[0]).startswith("optimizer") and "optimizer" in typed and "." not in key_of(way[0]))]
-    return sorted(ways, key=lambda way: -predicted.get(way[0], 0.0))
+    out = there | {f"{slot}={option}" for slot, option in advised_against(problem.made.choices["data"])}
+    ways = [way for way in [*_pool(), *more] if way[0] not in out and not _typed(way, given)]
+    return sorted((way for way in ways if slower(way) < _DEAREST), key=lambda way: -predicted.get(way[0], 0.0))
+
+
+def _typed(way: Way, given: Sequence[str]) -> bool:
+    """Whether a way would change what the user typed: a key, or a slot with keys of which some were."""
+    typed = {key_of(line) for line in given}
+    keys = {key_of(line) for line in way}
+    return bool(keys & typed) or any(line.startswith(f"{key}.") for key in keys for line in typed)
 
 
 def _length(bench: Bench, rated: RateProblem, lines: Way) -> float:
@@ -164,7 +173,7 @@ _LAUNCH = 0.5  # seconds of a trial's own process
 
 
 def _rate(bench: Bench, rated: RateProblem, given: Sequence[str]) -> list[Way]:
-    """The rate that its own short trials find, where there is room for them; else a third and three times the default."""
+    """The rate that its own short trials find, where there is room for them; else a third and thrice the default."""
     config = rated.config
     if any(key_of(line) == "optimizer.lr" for line in given) or not rates(config, 1.0):
         return []

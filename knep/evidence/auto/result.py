@@ -14,7 +14,7 @@ from knep.doctor.cure.result import by_recipe, command, load, recipe_yaml
 from knep.errors import InputError
 from knep.evidence.auto.bench import Bench
 from knep.evidence.auto.search import CHOOSING, Outcome
-from knep.evidence.effects import tested
+from knep.evidence.effects import failed, tested
 from knep.evidence.stats import LEAST_PAIRS, Effect, paired
 from knep.evidence.suggest.command import Problem
 from knep.io.atomic import write_atomic
@@ -31,7 +31,8 @@ def answer(found: Outcome) -> Way:
 
 def write(folder: Path, found: Outcome, bench: Bench, problem: Problem) -> tuple[Path, Composed]:
     """Writes recipe/found.yaml and auto.json. Raises InputError where they cannot be written."""
-    made = bench.trial(answer(found), 0, math.inf, False).made
+    whole = bench.trial(answer(found), 0, math.inf, False).made
+    made = Composed(whole.config, whole.choices, list(answer(found)))
     path = folder / "recipe" / f"{NAME}.yaml"
     note = "\n# ".join(evidence(found, bench))
     data = {
@@ -40,11 +41,12 @@ def write(folder: Path, found: Outcome, bench: Bench, problem: Problem) -> tuple
         "proved": found.proved,
         "verdict": found.verdict,
         "metric": bench.metric.name,
-        "effect": None if found.effect is None else asdict(found.effect),
+        "effect": _plain(found.effect),
         "fresh_seeds": found.fresh,
-        "test": None if test_effect(found, bench) is None else asdict(test_effect(found, bench)),
+        "test": _plain(test_effect(found, bench)),
         "kept": [
-            {"lines": list(k.way), "chosen": asdict(k.chosen), "fresh": _plain(found.steps.get(k.way))} for k in found.kept
+            {"lines": list(k.way), "chosen": asdict(k.chosen), "fresh": _plain(found.steps.get(k.way))}
+            for k in found.kept
         ],
         "gains": {" ".join(way): gain if math.isfinite(gain) else None for way, gain in found.gains.items()},
         "refused": {" ".join(way): why for way, why in found.refused.items()},
@@ -56,7 +58,9 @@ def write(folder: Path, found: Outcome, bench: Bench, problem: Problem) -> tuple
         write_atomic(path, recipe_yaml(made, note))
         write_atomic(folder / "auto.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        raise InputError(f"out={shown(str(folder))} cannot be written ({error.strerror}): choose another folder") from error
+        raise InputError(
+            f"out={shown(str(folder))} cannot be written ({error.strerror}): choose another folder"
+        ) from error
     return path, made
 
 
@@ -84,7 +88,10 @@ def evidence(found: Outcome, bench: Bench) -> list[str]:
         own = found.steps.get(kept.way)
         fresh = f"; on fresh seeds {_span(own, bench)}" if own else "; on fresh seeds not by itself: no room for it"
         gone = "" if set(kept.way) <= set(found.lines) else "; a later line took its place"
-        lines.append(f"{' '.join(kept.way)}: {_span(kept.chosen, bench)} over the {len(CHOOSING)} seeds that chose it{fresh}{gone}")
+        lines.append(
+            f"{' '.join(kept.way)}: {_span(kept.chosen, bench)} over the {len(CHOOSING)} seeds that chose it"
+            f"{fresh}{gone}"
+        )
     if bench.length < 1:
         lines.append(f"Trials had {bench.length:.0%} of a run's length: what pays off later could not show")
     lines += [_blind(found, bench), f"Bill: {bench.purse.bill()}"]
@@ -99,14 +106,18 @@ def _stands(found: Outcome, name: str) -> str:
     if found.lines == found.start:
         return "recipe=auto found no trick that does better than noise: the plain line stays"
     if len(found.fresh) < LEAST_PAIRS:
-        return f"recipe=auto had room for {len(found.fresh)} fresh seeds, and a verdict takes {LEAST_PAIRS}: the plain line stays"
+        few = f"{len(found.fresh)} fresh seeds, and a verdict takes {LEAST_PAIRS}"
+        return f"recipe=auto had room for {few}: the plain line stays"
     return "What recipe=auto chose is not better than the plain line on fresh seeds: the plain line stays"
 
 
 def test_effect(found: Outcome, bench: Bench) -> Effect | None:
-    """Winner minus plain line on the test split, above 0 where the winner is better."""
-    sides = [[bench.records.get((" ".join(lines), str(seed))) for seed in found.fresh] for lines in (found.lines, found.start)]
-    if len(found.fresh) < 2 or any(record is None for side in sides for record in side):
+    """Winner minus plain line on the test split, above 0 where the winner is better; None where one of them failed."""
+    sides = [
+        [bench.records.get((" ".join(lines), str(seed))) for seed in found.fresh]
+        for lines in (found.lines, found.start)
+    ]
+    if len(found.fresh) < 2 or any(record is None or failed(record) for side in sides for record in side):
         return None
     mine, plain = ([tested(record, bench.metric) for record in side if record is not None] for side in sides)
     sign = 1 if bench.metric.mode == "max" else -1
@@ -123,7 +134,7 @@ def _test(found: Outcome, bench: Bench) -> list[str]:
         values = [bench.records[" ".join(lines), str(seed)].get(key) for seed in found.fresh]
         known = [float(v) for v in values if v is not None]
         means.append(text(sum(known) / len(known)) if known else "failed")
-    return [f"On the test split, read once by each of these runs: {means[0]} before, {means[1]} after, {_span(effect, bench)}"]
+    return [f"Test split, read once by each of these runs: {means[0]} before, {means[1]} after, {_span(effect, bench)}"]
 
 
 def _span(effect: Effect, bench: Bench) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,8 +46,12 @@ class Kept:
 
 @dataclass
 class Outcome:
-    """What a search came to. start, lines: the plain line and the winner's; gains: way -> its mean gain when last tried,
-    in the metric's unit; noise: the deviation of a paired difference, pooled over all that were tried."""
+    """What a search came to.
+
+    start, lines: the plain line and the winner's; gains: way -> its mean gain when last tried, in the metric's unit;
+    fresh: seeds of the last word; effect: the winner's there; steps: way -> its own part there; noise: the deviation of
+    a paired difference, pooled over all that were tried, on `freedom` degrees of freedom; stopped: by Ctrl-C.
+    """
 
     start: Way
     lines: Way
@@ -110,8 +114,10 @@ class Search:
         except Refused as refused:
             raise InputError(f"the plain line cannot be trained: {refused}") from refused
         self._room(found.lines)
-        self._added(found, self.rate())
-        survivors = self._halved(found)
+        rates = self.rate()
+        if len(rates) == 1:  # found by trials of its own; several were not tried yet
+            self._added(found, rates)
+        survivors = self._halved(found, [*(rates if len(rates) > 1 else ()), *self.ways])
         self._added(found, survivors)
         self._added(found, self._rates(found.lines))
 
@@ -120,26 +126,26 @@ class Search:
         unit = self.bench.purse.budget.unit
         self.bench.reserve = LEAST_PAIRS * (self.bench.cost(self.start).of(unit) + self.bench.cost(lines).of(unit))
 
-    def _halved(self, found: Outcome) -> list[Way]:
-        """The ways that came through both rungs, the best first, and behind them those of the first that were no worse
-        than the plain line."""
-        tried = self._affordable(found)
+    def _halved(self, found: Outcome, ways: Sequence[Way]) -> list[Way]:
+        """The ways that came through both rungs, the best first, and behind them those of the first; none that was
+        worse than the plain line when last tried."""
+        tried = self._affordable(found, ways)
         first = self._rung(found, tried, CHOOSING[:1], SHORT)
         count = max(_LEAST_KEPT, math.ceil(_KEPT * len(first)))
         second = self._rung(found, first[:count], CHOOSING[:2], 1.0)
         return [way for way in [*second, *first[count:]] if found.gains[way] >= 0]
 
-    def _affordable(self, found: Outcome) -> list[Way]:
+    def _affordable(self, found: Outcome, ways: Sequence[Way]) -> list[Way]:
         """As many of the ways as the budget carries through the rungs."""
         unit = self.bench.purse.budget.unit
         room = (1 - _TOGETHER) * (self.bench.purse.left - self.bench.reserve)
         count = int(room / max(1e-9, _OF_A_TRICK * self.bench.cost(self.start).of(unit)))
-        found.untried += self.ways[count:]
-        return list(self.ways[:count])
+        found.untried += ways[count:]
+        return list(ways[:count])
 
     def _rung(self, found: Outcome, ways: Sequence[Way], seeds: Sequence[int], share: float) -> list[Way]:
         """The ways of a rung, the best first; those that cannot be done are noted, and those without room."""
-        ranked: list[tuple[float, float, int, Way]] = []
+        means: dict[Way, tuple[float, float]] = {}
         for number, way in enumerate(ways):
             lines = merged(found.lines, way)
             try:
@@ -151,12 +157,11 @@ class Search:
                 found.untried += [one for one in ways[number:] if one not in found.untried and one not in found.gains]
                 break
             mean, loss = (statistics.fmean(parts) for parts in zip(*gains, strict=True))
-            found.gains[way] = mean
+            means[way], found.gains[way] = (mean, loss), mean
             if share == 1.0:
                 self._noted([gain for gain, _ in gains])
-            ranked.append((mean, loss, -number, way))
             self.told(f"{' '.join(way)}: {self._signed(mean)}, {_of(len(seeds), share)}")
-        return [way for *_, way in sorted(ranked, key=lambda row: row[:3], reverse=True)]
+        return _ranked(means)
 
     def _added(self, found: Outcome, ways: Sequence[Way]) -> None:
         """Takes up the ways that do better than noise beside what was taken up before, of each slot one."""
@@ -182,7 +187,9 @@ class Search:
             else:
                 least = found.noise / len(gains) ** 0.5 if found.freedom else 0.0
                 taken = found.gains[way] > least
-            self.told(f"{' '.join(way)}: {self._signed(found.gains[way])} over seeds 0 to 2, {'kept' if taken else 'left'}")
+            self.told(
+                f"{' '.join(way)}: {self._signed(found.gains[way])} over seeds 0 to 2, {'kept' if taken else 'left'}"
+            )
             if taken:
                 found.kept.append(Kept(way, found.lines, lines, _effect(gains)))
                 found.lines = lines
@@ -198,7 +205,7 @@ class Search:
         return [tuple(lines_of(config, factor)) for factor in (3.0, 1 / 3)]
 
     def _proved(self, found: Outcome) -> None:
-        """Plain line and winner with fresh seeds, pair by pair; then the lines between them, as far as there is room."""
+        """Plain line and winner with fresh seeds, pair by pair; then the lines between, as far as there is room."""
         if found.lines == found.start:
             return
         for seed in FRESH:
@@ -207,14 +214,17 @@ class Search:
             between = len(found.kept) - 1 if len(found.fresh) >= LEAST_PAIRS else 0
             if sum(both) * (1 + between / 2) > self.bench.purse.left:
                 break
-            for lines in (found.start, found.lines):
-                self.bench.see(lines, seed, tested=True, final=True)
+            try:
+                for lines in (found.start, found.lines):
+                    self.bench.see(lines, seed, tested=True, final=True)
+            except (Over, Refused):
+                break
             found.fresh.append(seed)
             self.told(f"fresh seed {seed}: {self._signed(self._gain(found.lines, found.start, seed))}")
         self._chain(found)
 
     def _chain(self, found: Outcome) -> None:
-        """Each trick's own part on fresh seeds: with it against without it, in the order in which they were taken up."""
+        """Each trick's own part on fresh seeds: with it against without it, in the order of their taking up."""
         seeds = found.fresh[:LEAST_PAIRS]
         for kept in found.kept:
             sides = {}
@@ -257,7 +267,17 @@ class Search:
             found.noise = (squares / found.freedom) ** 0.5
 
     def _signed(self, gain: float) -> str:
-        return f"{self.bench.metric.text(gain, signed=True)} {self.bench.metric.name}" if math.isfinite(gain) else "failed"
+        return (
+            f"{self.bench.metric.text(gain, signed=True)} {self.bench.metric.name}" if math.isfinite(gain) else "failed"
+        )
+
+
+def _ranked(means: Mapping[Way, tuple[float, float]]) -> list[Way]:
+    """The best first, by the mean of their places by metric and by loss: of few validation rows the metric has few
+    steps, and the loss of a trick that smooths answers is not the plain one's."""
+    ways = list(means)
+    places = np.mean([stats.rankdata([-means[way][i] for way in ways]) for i in (0, 1)], axis=0)
+    return [ways[i] for i in np.argsort(places, kind="stable")]
 
 
 def _effect(gains: Sequence[float]) -> Effect:

@@ -94,7 +94,8 @@ def find(
 ) -> Found:
     """Range tests, then trials: climbs from what they suggest until both neighbours of the best are worse.
 
-    told: called with a line after each test and trial; most: rates tried beside the default. Raises InputError where every rate diverges.
+    told: called with a line after each test and trial; most: rates tried beside the default.
+    Raises InputError where every rate diverges.
     """
     default = rate_of(problem.config)
     curves = []

@@ -21,7 +21,7 @@ from knep.evidence.suggest.measured import measured, share
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trick that the ledger knows, with what it should do to a problem. places: the workloads that it was measured on."""
+    """A trick that the ledger knows, with what it should do to a problem. places: workload -> effect measured."""
 
     slot: str
     option: str
@@ -119,7 +119,9 @@ def ranked(problem: Problem) -> list[Candidate]:
     advised = set(against(problem.made.choices["data"]))
     idle = {(slot, option) for slot, option in known if _idle(ledger, slot, option)}
     found = [
-        Candidate(slot, option, model.predict(as_pairs(on), problem.features.vector), {w: o.value for w, o in on.items()})
+        Candidate(
+            slot, option, model.predict(as_pairs(on), problem.features.vector), {w: o.value for w, o in on.items()}
+        )
         for (slot, option), on in known.items()
         if (slot, option) not in advised and (slot, option) not in idle
     ]

@@ -1,4 +1,4 @@
-"""What tells problems apart at the cost of one step: size, depth, kind and norms of the net, rows, gradients at step 0."""
+"""What tells problems apart at the cost of one step: size, depth, kinds of layers, rows, gradients at step 0."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Features:
     """Of a net and its data, before the first step.
 
     parameters: how many; depth: layers with a matrix or kernel; convolutions, norms: 1.0 where there are any; images,
-    classes: 1.0 where rows are images, and one class of several is learned; rows: of training; gradient: log10 of the first such layer's gradient over the last one's, root mean squares.
+    classes: 1.0 where rows are images, and one class of several is learned; rows: of training; gradient: log10 of the
+    first such layer's gradient over the last one's, root mean squares.
     """
 
     parameters: int
@@ -88,7 +89,9 @@ def _steepness(module: Classifier, x: Any, target: Any, layers: list[nn.Paramete
     module.model.train()
     loss = module.task.loss(module.model(module.scaling(x)), target)
     gradients = torch.autograd.grad(loss, known, allow_unused=True)
-    first, last = (float(g.double().square().mean().sqrt()) if g is not None else 0.0 for g in (gradients[0], gradients[-1]))
+    first, last = (
+        float(g.double().square().mean().sqrt()) if g is not None else 0.0 for g in (gradients[0], gradients[-1])
+    )
     if not (first > 0 and last > 0 and math.isfinite(first) and math.isfinite(last)):
         return 0.0 if first == last else -_MOST_STEEP if first < last else _MOST_STEEP
     return round(min(_MOST_STEEP, max(-_MOST_STEEP, math.log10(first / last))), 3)

@@ -87,14 +87,15 @@ def as_pairs(on: Mapping[str, OnWorkload]) -> dict[str, tuple[float, float]]:
 def significant(left: Sequence[Left], corrected: bool) -> list[Row]:
     """Rows whose measured effect has p < 0.05 by Student's t; corrected: after Holm over all rows."""
     rows = [row for one in left for row in one.rows]
-    ps = [row.there.effect.p for row in rows]
+    ps = [row.there.p for row in rows]
     return [row for row, p in zip(rows, holm(ps) if corrected else ps, strict=True) if p < 0.05]
 
 
 def table(left: Sequence[Left]) -> str:
     """A row for each workload and one for all, in Markdown."""
     head = (
-        "| left out | tricks | interval holds | sign right, p < 0.05 | after Holm | best of three removes | oracle | share |\n"
+        "| left out | tricks | interval holds | sign right, p < 0.05 | after Holm | best of three removes | oracle "
+        "| share |\n"
         "|---|---|---|---|---|---|---|---|"
     )
     strict = significant(left, corrected=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from knep.evidence.stats import Effect, paired
+from knep.evidence.stats import paired
 
 IMAGES = 359  # of the digits' test, where a cell does not say how many there were
 
@@ -16,12 +16,18 @@ IMAGES = 359  # of the digits' test, where a cell does not say how many there we
 class OnWorkload(NamedTuple):
     """value: log(error without the trick / error with it), above 0 where it helps; error: its standard error.
 
-    effect: the same runs' paired difference of accuracies.
+    sides: the accuracies with and without it, by seed; least: by how much two can differ.
     """
 
     value: float
     error: float
-    effect: Effect
+    sides: tuple[list[float], list[float]]
+    least: float
+
+    @property
+    def p(self) -> float:
+        """Of Student's paired t-test, two-sided."""
+        return paired(*self.sides, resolution=self.least).p
 
 
 Effects = dict[tuple[str, str], dict[str, OnWorkload]]  # (slot, option) -> workload -> what was measured there
@@ -35,7 +41,7 @@ def share(value: float) -> float:
 def measured(ledger: Mapping[str, Sequence[Mapping[str, Any]]], current: Mapping[str, str]) -> Effects:
     """Every option of the ledger against the slot's current one, by runs that share workload and seed.
 
-    current: slot -> option. Uses that a card advises against are left out, and slots whose current option is unmeasured.
+    current: slot -> option. Left out: uses that a card advises against, slots whose current option is unmeasured.
     """
     found: Effects = {}
     for slot, rows in ledger.items():
@@ -49,17 +55,16 @@ def measured(ledger: Mapping[str, Sequence[Mapping[str, Any]]], current: Mapping
     return found
 
 
-def _on(cell: Mapping[str, Any], plain: Mapping[str, Any]) -> OnWorkload | None:
+def _on(cell: Mapping[str, Any], control: Mapping[str, Any]) -> OnWorkload | None:
     """None where fewer than two seeds are shared."""
-    sides = [dict(zip(c["seeds"], c["test_acc"], strict=True)) for c in (cell, plain)]
-    seeds = [seed for seed in sides[0] if seed in sides[1]]
+    side, plain = (dict(zip(c["seeds"], c["test_acc"], strict=True)) for c in (cell, control))
+    seeds = [seed for seed in side if seed in plain]
     if len(seeds) < 2:
         return None
     least = 1 / (cell.get("test_images") or IMAGES)
-    accuracies = [[side[seed] for seed in seeds] for side in sides]
-    treated, control = (np.maximum(1 - np.asarray(side), 0) for side in accuracies)
-    with_trick, without = (max(float(errors.mean()), least / 2) for errors in (treated, control))
-    relative = control / without - treated / with_trick  # whose mean's deviation is that of the logarithm's, to first order
+    accuracies = [side[seed] for seed in seeds], [plain[seed] for seed in seeds]
+    errors, others = (np.maximum(1 - np.asarray(values), 0) for values in accuracies)
+    with_trick, without = (max(float(values.mean()), least / 2) for values in (errors, others))
+    relative = others / without - errors / with_trick  # deviates as the logarithm does, to first order
     spread = max(float(relative.std(ddof=1)), least / without)
-    effect = paired(*accuracies, resolution=least)
-    return OnWorkload(math.log(without / with_trick), spread / len(seeds) ** 0.5, effect)
+    return OnWorkload(math.log(without / with_trick), spread / len(seeds) ** 0.5, accuracies, least)
