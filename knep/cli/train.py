@@ -57,10 +57,10 @@ def _start(arguments: list[str]) -> None:
 
     refuse_options(get_args_parser(), arguments)
     arguments = readable(arguments, multirun=get_args_parser().parse_intermixed_args(arguments).multirun)
-    typed, arguments = arguments, expand_ckpt(arguments)
-    if "recipe=auto" in _parsed(typed)[0].overrides:
-        _auto(_parsed(typed)[0])
+    if "recipe=auto" in _parsed(arguments)[0].overrides:
+        _auto(_parsed(arguments)[0])
         return
+    typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(_parsed(typed)[0].overrides)
     box = path_typed(typed, "replay")
     if box is not None:

@@ -15,7 +15,7 @@ from knep.doctor.cure.candidates import Way, key_of, merged
 from knep.evidence.arms import Arm
 from knep.evidence.auto.budget import Cost, Purse
 from knep.evidence.effects import Metric, failed
-from knep.evidence.trials import Trial, composed, plan
+from knep.evidence.trials import Trial, plan
 
 QUIET = ("progress=false",)
 _MARGIN = 1.15  # what a trial may take more than foreseen, where the clock is the budget
@@ -44,15 +44,16 @@ class Seen:
 class Bench:
     """Where lines are tried.
 
-    run: trains one trial and gives its record; total: optimizer steps of a whole run; parts: its epochs, or its steps
-    where the lines count those; length: the share of it that the longest trials have; reserve: what the last word will
-    cost, in the budget's unit, which the search may not touch; pace: seconds of a step, as trials so far tell. records:
-    of the trials that read the test split, by lines and seed.
+    run: trains one trial and gives its record; made: the plain line, composed; total: optimizer steps of a whole run;
+    parts: its epochs, or its steps where the lines count those; length: the share of it that the longest trials have;
+    reserve: what the last word will cost, in the budget's unit, which the search may not touch; pace: seconds of a
+    step, as trials so far tell. records: of the trials that read the test split, by lines and seed.
     """
 
     purse: Purse
     metric: Metric
     run: Run
+    made: Composed
     total: int
     parts: int = 1
     length: float = 1.0
@@ -100,14 +101,18 @@ class Bench:
             self.records[" ".join(lines), str(seed)] = record
         return seen
 
+    def signed(self, lines: Way, seeds: Sequence[int], share: float = 1.0, **how: bool) -> list[float]:
+        """What lines reach with each seed, higher is better; how: as for `see`. Raises as that does."""
+        sign = 1 if self.metric.mode == "max" else -1
+        return [sign * self.see(lines, seed, share, **how).value for seed in seeds]
+
     def trial(self, lines: Way, seed: int, share: float, tested: bool) -> Trial:
         """Raises Refused."""
         from knep.errors import InputError
 
         try:
-            whole = composed(Arm("", lines), QUIET)
-            shorter = merged(lines, shortened(whole, share if share == math.inf else self._part(share)))
-            (trial,) = plan([Arm(" ".join(lines), shorter)], [seed], QUIET)
+            shorter = () if share == math.inf else shortened(self.made, self._part(share))
+            (trial,) = plan([Arm(" ".join(lines), merged(lines, shorter))], [seed], QUIET)
         except InputError as error:
             raise Refused(" ".join(str(error).split())) from error
         return replace(trial, tested=tested)

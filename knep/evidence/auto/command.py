@@ -31,6 +31,7 @@ _WAYS = Path(__file__).with_name("ways.yaml")
 _SEEDS = 2  # of the rate's range tests and trials
 _OF_RATE = 0.25  # share of what the search may spend that goes into the rate at most
 _DEAREST = 3.0  # times the plain line's time: a trick that takes more is compared with nothing of its cost
+_OTHER_COST = {"averaging=ensemble"}  # several nets at use, too
 _OTHERS = ("ckpt", "resume", "replay", "seed")
 
 
@@ -53,13 +54,14 @@ def auto(overrides: Sequence[str], clock: Callable[[], float] = time.monotonic, 
     metric = metric_of(problem.made.config)
     rated = RateProblem.of(problem.made.config)
     store = Store(folder)
-    bench = Bench(purse, metric, run or (lambda trial: run_trials([trial], store)[trial.key]), rated.total)
+    train = run or (lambda trial: run_trials([trial], store)[trial.key])
+    bench = Bench(purse, metric, train, problem.made, rated.total)
     trainer = problem.made.config["trainer"]
     bench.parts = trainer["max_steps"] if trainer["max_steps"] > 0 else trainer["max_epochs"]
     _tell(f"start: {' '.join(problem.lines)}")
+    bench.length = _length(bench, rated, problem.lines)
     if run is None:
         warmed()
-    bench.length = _length(bench, rated, problem.lines)
     search = Search(bench, problem.lines, _ways(problem, given), lambda: _rate(bench, rated, given), _tell)
     found = search.run()
     for line in report(found, bench, write(folder, found, bench, problem)):
@@ -110,7 +112,7 @@ def _ways(problem: Problem, given: Sequence[str]) -> list[Way]:
     best = ranked(problem)
     predicted = {one.line: one.predicted.mean for one in best}
     known = {way[0] for way in _pool()}
-    more = [(one.line,) for one in best if one.predicted.mean > 0 and one.line not in known]
+    more = [(one.line,) for one in best if one.predicted.mean > 0 and one.line not in known | _OTHER_COST]
     there = {f"{slot}={problem.made.choices[slot]}" for slot in SLOTS}
     out = there | {f"{slot}={option}" for slot, option in advised_against(problem.made.choices["data"])}
     ways = [way for way in [*_pool(), *more] if way[0] not in out and not _typed(way, given)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ def write(folder: Path, found: Outcome, bench: Bench, problem: Problem) -> tuple
         "effect": _plain(found.effect),
         "fresh_seeds": found.fresh,
         "test": _plain(test_effect(found, bench)),
+        "test_means": test_means(found, bench),
         "kept": [
-            {"lines": list(k.way), "chosen": asdict(k.chosen), "fresh": _plain(found.steps.get(k.way))}
+            {"lines": list(k.way), "chosen": _plain(k.chosen), "fresh": _plain(found.steps.get(k.way))}
             for k in found.kept
         ],
         "gains": {" ".join(way): gain if math.isfinite(gain) else None for way, gain in found.gains.items()},
@@ -89,8 +91,8 @@ def evidence(found: Outcome, bench: Bench) -> list[str]:
         fresh = f"; on fresh seeds {_span(own, bench)}" if own else "; on fresh seeds not by itself: no room for it"
         gone = "" if set(kept.way) <= set(found.lines) else "; a later line took its place"
         lines.append(
-            f"{' '.join(kept.way)}: {_span(kept.chosen, bench)} over the {len(CHOOSING)} seeds that chose it"
-            f"{fresh}{gone}"
+            f"{' '.join(kept.way)}: {_span(kept.chosen, bench) if kept.chosen else 'does not fail'} over the "
+            f"{len(CHOOSING)} seeds that chose it{fresh}{gone}"
         )
     if bench.length < 1:
         lines.append(f"Trials had {bench.length:.0%} of a run's length: what pays off later could not show")
@@ -124,16 +126,21 @@ def test_effect(found: Outcome, bench: Bench) -> Effect | None:
     return paired([sign * v for v in mine], [sign * v for v in plain])
 
 
+def test_means(found: Outcome, bench: Bench) -> list[float | None]:
+    """Of plain line and winner on the test split; None where no run has a number."""
+    means = []
+    for lines in (found.start, found.lines):
+        records = [bench.records.get((" ".join(lines), str(seed)), {}) for seed in found.fresh]
+        values = [float(v) for v in (record.get(f"test/{bench.metric.name}") for record in records) if v is not None]
+        means.append(statistics.fmean(values) if values else None)
+    return means
+
+
 def _test(found: Outcome, bench: Bench) -> list[str]:
     effect = test_effect(found, bench)
     if effect is None:
         return []
-    key, text = f"test/{bench.metric.name}", bench.metric.text
-    means = []
-    for lines in (found.start, found.lines):
-        values = [bench.records[" ".join(lines), str(seed)].get(key) for seed in found.fresh]
-        known = [float(v) for v in values if v is not None]
-        means.append(text(sum(known) / len(known)) if known else "failed")
+    means = ["failed" if mean is None else bench.metric.text(mean) for mean in test_means(found, bench)]
     return [f"Test split, read once by each of these runs: {means[0]} before, {means[1]} after, {_span(effect, bench)}"]
 
 

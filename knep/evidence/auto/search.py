@@ -36,12 +36,12 @@ _TOGETHER = 0.25  # share of what is left for the search that stays for trying t
 @dataclass(frozen=True)
 class Kept:
     """A trick of the recipe. before, after: the whole lines without and with it; chosen: its gain over the search's
-    seeds, which is flattered, for it was picked by them."""
+    seeds, which is flattered, for it was picked by them; None where the lines before it failed."""
 
     way: Way
     before: Way
     after: Way
-    chosen: Effect
+    chosen: Effect | None
 
 
 @dataclass
@@ -191,7 +191,8 @@ class Search:
                 f"{' '.join(way)}: {self._signed(found.gains[way])} over seeds 0 to 2, {'kept' if taken else 'left'}"
             )
             if taken:
-                found.kept.append(Kept(way, found.lines, lines, _effect(gains)))
+                sides = [self.bench.signed(one, CHOOSING) for one in (lines, found.lines)]
+                found.kept.append(Kept(way, found.lines, lines, _effect(*sides)))
                 found.lines = lines
         self._room(found.lines)
 
@@ -220,40 +221,38 @@ class Search:
             except (Over, Refused):
                 break
             found.fresh.append(seed)
-            self.told(f"fresh seed {seed}: {self._signed(self._gain(found.lines, found.start, seed))}")
+            (mine,), (plain,) = self._last(found.lines, [seed]), self._last(found.start, [seed])
+            self.told(f"fresh seed {seed}: {self._signed(mine - plain)}")
         self._chain(found)
 
     def _chain(self, found: Outcome) -> None:
         """Each trick's own part on fresh seeds: with it against without it, in the order of their taking up."""
         seeds = found.fresh[:LEAST_PAIRS]
         for kept in found.kept:
-            sides = {}
-            for lines in (kept.before, kept.after):
+            sides = []
+            for lines in (kept.after, kept.before):
                 ends = lines in (found.start, found.lines)
                 try:
-                    sides[lines] = [self.bench.see(lines, seed, tested=ends, final=True) for seed in seeds]
+                    sides.append(self.bench.signed(lines, seeds, tested=ends, final=True))
                 except (Over, Refused):
                     return
-            sign = 1 if self.bench.metric.mode == "max" else -1
-            gains = [sign * (b.value - a.value) for a, b in zip(*sides.values(), strict=True)]
-            if len(gains) > 1 and all(map(math.isfinite, gains)):
-                found.steps[kept.way] = _effect(gains)
+            own = _effect(*sides) if len(seeds) > 1 else None
+            if own is not None:
+                found.steps[kept.way] = own
 
     def _judged(self, found: Outcome) -> None:
-        gains = [self._gain(found.lines, found.start, seed) for seed in found.fresh]
-        if len(gains) < 2:
+        if len(found.fresh) < 2:
             return
-        if not all(map(math.isfinite, gains)):
-            found.verdict = "helps" if min(gains) > 0 and len(gains) >= LEAST_PAIRS else "no evidence"
-            return
-        found.effect = _effect(gains)
-        found.verdict = verdict(found.effect, found.effect.p)
+        mine, plain = self._last(found.lines, found.fresh), self._last(found.start, found.fresh)
+        found.effect = _effect(mine, plain)
+        if found.effect is not None:
+            found.verdict = verdict(found.effect, found.effect.p)
+        elif len(found.fresh) >= LEAST_PAIRS:  # one of them failed, and loses
+            better = all(map(math.isfinite, mine)) and all(a > b for a, b in zip(mine, plain, strict=True))
+            found.verdict = "helps" if better else "no evidence"
 
-    def _gain(self, lines: Way, control: Way, seed: int) -> float:
-        plain, mine = (self.bench.see(one, seed, tested=True, final=True).value for one in (control, lines))
-        if not math.isfinite(mine):
-            return -math.inf
-        return math.inf if not math.isfinite(plain) else (1 if self.bench.metric.mode == "max" else -1) * (mine - plain)
+    def _last(self, lines: Way, seeds: Sequence[int]) -> list[float]:
+        return self.bench.signed(lines, seeds, tested=True, final=True)
 
     def _noted(self, gains: Sequence[float]) -> None:
         if len(gains) > 1 and all(map(math.isfinite, gains)):
@@ -273,15 +272,14 @@ class Search:
 
 
 def _ranked(means: Mapping[Way, tuple[float, float]]) -> list[Way]:
-    """The best first, by the mean of their places by metric and by loss: of few validation rows the metric has few
-    steps, and the loss of a trick that smooths answers is not the plain one's."""
-    ways = list(means)
-    places = np.mean([stats.rankdata([-means[way][i] for way in ways]) for i in (0, 1)], axis=0)
-    return [ways[i] for i in np.argsort(places, kind="stable")]
+    """The best first, by metric; by loss where that is equal, as it often is over few validation rows. The loss alone
+    would be unjust to tricks that smooth answers."""
+    return sorted(means, key=lambda way: means[way], reverse=True)
 
 
-def _effect(gains: Sequence[float]) -> Effect:
-    return paired(gains, [0.0] * len(gains))
+def _effect(mine: Sequence[float], plain: Sequence[float]) -> Effect | None:
+    """None where a side failed."""
+    return paired(mine, plain) if all(map(math.isfinite, [*mine, *plain])) else None
 
 
 def _of(seeds: int, share: float) -> str:
