@@ -69,21 +69,13 @@ def test_with_one_tau_a_prediction_is_the_conditional_normal_law():
     at, tau, spread = (0.3, 0.4), 0.35, 0.3
     points = [PLACES["a"], PLACES["b"], at]
     untold = kriging._UNTOLD
-    joint = np.array(
-        [
-            [
-                spread**2
-                + tau**2
-                * (
-                    (1 - untold) * math.exp(-sum((x - y) ** 2 for x, y in zip(p, q, strict=True)) / 2)
-                    + untold * (i == j)
-                )
-                + (0.1**2, 0.05**2, 0)[i] * (i == j)
-                for j, q in enumerate(points)
-            ]
-            for i, p in enumerate(points)
-        ]
-    )
+    errors = (0.1, 0.05, 0.0)
+
+    def covariance(i, j):
+        alike = (1 - untold) * math.exp(-(math.dist(points[i], points[j]) ** 2) / 2) + untold * (i == j)
+        return spread**2 + tau**2 * alike + errors[i] ** 2 * (i == j)
+
+    joint = np.array([[covariance(i, j) for j in range(3)] for i in range(3)])
     gain = joint[2, :2] @ np.linalg.inv(joint[:2, :2])
     mean, deviation = gain @ [0.5, -0.2], (joint[2, 2] - gain @ joint[:2, 2]) ** 0.5
     found = model().predict(trick, at)
