@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +10,16 @@ import pytest
 from knep.cli.main import main
 from knep.config.compose import compose_config
 from knep.config.instantiate import instantiate
+from knep.evidence.auto.budget import Budget
 from knep.evidence.meta.verdicts import spec
 from knep.evidence.suggest import command, features, kriging
 from knep.evidence.suggest.command import Candidate, Problem, suggestions
 from knep.evidence.suggest.features import Features, of_run
 from knep.evidence.suggest.kriging import Model, Predicted
-from knep.evidence.suggest.leave_out import leave_out, significant
+from knep.evidence.suggest.leave_out import leave_out, significant, table
 from knep.evidence.suggest.measured import measured, share
-from scripts.suggest.__main__ import PAGE, predicted
+
+PAGE = Path(__file__).parents[2] / "docs" / "suggest.md"
 
 PLACES = {"a": (0.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 2.0)}
 
@@ -114,7 +117,7 @@ def test_predictions_of_a_workload_left_out_keep_their_bars_and_the_page_says_so
     assert 0.90 <= np.mean([row.covered for row in rows]) <= 0.98
     assert np.mean([row.right for row in significant(left, corrected=False)]) >= 0.8
     assert np.mean([one.gain / one.best for one in left]) >= 0.6
-    assert predicted() in PAGE.read_text(encoding="utf-8")
+    assert table(left) in PAGE.read_text(encoding="utf-8")
 
 
 def test_stored_features_are_those_of_the_ledgers_workloads():
@@ -157,7 +160,7 @@ def test_the_command_says_what_to_write_and_that_tables_were_not_measured(tmp_pa
     rows = ["x,y,target", *(f"{x:.3f},{y:.3f},{x - y:.3f}" for x, y in rng.normal(size=(60, 2)))]
     path.write_text("\n".join(rows), encoding="utf-8")
     lines = ["recipe=none", "data=csv", f"data.path={path}", "data.target=target", "task=regression", "model=mlp"]
-    main(["suggest", "--json", *lines, "model.widths=[8]", "threads=1", "optimizer=adamw"])
+    main(["suggest", "--json", *lines, "model.widths=[8]", "data.batch_size=16", "threads=1", "optimizer=adamw"])
     said = json.loads(capsys.readouterr().out)
     assert 1 <= len(said["suggestions"]) <= 3
     for one in said["suggestions"]:
@@ -165,3 +168,16 @@ def test_the_command_says_what_to_write_and_that_tables_were_not_measured(tmp_pa
         assert one["error_removed"]["low"] < one["error_removed"]["mean"] < one["error_removed"]["high"] < 1
         assert not one["line"].startswith(("regularization=label_smoothing", "augment="))
     assert "image classification only" in said["caveats"][-1]
+
+
+def test_the_pages_commands_are_ones():
+    blocks = PAGE.read_text(encoding="utf-8").split("```sh\n")[1:]
+    lines = [line.split() for block in blocks for line in block.partition("```")[0].splitlines()]
+    assert len(lines) == 4
+    for words in lines:
+        assert words[:2] in (["knep", "suggest"], ["python", "train.py"], ["knep", "train"])
+        budget = [word.partition("=")[2] for word in words if word.startswith("budget=")]
+        assert len(budget) == ("recipe=auto" in words)
+        assert all(Budget.read(word) for word in budget)
+        typed = [w for w in words[2:] if "=" in w and not w.startswith(("budget=", "recipe=auto"))]
+        compose_config(typed)
