@@ -131,7 +131,7 @@ def execute(line, monkeypatch):
     if "recipe=auto" in words:  # its search, with trials that find nothing
         lines = [word for word in words[2:] if not word.startswith("budget=")]
         flat = {"status": "finished", "val/acc": 0.5, "val/loss": 1.0, "steps": 1}
-        return auto([*lines, *QUICK, "budget=14runs", "data.limit=60"], run=lambda trial: flat)
+        return auto([*lines, *QUICK, "budget=14runs", "data.limit=100"], run=lambda trial: flat)
     if words[0] == "knep":
         pictures = ["data.size=16", "data.workers=0"] if "data=image_folder" in words else []
         small = [*pictures, "data.batch_size=4", *QUICK] if words[1] == "train" else []

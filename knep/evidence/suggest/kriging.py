@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from knep.evidence.stats import LEVEL
 
@@ -21,6 +21,7 @@ _ROUNDS = 30
 _EACH = 0.01  # weight that every tau keeps: none is ruled out by some tricks that had another
 
 Vector = Sequence[float]
+Trick = Mapping[str, tuple[float, float]]  # workload -> (effect, standard error)
 
 
 @dataclass(frozen=True)
@@ -55,29 +56,30 @@ class Model:
     weights: np.ndarray
 
     @classmethod
-    def fitted(cls, tricks: Sequence[Mapping[str, tuple[float, float]]], places: Mapping[str, Vector]) -> Model:
-        """Of the greatest marginal likelihood. tricks: of each, workload -> (effect, standard error)."""
+    def fitted(cls, tricks: Sequence[Trick], places: Mapping[str, Vector]) -> Model:
+        """Of the greatest marginal likelihood."""
         best: tuple[float, Model] | None = None
         for reach in _REACHES:
             for spread in _SPREADS:
                 found = cls(places, reach, spread, np.full(len(_TAUS), 1 / len(_TAUS)))
-                likelihoods = np.stack([found._likelihoods(trick) for trick in tricks])
+                likelihoods = np.concatenate([found._likelihoods(some) for some in _alike_measured(tricks)])
                 weights, total = _weights(likelihoods)
                 if best is None or total > best[0]:
                     best = total, cls(places, reach, spread, weights)
         assert best is not None
         return best[1]
 
-    def predict(self, trick: Mapping[str, tuple[float, float]], at: Vector, error: float = 0.0) -> Predicted:
+    def predict(self, trick: Trick, at: Vector, error: float = 0.0) -> Predicted:
         """The effect at these features; error: the standard error with which it will be measured, for the interval."""
-        y, cov = self._covariances(trick)
+        ys, covs = self._covariances([trick])
+        y, cov = ys[0], covs[0]
         here = np.array([self.places[name] for name in trick], float) - np.asarray(at, float)
         across = self.spread**2 + np.square(_TAUS)[:, None] * self._alike(here)
         gains = np.linalg.solve(cov, across[:, :, None])[:, :, 0]
         means = gains @ y
         own = self.spread**2 + np.square(_TAUS)
         deviations = np.sqrt(np.maximum(own - (gains * across).sum(1), 0) + error**2)
-        logs = self._likelihoods(trick) + np.log(self.weights)
+        logs = self._likelihoods([trick])[0] + np.log(self.weights)
         shares = np.exp(logs - logs.max())
         shares /= shares.sum()
         parts = np.abs(shares @ gains)
@@ -86,22 +88,32 @@ class Model:
         weights = {name: float(part) / total for name, part in zip(trick, parts, strict=True)}
         return Predicted(float(shares @ means), ends[0], ends[1], weights)
 
-    def _covariances(self, trick: Mapping[str, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-        """Effects (W,), and their covariances for each tau (T, W, W)."""
-        y, errors = (np.array([one[i] for one in trick.values()]) for i in (0, 1))
-        at = np.array([self.places[name] for name in trick], float)
-        alike = self._alike(at[:, None] - at[None]) + _UNTOLD * np.eye(len(y))
-        return y, self.spread**2 + np.square(_TAUS)[:, None, None] * alike + np.diag(errors**2)
+    def _covariances(self, tricks: Sequence[Trick]) -> tuple[np.ndarray, np.ndarray]:
+        """Effects (N, W) of tricks that share their workloads, and their covariances for each tau (N, T, W, W)."""
+        y_NW, errors_NW = (np.array([[one[i] for one in trick.values()] for trick in tricks]) for i in (0, 1))
+        at = np.array([self.places[name] for name in tricks[0]], float)
+        alike = self._alike(at[:, None] - at[None]) + _UNTOLD * np.eye(len(at))
+        shared = self.spread**2 + np.square(_TAUS)[:, None, None] * alike
+        return y_NW, shared + (errors_NW**2)[:, None, None, :] * np.eye(len(at))
 
     def _alike(self, apart: np.ndarray) -> np.ndarray:
         """Correlations, (...), of problems whose features differ by (..., F)."""
         return (1 - _UNTOLD) * np.exp(-np.square(apart).sum(-1) / (2 * self.reach**2))
 
-    def _likelihoods(self, trick: Mapping[str, tuple[float, float]]) -> np.ndarray:
-        """Logarithm of the density of a trick's effects, for each tau."""
-        y, cov = self._covariances(trick)
-        solved = np.linalg.solve(cov, np.broadcast_to(y, (len(_TAUS), len(y)))[:, :, None])[:, :, 0]
-        return -0.5 * (solved @ y + np.linalg.slogdet(cov)[1] + len(y) * np.log(2 * np.pi))
+    def _likelihoods(self, tricks: Sequence[Trick]) -> np.ndarray:
+        """Logarithm of the density of each trick's effects, for each tau, (N, T); they share their workloads."""
+        y_NW, cov = self._covariances(tricks)
+        y = np.broadcast_to(y_NW[:, None], cov.shape[:3])
+        squares = (np.linalg.solve(cov, y[..., None])[..., 0] * y).sum(-1)
+        return -0.5 * (squares + np.linalg.slogdet(cov)[1] + y.shape[-1] * np.log(2 * np.pi))
+
+
+def _alike_measured(tricks: Sequence[Trick]) -> list[list[Trick]]:
+    """The tricks by the workloads that they were measured on."""
+    groups: dict[tuple[str, ...], list[Trick]] = {}
+    for trick in tricks:
+        groups.setdefault(tuple(trick), []).append(trick)
+    return list(groups.values())
 
 
 def _weights(likelihoods: np.ndarray) -> tuple[np.ndarray, float]:
@@ -119,10 +131,10 @@ def _weights(likelihoods: np.ndarray) -> tuple[np.ndarray, float]:
 def _quantile(p: float, shares: np.ndarray, means: np.ndarray, deviations: np.ndarray) -> float:
     """Of a mixture of normal laws."""
     deviations = np.maximum(deviations, 1e-9)
-    ends = stats.norm.ppf(p, means, deviations)
+    ends = means + deviations * special.ndtri(p)
     low, high = float(ends.min()), float(ends.max())
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        below = float(shares @ stats.norm.cdf(middle, means, deviations)) < p
+        below = float(shares @ special.ndtr((middle - means) / deviations)) < p
         low, high = (middle, high) if below else (low, middle)
     return (low + high) / 2
