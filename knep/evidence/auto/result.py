@@ -152,6 +152,8 @@ def _span(effect: Effect, bench: Bench) -> str:
 def _blind(found: Outcome, bench: Bench) -> str:
     if not math.isfinite(found.blind):
         return ""
+    if found.blind == 0:
+        return "No two runs differed on the validation split: it is too small, or too easy, to tell tricks apart"
     unit = " points" if bench.metric.mode == "max" else ""
     least = bench.metric.text(found.blind)
     return f"No further gain above {least}{unit} of validation {bench.metric.name} could be seen at this budget"
