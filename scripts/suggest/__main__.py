@@ -127,7 +127,9 @@ def row(name: str, said: dict[str, Any], lines: Sequence[str]) -> str:
     """In Markdown."""
     metric = metric_of(compose_config([line for line in lines if not line.startswith("data.target")]).config)
     spans = [
-        " ".join(metric.text(effect[key], signed=True) for key in ("mean", "low", "high")) if effect else ""
+        "{} [{}, {}]".format(*(metric.text(effect[key], signed=True) for key in ("mean", "low", "high")))
+        if effect
+        else ""
         for effect in (said["test"], said["effect"])
     ]
     means = [metric.text(value) if value is not None else "" for value in said["test_means"]]

@@ -224,8 +224,8 @@ def test_what_cannot_be_searched_is_one_line(words, said, capsys):
 
 def told(trial):
     """A record as a run of these lines might leave: label smoothing helps."""
-    value = 0.9 + 0.05 * (trial.made.choices["regularization"] == "label_smoothing") + 0.001 * trial.seed
-    value += 0.002 * (trial.seed % 2) * (trial.made.choices["norm"] == "batch")
+    helped = trial.made.choices["regularization"] == "label_smoothing"
+    value = 0.9 + (0.05 + 0.002 * trial.seed) * helped + 0.001 * trial.seed
     record = {"status": "finished", "val/acc": value, "val/loss": 1 - value, "steps": 20}
     return record | ({"test/acc": value} if trial.tested else {})
 
