@@ -98,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="OVERRIDE", help="as for train.py: model=cnn optimizer=muon threads=1"
     )
     lr.set_defaults(run=_lr)
+    suggest = commands.add_parser("suggest", help="three tricks worth trying on your problem: knep suggest model=cnn")
+    suggest.add_argument("--json", action="store_true", help="as data, nothing else on stdout")
+    suggest.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for train.py: data=digits model=cnn")
+    suggest.set_defaults(run=_suggest)
     doctor.add_to(commands)
     mcp.add_to(commands)
     evaluate = commands.add_parser("evaluate", help="a run, tested again: knep evaluate RUN")
@@ -134,7 +138,7 @@ _STUDIES = {
     "cards": ("cards", "writes docs/cards from what the ledger measured: knep cards"),
     "verify": ("verify", "measures a card again and fails where it no longer holds: knep verify adamw"),
 }
-_OF_RUNS = ("seeds", "lr", "evaluate", "predict", "soup", "tta", "export", "import-unsafe", "train")
+_OF_RUNS = ("seeds", "lr", "suggest", "evaluate", "predict", "soup", "tta", "export", "import-unsafe", "train")
 _COMMANDS = ("ls", "show", "cp", "new", "plan", "doctor", "mcp", *_STUDIES, *_OF_RUNS)
 
 
@@ -170,6 +174,12 @@ def _lr(args: argparse.Namespace) -> None:
     from knep.evidence.rate.command import lr
 
     lr(args.overrides, args.seeds, args.out)
+
+
+def _suggest(args: argparse.Namespace) -> None:
+    from knep.evidence.suggest.command import suggest
+
+    suggest(args.overrides, args.json)
 
 
 def _known(word: str, known: Sequence[str], what: str) -> str:

@@ -57,6 +57,9 @@ def _start(arguments: list[str]) -> None:
 
     refuse_options(get_args_parser(), arguments)
     arguments = readable(arguments, multirun=get_args_parser().parse_intermixed_args(arguments).multirun)
+    if "recipe=auto" in _parsed(arguments)[0].overrides:
+        _auto(_parsed(arguments)[0])
+        return
     typed, arguments = arguments, expand_ckpt(arguments)
     allow_typed(_parsed(typed)[0].overrides)
     box = path_typed(typed, "replay")
@@ -140,6 +143,19 @@ def _mode_of_flags(args: argparse.Namespace) -> Iterator[None]:
         yield
     finally:
         Hydra.get_mode = read
+
+
+def _auto(args: argparse.Namespace) -> None:
+    """A recipe that short paired trials find, in the place of one run."""
+    swept = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    if swept or args.cfg or args.info or args.config_dir or "WORLD_SIZE" in os.environ:
+        raise InputError(
+            "recipe=auto looks for a recipe in runs of its own, by one process, among knep's options: leave out -m, "
+            "--cfg, --info, --config-dir and torchrun"
+        )
+    from knep.evidence.auto.command import auto
+
+    auto(args.overrides)
 
 
 def _rated(args: argparse.Namespace, overrides: list[str], search: list[str]) -> list[str]:

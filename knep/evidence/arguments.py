@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from knep.config.instantiate import allow_typed
 from knep.errors import InputError
 
 _OF_TRIALS = {
@@ -98,6 +99,7 @@ def settings(command: str, words: Sequence[str], **defaults: int) -> Settings:
             raise InputError(f"seed={value}: a study runs the seeds 0, 1, ..., write how many, for example seeds=5")
         else:
             found.overrides.append(word)
+    allow_typed(found.overrides)
     return found
 
 

@@ -91,6 +91,11 @@ def card(slot: str, option: str) -> str:
 _SAID = {"equation": "Equation", "not": "When not"}
 
 
+def advice(slot: str, option: str) -> str:
+    """When its card says not to use an option; "" where it says nothing of it."""
+    return _about().get(slot, {}).get(option, {}).get("not", "")
+
+
 @lru_cache
 def _about() -> dict[str, dict[str, dict[str, str]]]:
     from omegaconf import OmegaConf

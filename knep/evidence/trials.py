@@ -24,7 +24,9 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from knep.config.budget import lift
 from knep.config.compose import Composed, compose_config
+from knep.config.instantiate import allow, allowed, take_allowed
 from knep.config.schema import config_hash
 from knep.errors import InputError
 from knep.evidence.arms import Arm
@@ -127,9 +129,7 @@ def run_trials(
     processes: trials side by side; told: called with (done, of how many, record) after each.
     """
     waiting = {t.key: t for t in trials if store.record(t.key) is None}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)  # torch is imported once, not in each trial
-    _start_server()
+    context = _context()
     with ThreadPoolExecutor(max(1, processes)) as pool:
         jobs = {pool.submit(_in_process, context, t, store): t for t in waiting.values()}
         ended: dict[str, dict[str, Any]] = {}
@@ -142,6 +142,20 @@ def run_trials(
             pool.shutdown(cancel_futures=True)
             raise
     return {t.key: store.record(t.key) or ended[t.key] for t in trials}
+
+
+def warmed() -> None:
+    """Waits until trials can be forked: what each of them needs is imported then, and the first takes no longer."""
+    child = _context().Process(target=os.getpid)
+    child.start()
+    child.join()
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)  # torch is imported once, not in each trial
+    _start_server()
+    return context
 
 
 def _start_server() -> None:
@@ -158,7 +172,8 @@ def _start_server() -> None:
 
 
 def _in_process(context: Any, trial: Trial, store: Store) -> dict[str, Any]:
-    child = context.Process(target=_trial, args=(trial, store.folder))
+    take_allowed(dict(trial.made.config))  # refuses here what nobody typed; the child is told what was
+    child = context.Process(target=_trial, args=(trial, store.folder, allowed()))
     child.start()
     child.join()
     record = store.record(trial.key)
@@ -177,8 +192,17 @@ def _about(trial: Trial) -> dict[str, Any]:
     return {"key": trial.key, "arm": trial.arm, "seed": trial.seed, "overrides": words, "commit": commit()}
 
 
-def _trial(trial: Trial, folder: Path) -> None:
-    """The body of a trial's process: trains, tests, keeps the record, throws the run folder away."""
+def _trial(trial: Trial, folder: Path, names: Sequence[str] = ()) -> None:
+    """The body of a trial's process: trains, tests, keeps the record, throws the run folder away.
+
+    names: what the user allowed configs to build, in the process that the command runs in.
+    """
+    for name in names:
+        allow(name)
+    config = dict(trial.made.config)
+    for limit, value in (config.pop("budget", None) or {}).items():
+        lift(limit, value)
+    config.pop("allow_targets", None)
     server = multiprocessing.parent_process()
     if server is not None:
         ends_with(server.is_alive)
@@ -186,7 +210,7 @@ def _trial(trial: Trial, folder: Path) -> None:
     began, record = time.perf_counter(), _about(trial)
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            summary = _runner(trial)(trial.made.config, place / "run", trial.made.choices, trial.made.overrides)
+            summary = _runner(trial)(config, place / "run", trial.made.choices, trial.made.overrides)
         record |= _finite(summary | {"curve": _curve(place / "run", metric_of(trial.made.config).name)})
     except InputError as error:  # this trick cannot be done to this model
         record |= {"status": "refused", "reason": " ".join(str(error).split())[:400]}

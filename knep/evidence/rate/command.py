@@ -51,7 +51,7 @@ def resolved(overrides: Sequence[str], search: Sequence[str] = ()) -> list[str]:
     found = _looked_for(made.config, SEEDS, lambda line: print(f"lr: {line}", flush=True))
     factor = found.rate / found.default
     print(f"lr: {verdict(found, made.config)[0]}", flush=True)
-    return [*lines, *_lines(made.config, factor)]
+    return [*lines, *lines_of(made.config, factor)]
 
 
 def _looked_for(config: Mapping[str, Any], seeds: int, told: Callable[[str], None]) -> Found:
@@ -70,7 +70,7 @@ def _looked_for(config: Mapping[str, Any], seeds: int, told: Callable[[str], Non
 def verdict(found: Found, config: Mapping[str, Any]) -> list[str]:
     """The rate to write, and how its trials compare with the default's."""
     factor = found.rate / found.default
-    write = " ".join(_lines(config, factor))
+    write = " ".join(lines_of(config, factor))
     gap = found.against_default
     if found.rate == found.default:
         return [f"keep the default, {found.default:.3g}: no rate that was tried is better after {found.steps} steps"]
@@ -84,7 +84,7 @@ def verdict(found: Found, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _lines(config: Mapping[str, Any], factor: float) -> list[str]:
+def lines_of(config: Mapping[str, Any], factor: float) -> list[str]:
     return [f"{key}={_short(value)}" for key, value in rates(config, factor).items()]
 
 

@@ -86,11 +86,16 @@ def agreed(curves: Sequence[Curve]) -> float | None:
 
 
 def find(
-    problem: Problem, seeds: int = SEEDS, share: int = SHARE, told: Callable[[str], None] = lambda line: None
+    problem: Problem,
+    seeds: int = SEEDS,
+    share: int = SHARE,
+    told: Callable[[str], None] = lambda line: None,
+    most: int = _MOST,
 ) -> Found:
     """Range tests, then trials: climbs from what they suggest until both neighbours of the best are worse.
 
-    told: called with a line after each test and trial. Raises InputError where every rate diverges.
+    told: called with a line after each test and trial; most: rates tried beside the default.
+    Raises InputError where every rate diverges.
     """
     default = rate_of(problem.config)
     curves = []
@@ -111,7 +116,7 @@ def find(
         return statistics.fmean(found.losses[rate])
 
     try_at(default)
-    climb(try_at, start, _RATIO, _MOST - 2)
+    climb(try_at, start, _RATIO, most - 2)
     if not math.isfinite(statistics.fmean(found.losses[found.best])):
         raise InputError("every rate that was tried diverges: knep doctor looks for the reason")
     for side in (-0.5, 0.5):

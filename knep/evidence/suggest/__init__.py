@@ -1,0 +1,1 @@
+"""What to try on a problem that nobody has measured: the ledger's effects, carried over by cheap features."""

@@ -1,0 +1,1 @@
+"""How good `knep suggest` and `recipe=auto` are."""
