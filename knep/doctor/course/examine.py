@@ -294,12 +294,9 @@ def _unexplained(subject: Subject, base: Course, simple: dict[str, float]) -> li
     if base.model is None or stacked_answers(subject, base.model, subject.train[:1])[0] is None:
         return []  # an answer in another form than the target, as a mean and a deviation
     name = max(simple, key=lambda k: simple[k])
-    text = (
-        f"a trial of {len(base.losses)} steps explains {_part(base.reached)} where {name} reaches {_part(expected)}, "
-    )
-    text += (
-        f"and neither other rates nor scales mend it; its loss went from {base.losses[0]:.3g} to {base.losses[-1]:.3g}"
-    )
+    text = f"a trial of {len(base.losses)} steps explains {_part(base.reached)}, {name} {_part(expected)}; "
+    text += "neither other rates nor scales mend it, and its loss went from "
+    text += f"{base.losses[0]:.3g} to {base.losses[-1]:.3g}"
     mend = "look at the loss, which may be lowest for other answers than the targets, and at the model's last layer"
     return [finding("not_learning", text, 0.7, mend=mend)]
 

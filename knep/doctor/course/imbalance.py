@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from knep.doctor.course.own_targets import places_alone
 from knep.doctor.course.skill import stacked_answers
 from knep.doctor.course.trial import Course, Remedy, train
 from knep.doctor.findings import Finding, finding
@@ -46,6 +47,9 @@ def neglected(subject: Subject, base: Course, steps: int) -> list[Finding]:
     weighed = train(subject, steps, Remedy(loss=_weighed(subject)))
     if weighed.diverged or weighed.model is None or weighed.reached < _TELLS:
         return []  # it answers with the rare class whatever it sees
+    alone = places_alone(subject, weighed)
+    if alone:
+        return alone
     z, y = stacked_answers(subject, weighed.model, subject.val[:16])
     if z is None or y is None:
         return []
