@@ -43,7 +43,8 @@ def neglected(subject: Subject, base: Course, steps: int) -> list[Finding]:
         rare, recall, shares = _recalls(subject, z, y)
         ill = [k for k in rare if recall[k] < _MISSED]
     ranked = subject.task in ("binary", "multilabel")  # what ranks well and answers never is not about to find them
-    if not ill or (base.rises and not (ranked and whole == subject.epochs * subject.steps)):
+    goes_on = base.rises or (base.falls and not ranked)
+    if not ill or (goes_on and not (ranked and whole == subject.epochs * subject.steps)):
         return []
     weighed = train(subject, steps, Remedy(loss=_weighed(subject)))
     if weighed.diverged or weighed.model is None or weighed.reached < _TELLS:
