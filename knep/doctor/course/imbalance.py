@@ -32,17 +32,20 @@ def neglected(subject: Subject, base: Course, steps: int) -> list[Finding]:
         return []
     rare, recall, shares = _recalls(subject, z, y)
     ill = [k for k in rare if recall[k] < _MISSED]
+    longer = subject.epochs * subject.steps > steps
     whole = min(subject.epochs * subject.steps, _LONGER * steps)
     if ill and (base.falls or base.rises) and whole > steps:  # a run that goes on may find them yet
         steps, base = whole, train(subject, whole)
-        if base.diverged or base.model is None or (base.rises and whole < subject.epochs * subject.steps):
+        if base.diverged or base.model is None:
             return []
         z, y = stacked_answers(subject, base.model, subject.val[:16])
         assert z is not None
         assert y is not None  # they were there before
         rare, recall, shares = _recalls(subject, z, y)
         ill = [k for k in rare if recall[k] < _MISSED]
-    if not ill:
+    ranked = subject.task in ("binary", "multilabel")  # what ranks well and answers never is not about to find them
+    goes_on = base.rises or (base.falls and longer and not ranked)
+    if not ill or (goes_on and not (ranked and whole == subject.epochs * subject.steps)):
         return []
     weighed = train(subject, steps, Remedy(loss=_weighed(subject)))
     if weighed.diverged or weighed.model is None or weighed.reached < _TELLS:
