@@ -28,7 +28,7 @@ FRESH = range(len(CHOOSING), len(CHOOSING) + 10)  # of the last word, as many as
 SHORT = 1 / 3  # of a run's length, in the first rung
 _KEPT = 1 / 3  # of a rung's tricks that come into the next
 _LEAST_KEPT = 3
-LEAST_RUNS = 14  # whole ones: five pairs for the last word, and something to search with
+LEAST_RUNS = 28  # whole ones: ten for the last word, and a search that sees more than a trick or two
 _OF_A_TRICK = 1.2  # whole runs that a trick costs the halving, those that are dropped early included
 _TOGETHER = 0.25  # share of what is left for the search that stays for trying the best tricks together
 
