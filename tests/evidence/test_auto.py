@@ -120,6 +120,15 @@ def test_only_the_last_runs_read_the_test_split(searched):
     assert len(tested) == len({world.asked[i][:2] for i in tested})
 
 
+def test_what_there_was_no_room_to_choose_with_three_seeds_the_fresh_ones_judge(searched):
+    found, _ = searched(World({"norm=batch": 0.05}), "14runs", WAYS[:1])
+    assert [(kept.way, kept.chosen) for kept in found.kept] == [(WAYS[0], None)]
+    assert found.proved
+    assert len(found.fresh) == 5
+    worse, _ = searched(World({"norm=batch": -0.05}), "14runs", WAYS[:1])
+    assert not worse.kept
+
+
 def test_where_nothing_helps_the_plain_line_stays(searched):
     for noise in (0.0, 0.003, 0.03):
         found, _ = searched(World({}, noise=noise), "60runs")

@@ -118,7 +118,7 @@ class Search:
         if len(rates) == 1:  # found by trials of its own; several were not tried yet
             self._added(found, rates)
         survivors = self._halved(found, [*(rates if len(rates) > 1 else ()), *self.ways])
-        self._added(found, survivors)
+        self._hoped(found, self._added(found, survivors))
         self._added(found, self._rates(found.lines))
 
     def _room(self, lines: Way) -> None:
@@ -133,7 +133,8 @@ class Search:
         first = self._rung(found, tried, CHOOSING[:1], SHORT)
         count = max(_LEAST_KEPT, math.ceil(_KEPT * len(first)))
         second = self._rung(found, first[:count], CHOOSING[:2], 1.0)
-        return [way for way in [*second, *first[count:]] if found.gains[way] >= 0]
+        others = [way for way in first if way not in second and way not in found.refused]
+        return [way for way in [*second, *others] if found.gains[way] >= 0]
 
     def _affordable(self, found: Outcome, ways: Sequence[Way]) -> list[Way]:
         """As many of the ways as the budget carries through the rungs."""
@@ -163,8 +164,12 @@ class Search:
             self.told(f"{' '.join(way)}: {self._signed(mean)}, {_of(len(seeds), share)}")
         return _ranked(means)
 
-    def _added(self, found: Outcome, ways: Sequence[Way]) -> None:
-        """Takes up the ways that do better than noise beside what was taken up before, of each slot one."""
+    def _added(self, found: Outcome, ways: Sequence[Way]) -> list[Way]:
+        """Takes up the ways that do better than noise beside what was taken up before, of each slot one.
+
+        Returns those for whose three seeds there was no room.
+        """
+        unjudged: list[Way] = []
         for way in ways:
             if {_slot(way)} & {_slot(kept.way) for kept in found.kept} and _slot(way) != "rate":
                 continue
@@ -177,6 +182,7 @@ class Search:
                 continue
             except Over:
                 found.untried += [way] if way not in found.gains else []
+                unjudged.append(way)
                 continue
             gains = [gain for gain, _ in pairs]
             found.gains[way] = statistics.fmean(gains)
@@ -195,6 +201,18 @@ class Search:
                 found.kept.append(Kept(way, found.lines, lines, _effect(*sides)))
                 found.lines = lines
         self._room(found.lines)
+        return unjudged
+
+    def _hoped(self, found: Outcome, unjudged: Sequence[Way]) -> None:
+        """The best of the rungs where there was no room to judge any: what is kept back for the last word does it."""
+        better = [way for way in unjudged if 0 < found.gains.get(way, 0.0) < math.inf]
+        if found.kept or not better:
+            return
+        way = max(better, key=lambda one: found.gains[one])
+        self.told(f"{' '.join(way)}: the best so far, and the fresh seeds alone judge it")
+        lines = merged(found.start, way)
+        found.kept.append(Kept(way, found.start, lines, None))
+        found.lines = lines
 
     def _rates(self, lines: Way) -> list[Way]:
         """A third and three times the rate, once the tricks are chosen."""
