@@ -300,7 +300,7 @@ _ALL = {
     "option: a list for a key": option(SGD + "? [a, b]\n: 1\n"),
     "option: a key without value": option("_target_\n"),
     "option: lists 2,000 deep": option(SGD + "lr: " + "[" * 2000 + "]" * 2000 + "\n"),
-    "option: a megabyte": option(SGD + f"# {'x' * (2 << 20)}\n", "bytes"),
+    "option: a megabyte": option(SGD + f"# {'x' * (2 << 20)}\n", "1 MiB"),
     "option: two documents": option(SGD + "---\na: 1\n"),
     "option: takes itself in": option("defaults: [evil]\n" + SGD),
     "option: a pipe": chosen(os.mkfifo, "evil"),
