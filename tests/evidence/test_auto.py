@@ -14,6 +14,7 @@ from knep.evidence.arms import Arm
 from knep.evidence.auto import command
 from knep.evidence.auto.bench import Bench, Refused, shortened, slower
 from knep.evidence.auto.budget import Budget, Purse
+from knep.evidence.auto.result import evidence
 from knep.evidence.auto.search import FRESH, Search
 from knep.evidence.effects import Metric
 from knep.evidence.trials import Store, plan, run_trials
@@ -121,10 +122,11 @@ def test_only_the_last_runs_read_the_test_split(searched):
 
 
 def test_what_there_was_no_room_to_choose_with_three_seeds_the_fresh_ones_judge(searched):
-    found, _ = searched(World({"norm=batch": 0.05}), "14runs", WAYS[:1])
+    found, bench = searched(World({"norm=batch": 0.05}), "14runs", WAYS[:1])
     assert [(kept.way, kept.chosen) for kept in found.kept] == [(WAYS[0], None)]
     assert found.proved
     assert len(found.fresh) == 5
+    assert any("norm=batch: the best of the first runs, with no room" in line for line in evidence(found, bench))
     worse, _ = searched(World({"norm=batch": -0.05}), "14runs", WAYS[:1])
     assert not worse.kept
 

@@ -14,7 +14,7 @@ from knep.doctor.cure.candidates import Way
 from knep.doctor.cure.result import by_recipe, command, load, recipe_yaml
 from knep.errors import InputError
 from knep.evidence.auto.bench import Bench
-from knep.evidence.auto.search import CHOOSING, Outcome
+from knep.evidence.auto.search import CHOOSING, Kept, Outcome
 from knep.evidence.effects import failed, tested
 from knep.evidence.stats import LEAST_PAIRS, Effect, paired
 from knep.evidence.suggest.command import Problem
@@ -90,10 +90,7 @@ def evidence(found: Outcome, bench: Bench) -> list[str]:
         own = found.steps.get(kept.way)
         fresh = f"; on fresh seeds {_span(own, bench)}" if own else "; on fresh seeds not by itself: no room for it"
         gone = "" if set(kept.way) <= set(found.lines) else "; a later line took its place"
-        lines.append(
-            f"{' '.join(kept.way)}: {_span(kept.chosen, bench) if kept.chosen else 'does not fail'} over the "
-            f"{len(CHOOSING)} seeds that chose it{fresh}{gone}"
-        )
+        lines.append(f"{' '.join(kept.way)}: {_of_search(kept, bench)}{fresh}{gone}")
     if bench.length < 1:
         lines.append(f"Trials had {bench.length:.0%} of a run's length: what pays off later could not show")
     lines += [_blind(found, bench), f"Bill: {bench.purse.bill()}"]
@@ -147,6 +144,13 @@ def _test(found: Outcome, bench: Bench) -> list[str]:
 def _span(effect: Effect, bench: Bench) -> str:
     mean, low, high = (bench.metric.text(v, signed=True) for v in (effect.mean, effect.low, effect.high))
     return f"{mean} [{low}, {high}]"
+
+
+def _of_search(kept: Kept, bench: Bench) -> str:
+    if not kept.judged:
+        return "the best of the first runs, with no room for more seeds"
+    gain = _span(kept.chosen, bench) if kept.chosen else "does not fail"
+    return f"{gain} over the {len(CHOOSING)} seeds that chose it"
 
 
 def _blind(found: Outcome, bench: Bench) -> str:

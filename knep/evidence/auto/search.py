@@ -35,13 +35,17 @@ _TOGETHER = 0.25  # share of what is left for the search that stays for trying t
 
 @dataclass(frozen=True)
 class Kept:
-    """A trick of the recipe. before, after: the whole lines without and with it; chosen: its gain over the search's
-    seeds, which is flattered, for it was picked by them; None where the lines before it failed."""
+    """A trick of the recipe. before, after: the whole lines without and with it.
+
+    chosen: its gain over the search's seeds, which is flattered, for it was picked by them; None where the lines before
+    it failed, and where there was no room for those seeds, which `judged` tells apart.
+    """
 
     way: Way
     before: Way
     after: Way
     chosen: Effect | None
+    judged: bool = True
 
 
 @dataclass
@@ -211,7 +215,7 @@ class Search:
         way = max(better, key=lambda one: found.gains[one])
         self.told(f"{' '.join(way)}: the best so far, and the fresh seeds alone judge it")
         lines = merged(found.start, way)
-        found.kept.append(Kept(way, found.start, lines, None))
+        found.kept.append(Kept(way, found.start, lines, None, judged=False))
         found.lines = lines
 
     def _rates(self, lines: Way) -> list[Way]:
