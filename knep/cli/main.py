@@ -55,6 +55,21 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="knep", description="Training tricks as recipes, for any nn.Module.")
     commands = parser.add_subparsers(required=True, metavar=" | ".join(_COMMANDS))
+    _add_catalog(commands)
+    _add_studies(commands)
+    _add_searches(commands)
+    doctor.add_to(commands)
+    mcp.add_to(commands)
+    _add_evaluate(commands)
+    predict.add_to(commands)
+    soup.add_to(commands)
+    tta.add_to(commands)
+    _add_files(commands)
+    commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
+    return parser
+
+
+def _add_catalog(commands: argparse._SubParsersAction) -> None:
     ls = commands.add_parser("ls", help="the groups, or the options of one group with the reason for each")
     ls.add_argument("group", nargs="?")
     ls.set_defaults(run=_ls)
@@ -75,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     new = commands.add_parser("new", help="the files of a new trick, in a clone of knep: knep new clip/mine")
     new.add_argument("trick", metavar="slot/name")
     new.set_defaults(run=_new)
+
+
+def _add_studies(commands: argparse._SubParsersAction) -> None:
     for name, (_, what) in _STUDIES.items():
         raw = argparse.RawDescriptionHelpFormatter
         study = commands.add_parser(name, help=what, description=what, epilog=help_of(name), formatter_class=raw)
@@ -83,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "cards":
             study.add_argument("--readme", action="store_true", help="what a clone's README.md and recipes say instead")
             study.add_argument("--write", action="store_true", help="with --readme: bring them up to date")
+
+
+def _add_searches(commands: argparse._SubParsersAction) -> None:
     seeds = commands.add_parser("seeds", help="accuracy over seeds, mean and deviation: knep seeds recipe=digits_best")
     seeds.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N - 1 are run, 5 by default")
     seeds.add_argument("--processes", type=int, default=1, metavar="N", help="runs side by side, 1 by default")
@@ -102,17 +123,18 @@ def _parser() -> argparse.ArgumentParser:
     suggest.add_argument("--json", action="store_true", help="as data, nothing else on stdout")
     suggest.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for train.py: data=digits model=cnn")
     suggest.set_defaults(run=_suggest)
-    doctor.add_to(commands)
-    mcp.add_to(commands)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     evaluate = commands.add_parser("evaluate", help="a run, tested again: knep evaluate RUN")
     evaluate.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     evaluate.add_argument("--split", choices=("val", "test"), default="test")
     evaluate.add_argument("--mirrored", action="store_true", help="average each image with its mirror, as test_flip")
     evaluate.add_argument("--allow", action="append", default=[], metavar="PACKAGE.", help="where its model comes from")
     evaluate.set_defaults(run=_evaluate)
-    predict.add_to(commands)
-    soup.add_to(commands)
-    tta.add_to(commands)
+
+
+def _add_files(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser("export", help="a run's model for other programs: knep export RUN model.safetensors")
     export.add_argument("source", type=Path, metavar="run", help="a run folder or a .ckpt file")
     export.add_argument("file", type=Path, help="ends in .safetensors, .onnx or .pt2")
@@ -125,8 +147,6 @@ def _parser() -> argparse.ArgumentParser:
     unsafe.add_argument("--i-trust-this-file", action="store_true", help="you know who made FILE, and that it is run")
     unsafe.add_argument("--keep-network", action="store_true", help="where it cannot be taken away from the child")
     unsafe.set_defaults(run=_import_unsafe)
-    commands.add_parser("train", help="the same as train.py: knep train model=resnet optimizer=muon", add_help=False)
-    return parser
 
 
 # Name -> the module of knep.evidence that has a function of this name, and what it is for.

@@ -21,6 +21,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def warmed() -> None:
     child.join()
 
 
-def _context() -> Any:
+def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)  # torch is imported once, not in each trial
     _start_server()
@@ -171,7 +172,7 @@ def _start_server() -> None:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-def _in_process(context: Any, trial: Trial, store: Store) -> dict[str, Any]:
+def _in_process(context: ForkServerContext, trial: Trial, store: Store) -> dict[str, Any]:
     take_allowed(dict(trial.made.config))  # refuses here what nobody typed; the child is told what was
     child = context.Process(target=_trial, args=(trial, store.folder, allowed()))
     child.start()

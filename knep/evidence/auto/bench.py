@@ -12,6 +12,7 @@ from typing import Any
 from knep.config.catalog import cells
 from knep.config.compose import Composed
 from knep.doctor.cure.candidates import Way, key_of, merged
+from knep.errors import InputError
 from knep.evidence.arms import Arm
 from knep.evidence.auto.budget import Cost, Purse
 from knep.evidence.effects import Metric, failed
@@ -62,6 +63,7 @@ class Bench:
     records: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     _seen: dict[tuple[Way, int, float, bool], Seen] = field(default_factory=dict)
     _paces: list[float] = field(default_factory=list)
+    _whole: bool = False
 
     def cost(self, lines: Way, share: float = 1.0) -> Cost:
         """What a trial should cost. share: of the longest one's length."""
@@ -108,8 +110,6 @@ class Bench:
 
     def trial(self, lines: Way, seed: int, share: float, tested: bool) -> Trial:
         """Raises Refused."""
-        from knep.errors import InputError
-
         try:
             shorter = () if share == math.inf else shortened(self.made, self._part(share))
             (trial,) = plan([Arm(" ".join(lines), merged(lines, shorter))], [seed], QUIET)
@@ -119,14 +119,12 @@ class Bench:
 
     def _paced(self, pace: float, share: float) -> None:
         """Of trials of whole length once there is one: a short one is mostly its start."""
-        if share == 1.0 and self._paces and not self._whole:
+        if share == 1.0 and not self._whole:
+            self._whole = True
             self._paces.clear()
-        self._whole = share == 1.0 or self._whole
         if share == 1.0 or not self._whole:
             self._paces.append(pace)
         self.pace = statistics.median(self._paces)
-
-    _whole: bool = False
 
     def _read(self, record: Mapping[str, Any]) -> Seen:
         value, loss = (record.get(f"val/{name}") for name in (self.metric.name, "loss"))

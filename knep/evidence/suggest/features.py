@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from knep.config.schema import RunConfig
+from knep.data.base import ImageData
 from knep.engine.build import build_module, spec_of
 from knep.engine.module import Classifier
 from knep.nn.kinds import is_norm
@@ -56,7 +57,7 @@ class Features:
         )
 
 
-def of_run(run: RunConfig, data: Any) -> Features:
+def of_run(run: RunConfig, data: ImageData) -> Features:
     """Builds the net of a run and passes one batch through it, there and back. data: prepared.
 
     Raises InputError as training does.
