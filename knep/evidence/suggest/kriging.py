@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from knep.evidence.stats import LEVEL
 
@@ -16,7 +16,6 @@ _TAUS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.2
 _REACHES = (0.5, 1.0, 2.0)
 _SPREADS = (0.1, 0.3, 1.0)
 _UNTOLD = 0.25  # share of tau^2 that features do not tell, so that no new problem counts as one that was measured
-_HALVINGS = 30  # of the interval in which a quantile is looked for
 _ROUNDS = 30
 _EACH = 0.01  # weight that every tau keeps: none is ruled out by some tricks that had another
 
@@ -132,9 +131,9 @@ def _quantile(p: float, shares: np.ndarray, means: np.ndarray, deviations: np.nd
     """Of a mixture of normal laws."""
     deviations = np.maximum(deviations, 1e-9)
     ends = means + deviations * special.ndtri(p)
-    low, high = float(ends.min()), float(ends.max())
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        below = float(shares @ special.ndtr((middle - means) / deviations)) < p
-        low, high = (middle, high) if below else (low, middle)
-    return (low + high) / 2
+    low, high = ends.min() - deviations.max(), ends.max() + deviations.max()
+
+    def over(x: float) -> float:
+        return float(shares @ special.ndtr((x - means) / deviations)) - p
+
+    return float(optimize.root_scalar(over, bracket=(low, high), method="brentq").root)
