@@ -96,7 +96,10 @@ def allow_typed(overrides: Sequence[str]) -> None:
     for override in parsed:
         key, value = override.key_or_group, None if override.is_delete() else override.value()
         if key == "budget":
-            raise InputError("budget is a group of limits: write each by its name, for example budget.layers=50000")
+            raise InputError(
+                "budget is a group of limits: write each by its name, for example budget.layers=50000; what a search may "
+                "spend is budget=10m beside recipe=auto"
+            )
         if key.startswith("budget."):
             lift(key.removeprefix("budget."), value)
         elif key == "allow_targets":
