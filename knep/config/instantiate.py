@@ -97,8 +97,8 @@ def allow_typed(overrides: Sequence[str]) -> None:
         key, value = override.key_or_group, None if override.is_delete() else override.value()
         if key == "budget":
             raise InputError(
-                "budget is a group of limits: write each by its name, for example budget.layers=50000; what a search may "
-                "spend is budget=10m beside recipe=auto"
+                "budget is a group of limits: write each by its name, for example budget.layers=50000; what a search "
+                "may spend is budget=10m beside recipe=auto"
             )
         if key.startswith("budget."):
             lift(key.removeprefix("budget."), value)
